@@ -1,0 +1,1 @@
+"""The wire protocols: thin files that translate between HTTP and the classifier."""

@@ -1,0 +1,103 @@
+"""RequestContext: what every request gets, whatever its route: an id, its times, a log line, a count, and an answer."""
+
+import asyncio
+import re
+import time
+import uuid
+from typing import Any
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.problems import last_resort
+from app.classifier import Timings
+from app.lifecycle import Service
+from app.metrics import Metrics
+
+_SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_CLIENT_GONE = 499
+"""Nginx' status for a caller that left before the answer; only in logs and metrics, nobody is there to read it."""
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+_log = structlog.get_logger("request")
+
+
+class RequestContext:
+    """ASGI middleware around the whole app.
+
+    Adds `X-Request-ID` and `Server-Timing` to every answer, and `Connection: close` while the service drains; counts, times
+    and logs every request; answers what nobody else caught with a 500 that tells nothing.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
+        self._app = app
+        self._service = service
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        request_id = _request_id(scope)
+        state: dict[str, Any] = scope.setdefault("state", {})
+        state["arrival"] = asyncio.get_running_loop().time()
+        status: int | None = None
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-ID"] = request_id
+                headers["Server-Timing"] = _server_timing(state.get("timings"), time.perf_counter() - started)
+                if self._service.draining:
+                    headers["Connection"] = "close"
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_headers)
+            except ClientDisconnect:
+                status = _CLIENT_GONE
+            except Exception:
+                _log.exception("unexpected error")
+                if status is not None:  # half an answer is out; the server has to cut the connection
+                    raise
+                await last_resort()(scope, receive, send_with_headers)
+            finally:
+                self._record(scope, status or _CLIENT_GONE, time.perf_counter() - started, state.get("timings"))
+
+    def _record(self, scope: Scope, status: int, total_s: float, timings: Timings | None) -> None:
+        route = getattr(scope.get("route"), "path", "unmatched")
+        method = scope["method"] if scope["method"] in _METHODS else "other"
+        self._metrics.requests.labels(method, route, str(status)).inc()
+        self._metrics.request_seconds.labels(route).observe(total_s)
+        log = _log.debug if route.startswith(("/health", "/metrics")) else _log.info
+        log("request", method=method, route=route, status=status, **_milliseconds(timings, total_s))
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's id, if it is one that can stand in a header and a log line; else a new one."""
+    sent = Headers(scope=scope).get("x-request-id", "")
+    return sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _server_timing(timings: Timings | None, total_s: float) -> str:
+    """https://www.w3.org/TR/server-timing/: durations in milliseconds."""
+    return ", ".join(f"{name.removesuffix('_ms')};dur={value}" for name, value in _milliseconds(timings, total_s).items())
+
+
+def _milliseconds(timings: Timings | None, total_s: float) -> dict[str, float]:
+    steps = {"total_ms": total_s}
+    if timings is not None:
+        steps = {
+            "decode_ms": timings.decode_s,
+            "queue_ms": timings.queue_s,
+            "inference_ms": timings.inference_s,
+            **steps,
+        }
+    return {name: round(seconds * 1000, 2) for name, seconds in steps.items()}

@@ -1,0 +1,124 @@
+"""What routes are given: the service, a checked caller, a classifier, a deadline; and how a vanished caller ends the work."""
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Coroutine
+from typing import Annotated, Any, TypeVar
+
+from fastapi import Depends, Header, Request
+from starlette.requests import ClientDisconnect
+
+from app.classifier import Classifier
+from app.errors import DeadlineExceeded, InvalidParameter, Unauthorized
+from app.lifecycle import Service
+from app.metrics import Metrics
+from app.settings import Settings
+
+T = TypeVar("T")
+
+
+def get_settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def get_service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def get_metrics(request: Request) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
+SettingsDep = Annotated[Settings, Depends(get_settings)]
+ServiceDep = Annotated[Service, Depends(get_service)]
+MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+
+
+def check_api_key(
+    settings: SettingsDep,
+    authorization: Annotated[str, Header(include_in_schema=False)] = "",
+    x_api_key: Annotated[str, Header(include_in_schema=False)] = "",
+) -> None:
+    """Let a caller in who sent a valid key as `Authorization: Bearer` or `X-API-Key`; everybody, if no keys are set.
+
+    Raises:
+        Unauthorized: no key, or none that is known.
+    """
+    scheme, _, token = authorization.partition(" ")
+    sent = x_api_key or (token.strip() if scheme.lower() == "bearer" else "")
+    keys = [key.get_secret_value().encode() for key in settings.api_keys]
+    # every key is compared, and in constant time, so that the time tells nothing of how much was right
+    if keys and not any([hmac.compare_digest(sent.encode(), key) for key in keys]):
+        raise Unauthorized("Send a valid API key as `Authorization: Bearer <key>` or `X-API-Key: <key>`.")
+
+
+async def accept(service: ServiceDep, _: Annotated[None, Depends(check_api_key)]) -> AsyncIterator[Classifier]:
+    """A classifier for this request, if the caller may and the service can; before a byte of the body is read."""
+    with service.accept() as classifier:
+        yield classifier
+
+
+def get_deadline(
+    request: Request,
+    settings: SettingsDep,
+    x_request_timeout_ms: Annotated[
+        str | None,
+        Header(description="Deadline of this request in milliseconds from its arrival; can only shorten the server's."),
+    ] = None,
+) -> float:
+    """When the answer loses its use, as a time of the event loop's clock.
+
+    Raises:
+        InvalidParameter: the header is not a positive number.
+    """
+    timeout_s = settings.request_timeout_s
+    if x_request_timeout_ms is not None:
+        try:
+            asked_s = float(x_request_timeout_ms) / 1000
+        except ValueError:
+            asked_s = 0.0
+        if not asked_s > 0:  # also true of NaN
+            raise InvalidParameter("X-Request-Timeout-Ms must be a positive number of milliseconds.")
+        timeout_s = min(timeout_s, asked_s)
+    arrival: float = request.state.arrival
+    return arrival + timeout_s
+
+
+ClassifierDep = Annotated[Classifier, Depends(accept)]
+DeadlineDep = Annotated[float, Depends(get_deadline)]
+
+
+async def in_time(deadline: float, work: Coroutine[Any, Any, T]) -> T:
+    """Await something that knows no deadline of its own, such as a slow caller's body."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await work
+    except TimeoutError:
+        raise DeadlineExceeded("The deadline passed before the whole request had arrived.") from None
+
+
+async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Await the work, and cancel it when the caller goes away. The request's body must have been read.
+
+    Raises:
+        ClientDisconnect: the caller has gone.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.wait((task, gone))
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,91 @@
+"""Bodies of requests and answers."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class PredictionBody(BaseModel):
+    """One class and what the model says of it."""
+
+    label: str
+    class_index: int
+    probability: float
+    logit: float
+
+
+class _Named(BaseModel):
+    model: str
+
+
+class ResultBody(BaseModel):
+    """What the model says of one image."""
+
+    predictions: Annotated[list[PredictionBody], Field(description="The `top_k` most probable classes, best first.")]
+    logits: Annotated[
+        list[float] | None, Field(description="The head's outputs in class order; left out with `vectors=false`.")
+    ] = None
+    probabilities: Annotated[list[float] | None, Field(description="Softmax of the logits; left out with `vectors=false`.")] = (
+        None
+    )
+
+
+class PredictBody(ResultBody, _Named):
+    """Answer of `POST /predict`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "model": "vit-small-everyday64",
+                "predictions": [{"label": "tabby cat", "class_index": 17, "probability": 0.913, "logit": 8.12}],
+                "logits": [-1.9, 0.3],
+                "probabilities": [0.1, 0.9],
+            }
+        }
+    )
+
+
+class Problem(BaseModel):
+    """An error as RFC 9457 describes it, with a `code` that never changes its meaning."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class FailedBody(BaseModel):
+    """An image of a batch that could not be classified."""
+
+    error: Problem
+
+
+class PredictBatchBody(_Named):
+    """Answer of `POST /predict/batch`: a result or an error for each image, in the order sent."""
+
+    results: list[ResultBody | FailedBody]
+
+
+class ModelBody(BaseModel):
+    """Answer of `GET /model`."""
+
+    name: str
+    architecture: str
+    labels: Annotated[list[str], Field(description="In class order.")]
+    image_size: Annotated[int, Field(description="Side of the model's square input, in pixels.")]
+    patch_size: Annotated[int, Field(description="Side of a patch, in pixels.")]
+    parameters: int
+    device: str
+    dtype: str
+    preprocessing: str
+    max_batch_size: Annotated[int, Field(description="Images run at once.")]
+    compiled_batch_sizes: Annotated[
+        list[int], Field(description="Batches are padded to these sizes; empty if every size runs as it is.")
+    ]
+
+
+class HealthBody(BaseModel):
+    """Answer of `GET /health/live` and `GET /health/ready`."""
+
+    status: str

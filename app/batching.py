@@ -1,0 +1,255 @@
+"""The batcher: one bounded queue in front of one worker. asyncio only; knows neither torch nor HTTP.
+
+One in, one out: every image that is accepted gets exactly one outcome, its own. The batch is cut work-conserving: an idle
+worker takes what waits at once, and while it is busy the next batch gathers by itself.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory, QueueFull
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+
+_RATE_MEMORY = 0.8
+"""Weight of the past in the measured rate, at each batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served(Generic[Result]):
+    """A result, and what it took: seconds in the queue, seconds of the run, images in the same run."""
+
+    result: Result
+    queue_s: float
+    run_s: float
+    batch_size: int
+
+
+@dataclass(eq=False, slots=True)
+class _Job(Generic[Item, Result]):
+    item: Item
+    arrival: float
+    """Of `time.perf_counter`, for what is measured."""
+    deadline: float
+    """Of the event loop's clock, for what is decided."""
+    future: asyncio.Future[Served[Result]]
+
+
+class Batcher(Generic[Item, Result]):
+    """Gathers single items into batches and hands each its own result.
+
+    Args:
+        run: takes the items of a batch and gives their results, in order and in number. It may raise `OutOfMemory` (the
+            batch is split, and later ones stay smaller), `EngineDead` (nothing can be run any more), or anything else
+            (the batch is split until only the culprit fails).
+        max_batch_size: items in one run.
+        max_queue_size: items accepted and not yet answered.
+        max_queue_delay_s: how long an incomplete batch waits for more, from the arrival of its oldest item.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
+        *,
+        max_batch_size: int,
+        max_queue_size: int,
+        max_queue_delay_s: float = 0.0,
+    ) -> None:
+        self._run = run
+        self._max_batch_size = max_batch_size
+        self._max_queue_size = max_queue_size
+        self._max_queue_delay_s = max_queue_delay_s
+        self._accepted = 0
+        self._waiting: dict[_Job[Item, Result], None] = {}  # a queue from whose middle one can leave
+        self._running: Sequence[_Job[Item, Result]] = ()
+        self._arrived = asyncio.Event()
+        self._worker: asyncio.Task[None] | None = None
+        self._rate = 0.0
+
+    def start(self) -> None:
+        """Start the worker. To be called in the event loop that will submit."""
+        self._worker = asyncio.create_task(self._work(), name="batcher")
+        self._worker.add_done_callback(self._ended)
+
+    async def stop(self) -> None:
+        """End the worker; what still waits fails with `Draining`."""
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.wait([self._worker])
+
+    @property
+    def alive(self) -> bool:
+        """Whether anything that is submitted will be run."""
+        return self._worker is not None and not self._worker.done()
+
+    @property
+    def max_batch_size(self) -> int:
+        """Items in one run; falls when a batch did not fit into memory."""
+        return self._max_batch_size
+
+    @property
+    def accepted(self) -> int:
+        """Items accepted and not yet answered."""
+        return self._accepted
+
+    @property
+    def waiting(self) -> int:
+        """Items that wait for a run."""
+        return len(self._waiting)
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the `max_queue_size` places, so that a full queue refuses before any work is done on an item.
+
+        Raises:
+            QueueFull: no place is free.
+            NotReady: the worker is not running.
+        """
+        if not self.alive:
+            raise NotReady("The inference worker is not running.", retry_after_s=5.0)
+        if self._accepted >= self._max_queue_size:
+            raise QueueFull("Too many images are waiting.", retry_after_s=self._drain_time())
+        self._accepted += 1
+        try:
+            yield
+        finally:
+            self._accepted -= 1
+
+    async def submit(self, item: Item, deadline: float = math.inf) -> Served[Result]:
+        """Wait for the item's turn and its result. Cancelling this call takes the item out of the queue.
+
+        Args:
+            item: what `run` takes.
+            deadline: time of the event loop's clock after which the result is of no use.
+
+        Raises:
+            DeadlineExceeded: the deadline passed first.
+            InferenceFailed: the run failed on this very item.
+            NotReady: the worker is not running, or died meanwhile.
+            Draining: the batcher was stopped meanwhile.
+        """
+        if not self.alive:
+            raise NotReady("The inference worker is not running.", retry_after_s=5.0)
+        job = _Job[Item, Result](item, time.perf_counter(), deadline, asyncio.get_running_loop().create_future())
+        self._waiting[job] = None
+        self._arrived.set()
+        try:
+            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                return await job.future
+        except TimeoutError:
+            raise _too_late() from None
+        finally:
+            self._waiting.pop(job, None)
+
+    async def _work(self) -> None:
+        while True:
+            self._running = await self._collect()
+            await self._deliver(self._running)
+            self._running = ()
+
+    async def _collect(self) -> Sequence[_Job[Item, Result]]:
+        """Wait until there is something to run, and for company as long as the settings say; then cut a batch."""
+        while True:
+            while not self._waiting:
+                self._arrived.clear()
+                await self._arrived.wait()
+            await self._gather()
+            if batch := self._cut():
+                return batch
+
+    async def _gather(self) -> None:
+        """Hold an incomplete batch open, counted from its oldest item's arrival."""
+        while 0 < len(self._waiting) < self._max_batch_size:
+            oldest = next(iter(self._waiting))
+            wait_s = oldest.arrival + self._max_queue_delay_s - time.perf_counter()
+            if wait_s <= 0:
+                return
+            self._arrived.clear()
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._arrived.wait()
+            except TimeoutError:
+                return
+
+    def _cut(self) -> Sequence[_Job[Item, Result]]:
+        """Take the oldest items that still have a use."""
+        batch: list[_Job[Item, Result]] = []
+        while self._waiting and len(batch) < self._max_batch_size:
+            job = next(iter(self._waiting))
+            del self._waiting[job]
+            if _is_wanted(job):
+                batch.append(job)
+        return batch
+
+    async def _deliver(self, jobs: Sequence[_Job[Item, Result]]) -> None:
+        """Run a batch and hand out its results; if it fails, its halves, so that at last only the culprit fails."""
+        started = time.perf_counter()
+        try:
+            results = await self._run([job.item for job in jobs])
+            if len(results) != len(jobs):
+                raise RuntimeError(f"a run of {len(jobs)} items gave {len(results)} results")
+        except EngineDead:
+            raise
+        except Exception as error:
+            await self._split(jobs, error)
+        else:
+            run_s = time.perf_counter() - started
+            self._measure(len(jobs), run_s)
+            for job, result in zip(jobs, results, strict=True):
+                if not job.future.done():
+                    job.future.set_result(Served(result, started - job.arrival, run_s, len(jobs)))
+
+    async def _split(self, jobs: Sequence[_Job[Item, Result]], error: Exception) -> None:
+        if isinstance(error, OutOfMemory) and len(jobs) > 1:
+            self._max_batch_size = min(self._max_batch_size, len(jobs) // 2)
+            _log.warning("a batch of %d did not fit into memory; from now on at most %d", len(jobs), self._max_batch_size)
+        if len(jobs) == 1:
+            _log.error("the model failed on an image", exc_info=error)
+            if not jobs[0].future.done():
+                jobs[0].future.set_exception(InferenceFailed("The model failed on this image."))
+            return
+        middle = len(jobs) // 2
+        for half in (jobs[:middle], jobs[middle:]):
+            if wanted := [job for job in half if _is_wanted(job)]:
+                await self._deliver(wanted)
+
+    def _measure(self, items: int, run_s: float) -> None:
+        """Follow the rate at which a busy worker answers, in items a second."""
+        if run_s > 0:
+            rate = items / run_s
+            self._rate = rate if self._rate == 0 else _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate
+
+    def _drain_time(self) -> float:
+        """Seconds until all that is accepted now will be answered, at the measured rate."""
+        return self._accepted / self._rate if self._rate else 1.0
+
+    def _ended(self, worker: asyncio.Task[None]) -> None:
+        """The worker has stopped or died: nobody who waits may wait for ever."""
+        if worker.cancelled():
+            error: Exception = Draining("The service is shutting down.", retry_after_s=1.0)
+        else:
+            _log.critical("the inference worker died", exc_info=worker.exception())
+            error = NotReady("The inference worker has died.", retry_after_s=5.0)
+        for job in (*self._running, *self._waiting):
+            if not job.future.done():
+                job.future.set_exception(error)
+
+
+def _is_wanted(job: _Job[Item, Result]) -> bool:
+    """Whether somebody still awaits the job in time; one that is late is told so here, if its timer has not yet."""
+    if not job.future.done() and job.deadline <= asyncio.get_running_loop().time():
+        job.future.set_exception(_too_late())
+    return not job.future.done()
+
+
+def _too_late() -> DeadlineExceeded:
+    return DeadlineExceeded("The deadline passed before the image was classified.")

@@ -1,0 +1,177 @@
+"""Classifier: the heart that joins the rooms. Encoded bytes in, ranked classes out; every wire protocol calls only this."""
+
+import asyncio
+import math
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.batching import Batcher, Served
+from app.errors import DeadlineExceeded, InferenceFailed
+from app.images import ImageDecoder, Pixels
+from app.metrics import Metrics
+from app.runner import ModelRunner, Scores
+from model.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where the time of one image went, in seconds."""
+
+    decode_s: float
+    """Waiting for a decoding thread, and decoding."""
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class, with what the model says of it."""
+
+    label: str
+    class_index: int
+    probability: float
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer for one image."""
+
+    labels: tuple[str, ...]
+    logits: NDArray[np.float32]
+    """(K,) in class order."""
+    probabilities: NDArray[np.float32]
+    """(K,) softmax of the logits; sums to 1."""
+    timings: Timings
+
+    def top(self, k: int) -> list[Prediction]:
+        """The `k` most probable classes, best first; of equals the lower class index first."""
+        ranked = np.argsort(-self.logits, kind="stable")[:k]
+        return [Prediction(self.labels[i], int(i), float(self.probabilities[i]), float(self.logits[i])) for i in ranked]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What is being served, for people and clients."""
+
+    name: str
+    architecture: str
+    labels: tuple[str, ...]
+    image_size: int
+    patch_size: int
+    parameters: int
+    device: str
+    dtype: str
+    preprocessing: str
+    max_batch_size: int
+    compiled_batch_sizes: tuple[int, ...]
+
+
+class Classifier:
+    """Decodes in threads, gathers batches, and ranks what the model says.
+
+    Args:
+        checkpoint: names and labels.
+        decoder: bytes -> pixels.
+        runner: the device, warmed up.
+        batcher: the queue in front of it.
+        decode_threads: images decoded at once.
+        metrics: where outcomes and timings are counted.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        decoder: ImageDecoder,
+        runner: ModelRunner,
+        batcher: Batcher[Pixels, Scores],
+        *,
+        decode_threads: int,
+        metrics: Metrics,
+    ) -> None:
+        self._checkpoint = checkpoint
+        self._decoder = decoder
+        self._runner = runner
+        self._batcher = batcher
+        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
+        self._metrics = metrics
+        self._parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+
+    def start(self) -> None:
+        """Start the worker; to be called in the event loop that will classify."""
+        self._batcher.start()
+
+    async def classify(self, image_bytes: bytes, deadline: float = math.inf) -> Classification:
+        """Classify one encoded image. Cancelling this call drops the work wherever it waits.
+
+        Args:
+            image_bytes: JPEG, PNG, WebP, GIF or BMP.
+            deadline: time of the event loop's clock after which the answer is of no use.
+
+        Raises:
+            ServiceError: one of its kinds; see `app/errors.py`.
+        """
+        with self._metrics.outcome_of_image(), self._batcher.place():
+            started = time.perf_counter()
+            pixels = await self._decode(image_bytes, deadline)
+            decode_s = time.perf_counter() - started
+            served = await self._batcher.submit(pixels, deadline)
+        return self._classification(served, decode_s)
+
+    async def _decode(self, image_bytes: bytes, deadline: float) -> Pixels:
+        """Decode in a thread; an image whose caller has gone or whose deadline has passed is never begun."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout_at(None if deadline == math.inf else deadline):
+                return await loop.run_in_executor(self._decoders, self._decoder.decode, image_bytes)
+        except TimeoutError:
+            raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
+
+    def _classification(self, served: Served[Scores], decode_s: float) -> Classification:
+        scores = served.result
+        if not np.isfinite(scores.logits).all():
+            raise InferenceFailed("The model gave numbers that are not finite for this image.")
+        timings = Timings(decode_s, served.queue_s, served.run_s)
+        self._metrics.observe_timings(decode_s, served.queue_s, served.run_s)
+        return Classification(self._checkpoint.labels, scores.logits, scores.probabilities, timings)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self._checkpoint.name
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The model's labels, in class order."""
+        return self._checkpoint.labels
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker behind it runs."""
+        return self._batcher.alive
+
+    def describe(self) -> ModelDescription:
+        config = self._checkpoint.model.config
+        return ModelDescription(
+            name=self._checkpoint.name,
+            architecture=self._checkpoint.architecture,
+            labels=self._checkpoint.labels,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            parameters=self._parameters,
+            device=str(self._runner.device),
+            dtype=str(self._runner.dtype).removeprefix("torch."),
+            preprocessing=self._checkpoint.preprocessing.describe(),
+            max_batch_size=self._batcher.max_batch_size,
+            compiled_batch_sizes=self._runner.batch_sizes,
+        )
+
+    async def close(self) -> None:
+        """Stop the worker and the threads; whatever still waits fails with `Draining`."""
+        await self._batcher.stop()
+        self._runner.close()
+        self._decoders.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,271 @@
+"""The command line: `vit-serve serve | classify | info | train | evaluate`."""
+
+import asyncio
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from app import __version__
+from app.errors import ServiceError, StartError
+from app.logs import configure_logging
+from app.settings import BUNDLED_MODEL, Settings, read_settings
+
+cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+
+_out = Console()
+_err = Console(stderr=True)
+
+Model = Annotated[
+    Path | None, typer.Option("--model", help="Directory of a checkpoint. Default: VIT_MODEL, or the bundled weights.")
+]
+TopK = Annotated[int, typer.Option(min=1, help="How many classes to show.")]
+
+
+def main() -> None:
+    cli()
+
+
+@cli.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        _out.print(__version__)
+        raise typer.Exit
+
+
+@cli.command()
+def serve(
+    model: Model = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: VIT_HOST, or 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: VIT_PORT, or 8000.")] = None,
+) -> None:
+    """Serve a model over HTTP. Everything else is set by VIT_* variables; see the README."""
+    from app.server import serve as run_server  # torch takes seconds to import; --help should not
+
+    with _explained():
+        settings = read_settings(model=model, host=host, port=port)
+    configure_logging(settings.log_level, settings.log_format)
+    raise typer.Exit(run_server(settings))
+
+
+@cli.command()
+def classify(
+    paths: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.", exists=True)],
+    model: Model = None,
+    top_k: TopK = 3,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV; also what a pipe gets.")] = False,
+) -> None:
+    """Classify pictures in this process, with no server. Exits with 1 if one of them could not be classified."""
+    files = list(_pictures(paths))
+    if not files:
+        _fail("there are no pictures in these folders")
+    with _explained():
+        rows = asyncio.run(_classify(_offline_settings(model), files, top_k))
+    if as_json:
+        _print_json(rows)
+    elif as_csv or not _out.is_terminal:
+        _print_csv(rows, top_k)
+    else:
+        _print_table(rows)
+    raise typer.Exit(any("error" in row for row in rows))
+
+
+@cli.command()
+def info(
+    model: Annotated[
+        Path | None, typer.Argument(help="Directory of a checkpoint. Default: VIT_MODEL, or the bundled weights.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what a checkpoint is."""
+    with _explained():
+        facts = asyncio.run(_describe(_offline_settings(model)))
+    if as_json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list | tuple) else str(value))
+    _out.print(table)
+
+
+@cli.command()
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="A folder of class folders, or parquet in Hugging Face's layout.", exists=True)],
+    model: Model = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a checkpoint's accuracy on labelled pictures, decoded as the service decodes them."""
+    with _explained():
+        report = asyncio.run(_evaluate(_offline_settings(model), data))
+    if as_json:
+        sys.stdout.write(json.dumps(report) + "\n")
+        return
+    _out.print(f"{report['images']} pictures: top-1 {report['top1']:.1%}, top-5 {report['top5']:.1%}", highlight=False)
+    table = Table("most often taken for", "", "times", box=None)
+    for confusion in report["confusions"][:10]:
+        table.add_row(confusion["truth"], confusion["prediction"], str(confusion["count"]))
+    _out.print(table)
+
+
+@cli.command()
+def train(
+    data: Annotated[Path, typer.Argument(help="A folder of class folders, or parquet in Hugging Face's layout.", exists=True)],
+    output: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to; an interrupted run in it goes on.")],
+    start: Annotated[Path, typer.Option(help="Directory of the checkpoint whose encoder is fine-tuned.")] = BUNDLED_MODEL,
+    epochs: Annotated[float, typer.Option(min=0.0, help="How often every picture is seen.")] = 2.0,
+    image_size: Annotated[int, typer.Option(min=14, help="Side of the model's input, in pixels.")] = 84,
+    batch_size: Annotated[int, typer.Option(min=1)] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak, for the head.")] = 4e-4,
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+) -> None:
+    """Fine-tune a checkpoint's encoder on labelled pictures."""
+    from model.checkpoint import CheckpointError
+    from model.dataset import DatasetError, load_labelled_images
+    from model.train import TrainSettings, training_preprocessing
+    from model.train import train as run_training
+
+    settings = TrainSettings(
+        epochs=epochs, image_size=image_size, batch_size=batch_size, learning_rate=learning_rate, workers=workers
+    )
+    try:
+        run_training(start, load_labelled_images(data), output, training_preprocessing(image_size), settings)
+    except (CheckpointError, DatasetError) as error:
+        _fail(str(error))
+    _out.print(f"wrote {output}; measure it with: vit-serve evaluate DATA --model {output}", highlight=False)
+
+
+def _offline_settings(model: Path | None) -> Settings:
+    settings = read_settings(model=model)
+    configure_logging("warning", settings.log_format)
+    # nobody waits in line here: as many images are under way as this process starts itself
+    return settings.model_copy(update={"max_queue_size": _concurrency(settings)})
+
+
+def _concurrency(settings: Settings) -> int:
+    return 2 * settings.max_batch_size
+
+
+async def _classify(settings: Settings, files: list[Path], top_k: int) -> list[dict[str, Any]]:
+    from app.offline import classify_all, running_classifier
+
+    rows: list[dict[str, Any]] = []
+    async with running_classifier(settings) as classifier:
+        images = ((file, partial(file.read_bytes)) for file in files)
+        with _progress("classifying", len(files)) as advance:
+            async for file, outcome in classify_all(classifier, images, _concurrency(settings)):
+                if isinstance(outcome, ServiceError | OSError):
+                    rows.append({"path": str(file), "error": str(outcome)})
+                else:
+                    rows.append({"path": str(file), "predictions": [asdict(prediction) for prediction in outcome.top(top_k)]})
+                advance()
+    return rows
+
+
+async def _describe(settings: Settings) -> dict[str, Any]:
+    from app.offline import running_classifier
+
+    async with running_classifier(settings) as classifier:
+        return asdict(classifier.describe())
+
+
+async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
+    import numpy as np
+
+    from app.offline import classify_all, running_classifier
+    from model.dataset import DatasetError, load_labelled_images
+    from model.evaluate import evaluate as compare
+
+    try:
+        pictures = load_labelled_images(data)
+    except DatasetError as error:
+        raise StartError(str(error)) from error
+    async with running_classifier(settings) as classifier:
+        if classifier.labels != pictures.labels:
+            raise StartError(f"the labels of {data} are not those of the model, in the same order")
+        images = ((index, partial(_read, pictures, index)) for index in range(len(pictures)))
+        probabilities = []
+        with _progress("evaluating", len(pictures)) as advance:
+            async for index, outcome in classify_all(classifier, images, _concurrency(settings)):
+                if isinstance(outcome, ServiceError | OSError):
+                    raise StartError(f"picture {index} of {data} cannot be classified: {outcome}")
+                probabilities.append(outcome.probabilities)
+                advance()
+    return asdict(compare(np.stack(probabilities), pictures.targets, pictures.labels))
+
+
+def _read(pictures: Any, index: int) -> bytes:
+    image_bytes: bytes = pictures.read(index)[0]
+    return image_bytes
+
+
+def _pictures(paths: Iterable[Path]) -> Iterator[Path]:
+    """Files as they are given; of folders all pictures below them, in order."""
+    from model.dataset import IMAGE_SUFFIXES
+
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+        else:
+            yield path
+
+
+def _print_json(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        sys.stdout.write(json.dumps(row) + "\n")
+
+
+def _print_csv(rows: list[dict[str, Any]], top_k: int) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["path", "rank", "label", "probability", "error"])
+    for row in rows:
+        if "error" in row:
+            writer.writerow([row["path"], "", "", "", row["error"]])
+        for rank, prediction in enumerate(row.get("predictions", []), start=1):
+            writer.writerow([row["path"], rank, prediction["label"], f"{prediction['probability']:.6f}", ""])
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    table = Table("picture", "label", "probability")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["path"], f"[red]{row['error']}", "")
+        for rank, prediction in enumerate(row.get("predictions", [])):
+            style = "bold" if rank == 0 else "dim"
+            path = row["path"] if rank == 0 else ""
+            table.add_row(path, f"[{style}]{prediction['label']}", f"[{style}]{prediction['probability']:.1%}")
+    _out.print(table)
+
+
+@contextmanager
+def _progress(what: str, total: int) -> Iterator[Any]:
+    """A bar on standard error; gives the function that moves it by one."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_err, transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield partial(progress.advance, task)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """One sentence instead of a stack trace for what whoever calls can mend."""
+    try:
+        yield
+    except StartError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    _err.print(f"vit-serve: {message}", style="red", highlight=False, soft_wrap=True)
+    raise typer.Exit(2)

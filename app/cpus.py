@@ -1,0 +1,29 @@
+"""How many CPU cores this process may use."""
+
+import math
+import os
+from pathlib import Path
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cpus(cgroup: Path = _CGROUP) -> int:
+    """Cores of the process's affinity mask, or of its cgroup's quota where that is less; at least 1.
+
+    A container with `--cpus 2` on a machine of 64 cores sees all 64 in its mask; the quota is in `cpu.max` (cgroup v2,
+    "quota period" in microseconds) or in `cpu.cfs_quota_us` and `cpu.cfs_period_us` (v1).
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    try:
+        if (cgroup / "cpu.max").exists():
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota, period = ((cgroup / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return float(quota) / float(period) if quota != "max" and float(quota) > 0 else None
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,88 @@
+"""What can go wrong, in words. Knows no HTTP: `api/problems.py` says which status each one gets.
+
+StartError                    the service cannot start: a wrong setting, a checkpoint that cannot be served
+ServiceError                  a request cannot be answered
+├── Unauthorized              no valid API key
+├── MalformedRequest          the body is not what it says it is, or holds no image
+├── InvalidParameter          a parameter is out of its range
+├── ImageTooLarge             too many bytes or pixels
+├── UnsupportedImageFormat    no image, or a format that is not enabled
+├── UndecodableImage          the right format, but truncated or corrupt
+├── DeadlineExceeded          the answer would come too late
+├── InferenceFailed           the model failed on this image
+└── Refused                   not now: the caller may try again
+    ├── QueueFull             as many images wait as may wait
+    ├── NotReady              still loading, or the worker has died
+    └── Draining              shutting down
+OutOfMemory                   a batch did not fit on the device; the batcher splits it, no caller sees it
+EngineDead                    the device cannot be used any more; the batcher stops, callers see NotReady
+"""
+
+
+class StartError(Exception):
+    """The service cannot start; the message is one sentence for whoever starts it."""
+
+
+class ServiceError(Exception):
+    """A request cannot be answered. The message is written for the caller and holds nothing from inside."""
+
+
+class Unauthorized(ServiceError):
+    """No valid API key was sent."""
+
+
+class MalformedRequest(ServiceError):
+    """The body is broken, empty, or holds no image."""
+
+
+class InvalidParameter(ServiceError):
+    """A parameter is out of its range."""
+
+
+class ImageTooLarge(ServiceError):
+    """The image has more bytes or more pixels than is allowed."""
+
+
+class UnsupportedImageFormat(ServiceError):
+    """The bytes are no image, or one of a format that is not enabled."""
+
+
+class UndecodableImage(ServiceError):
+    """The image is truncated or corrupt."""
+
+
+class DeadlineExceeded(ServiceError):
+    """The deadline passed before the answer was there."""
+
+
+class InferenceFailed(ServiceError):
+    """The model failed on this image."""
+
+
+class Refused(ServiceError):
+    """The request is refused for now."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """When trying again makes sense, in seconds."""
+
+
+class QueueFull(Refused):
+    """As many images wait as may wait."""
+
+
+class NotReady(Refused):
+    """The model is still loading, or its worker has died."""
+
+
+class Draining(Refused):
+    """The service is shutting down."""
+
+
+class OutOfMemory(Exception):
+    """A batch did not fit into the device's memory; a smaller one may."""
+
+
+class EngineDead(Exception):
+    """The device cannot be used any more by this process."""

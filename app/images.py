@@ -1,0 +1,180 @@
+"""Encoded bytes -> pixels as the checkpoint's preprocessing wants them, with every limit on what is decoded.
+
+Nothing here trusts the bytes: the format is told by its first bytes, the size is checked before a pixel is decoded, only the
+first frame and of all metadata only the EXIF orientation is read.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
+from model.preprocessing import Preprocessing
+
+Pixels = NDArray[np.uint8]
+"""(C, H, W) uint8, RGB."""
+
+Size = tuple[int, int]
+"""(width, height) in pixels, in Pillow's order."""
+
+Image.MAX_IMAGE_PIXELS = None  # ours, which the settings give, is checked before decoding; Pillow's own would only warn
+
+_MAX_JPEG_SCANS = 100
+"""A progressive JPEG of a camera or an editor has about 10 scans; each costs a pass over the whole image."""
+
+_MAX_CROPPED_AWAY = 4
+"""Resized pixels for each one that the crop keeps; above it only what is kept is resized."""
+
+_EXIF_ORIENTATION = 0x0112
+
+_TURN_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF 2.32, tag 274: how the stored image has to be turned to stand upright."""
+
+
+class ImageDecoder:
+    """Decodes and preprocesses one image at a time; may be called from many threads.
+
+    Args:
+        preprocessing: resize, crop and interpolation of the checkpoint.
+        formats: what is decoded, of `jpeg`, `png`, `webp`, `gif` and `bmp`.
+        max_bytes: of the encoded image.
+        max_pixels: width times height.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, *, formats: frozenset[str], max_bytes: int, max_pixels: int) -> None:
+        self._preprocessing = preprocessing
+        self._formats = formats
+        self._max_bytes = max_bytes
+        self._max_pixels = max_pixels
+
+    def decode(self, image_bytes: bytes) -> Pixels:
+        """Encoded image -> (3, H, W) uint8, upright, resized and cropped.
+
+        Raises:
+            ImageTooLarge: more bytes or pixels than allowed; decided before decoding.
+            UnsupportedImageFormat: no image, or a format that is not enabled.
+            UndecodableImage: truncated or corrupt.
+        """
+        image_format = self._check(image_bytes)
+        with _decoding_errors(), Image.open(io.BytesIO(image_bytes), formats=[image_format]) as image:
+            if image.width * image.height > self._max_pixels:
+                raise ImageTooLarge(
+                    f"The image has {image.width} x {image.height} pixels; at most {self._max_pixels} are allowed."
+                )
+            image.load()  # before the metadata: PNG's getexif would load too, and its error would be taken for broken EXIF
+            rgb = _to_rgb(_upright(image))
+        return _resize_and_crop(rgb, self._preprocessing)
+
+    def _check(self, image_bytes: bytes) -> str:
+        """Everything that can be said of the bytes without decoding them; returns the format's name."""
+        if len(image_bytes) > self._max_bytes:
+            raise ImageTooLarge(f"The image has {len(image_bytes)} bytes; at most {self._max_bytes} are allowed.")
+        image_format = sniff_format(image_bytes)
+        if image_format not in self._formats:
+            enabled = ", ".join(sorted(self._formats))
+            what = (
+                "The bytes are not an image that is known here"
+                if image_format is None
+                else f"{image_format} images are not enabled"
+            )
+            raise UnsupportedImageFormat(f"{what}; send one of: {enabled}.")
+        if image_format == "jpeg" and image_bytes.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+            raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_SCANS} scans.")
+        return image_format
+
+
+def sniff_format(image_bytes: bytes) -> str | None:
+    """The format that the first bytes tell, or None."""
+    if image_bytes.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if image_bytes.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if image_bytes[:4] == b"RIFF" and image_bytes[8:12] == b"WEBP":
+        return "webp"
+    if image_bytes.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if image_bytes.startswith(b"BM"):
+        return "bmp"
+    return None
+
+
+@contextmanager
+def _decoding_errors() -> Iterator[None]:
+    """Whatever a decoder raises on hostile bytes, the caller hears one sentence and none of Pillow's own text."""
+    try:
+        yield
+    except ServiceError:
+        raise
+    except MemoryError:
+        raise ImageTooLarge("The image does not fit into memory.") from None
+    except Exception as error:
+        raise UndecodableImage("The image is truncated or corrupt.") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except Exception:  # broken metadata says nothing about the pixels
+        orientation = None
+    method = _TURN_UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return image if method is None else image.transpose(method)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode to RGB: what is transparent becomes white, 16-bit grey is scaled to 8 bits."""
+    if image.mode.startswith("I;16"):
+        levels = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
+    """RGB image -> (3, H, W) uint8, to the pixel what transformers' processors give (a thin image: to one step of 255)."""
+    resampling = Image.Resampling[preprocessing.interpolation.upper()]
+    full = _resized(image.size, preprocessing.resize)
+    crop = full if preprocessing.crop is None else (preprocessing.crop[1], preprocessing.crop[0])
+    kept = (min(full[0], crop[0]), min(full[1], crop[1]))
+    left, top = (full[0] - kept[0]) // 2, (full[1] - kept[1]) // 2
+    window = (left, top, left + kept[0], top + kept[1])
+    if full[0] * full[1] <= _MAX_CROPPED_AWAY * kept[0] * kept[1]:
+        image = image.resize(full, resampling).crop(window)
+    else:  # resize only what is kept: a picture of one pixel's width would become millions high
+        x_scale, y_scale = image.width / full[0], image.height / full[1]
+        box = (window[0] * x_scale, window[1] * y_scale, window[2] * x_scale, window[3] * y_scale)
+        image = image.resize(kept, resampling, box=(*box[:2], min(box[2], image.width), min(box[3], image.height)))
+    pixels = np.asarray(image)  # (H, W, 3)
+    if kept != crop:  # smaller than the crop: black around it
+        top, left = math.ceil((crop[1] - kept[1]) / 2), math.ceil((crop[0] - kept[0]) / 2)
+        canvas = np.zeros((crop[1], crop[0], 3), np.uint8)
+        canvas[top : top + kept[1], left : left + kept[0]] = pixels
+        pixels = canvas
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _resized(size: Size, resize: int | tuple[int, int] | None) -> Size:
+    """Size of the whole image after resizing, rounded as transformers does."""
+    match resize:
+        case None:
+            return size
+        case (height, width):
+            return (width, height)
+        case edge:
+            width, height = size
+            return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)

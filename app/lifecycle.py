@@ -1,0 +1,149 @@
+"""Service: loading -> ready -> draining -> closed. Decides whether a request may enter, and knows when the last has left."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import structlog
+
+from app.batching import Batcher
+from app.classifier import Classifier
+from app.errors import Draining, NotReady, StartError
+from app.images import ImageDecoder, Pixels
+from app.metrics import Metrics
+from app.runner import ModelRunner, Scores
+from app.settings import Settings
+from model.checkpoint import CheckpointError, load_checkpoint
+
+_RETRY_AFTER_S = 2.0
+
+_log = structlog.get_logger(__name__)
+
+
+def load_classifier(settings: Settings, metrics: Metrics) -> Classifier:
+    """Load the checkpoint onto the device and warm it up. Blocks, for seconds to minutes.
+
+    Raises:
+        StartError: the checkpoint cannot be served, or the device is not there.
+    """
+    try:
+        checkpoint = load_checkpoint(settings.model)
+    except CheckpointError as error:
+        raise StartError(f"VIT_MODEL: {error}") from error
+    decoder = ImageDecoder(
+        checkpoint.preprocessing,
+        formats=settings.image_formats,
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+    )
+    runner = ModelRunner(
+        checkpoint,
+        device=settings.device,
+        dtype=settings.dtype,
+        compile_model=settings.compile,
+        max_batch_size=settings.max_batch_size,
+        threads=settings.inference_threads,
+    )
+    runner.warm_up()
+
+    async def run(images: Sequence[Pixels]) -> Sequence[Scores]:
+        metrics.batch_size.observe(len(images))
+        return await runner.run(images)
+
+    batcher = Batcher(
+        run,
+        max_batch_size=settings.max_batch_size,
+        max_queue_size=settings.max_queue_size,
+        max_queue_delay_s=settings.max_queue_delay_ms / 1000,
+    )
+    metrics.gauge("vit_images_accepted", "Images accepted and not yet answered.", lambda: batcher.accepted)
+    metrics.gauge("vit_images_waiting", "Images that wait for a run.", lambda: batcher.waiting)
+    return Classifier(checkpoint, decoder, runner, batcher, decode_threads=settings.decode_threads, metrics=metrics)
+
+
+class Service:
+    """One classifier and the state of its process.
+
+    Args:
+        settings: what to load.
+        load: makes the classifier; called in a thread.
+    """
+
+    def __init__(
+        self, settings: Settings, metrics: Metrics, load: Callable[[Settings, Metrics], Classifier] = load_classifier
+    ) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._load = load
+        self._classifier: Classifier | None = None
+        self._requests = 0
+        self._draining = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        metrics.gauge("vit_ready", "1 while the service takes requests.", lambda: self.why_not_ready is None)
+        metrics.gauge("vit_requests_accepted", "Requests accepted and not yet answered.", lambda: self._requests)
+
+    async def start(self) -> None:
+        """Load, warm up, and be ready.
+
+        Raises:
+            StartError: in one sentence, why that is not possible.
+        """
+        _log.info("loading", model=str(self._settings.model))
+        classifier = await asyncio.to_thread(self._load, self._settings, self._metrics)
+        classifier.start()
+        self._classifier = classifier
+        model = classifier.describe()
+        _log.info("ready", model=model.name, device=model.device, dtype=model.dtype, classes=len(model.labels))
+
+    @property
+    def why_not_ready(self) -> str | None:
+        """Why no request may enter now, for people; None if one may."""
+        if self._draining.is_set():
+            return "The service is shutting down."
+        if self._classifier is None:
+            return "The model is still loading."
+        if not self._classifier.alive:
+            return "The inference worker has died."
+        return None
+
+    @property
+    def draining(self) -> bool:
+        return self._draining.is_set()
+
+    @contextmanager
+    def accept(self) -> Iterator[Classifier]:
+        """Let one request in; a drain waits until it has left.
+
+        Raises:
+            NotReady: the model is loading, or its worker has died.
+            Draining: the service is shutting down.
+        """
+        if (reason := self.why_not_ready) is not None or self._classifier is None:
+            refusal = Draining if self.draining else NotReady
+            raise refusal(reason or "", _RETRY_AFTER_S)
+        self._requests += 1
+        self._idle.clear()
+        try:
+            yield self._classifier
+        finally:
+            self._requests -= 1
+            if self._requests == 0:
+                self._idle.set()
+
+    async def drain(self, timeout_s: float) -> bool:
+        """Let nobody in any more and wait for those inside; tells whether all of them left in time."""
+        self._draining.set()
+        _log.info("draining", requests=self._requests)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            _log.warning("drain timed out", requests=self._requests)
+            return False
+        return True
+
+    async def close(self) -> None:
+        self._draining.set()
+        if self._classifier is not None:
+            await self._classifier.close()

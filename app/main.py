@@ -1,0 +1,81 @@
+"""create_app: the service as an ASGI application. State lives in the lifespan; nothing is global."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+
+from app import __version__
+from app.api import health, model, predict
+from app.api.context import RequestContext
+from app.api.problems import install_problem_handlers
+from app.classifier import Classifier
+from app.errors import StartError
+from app.lifecycle import Service, load_classifier
+from app.metrics import Metrics
+from app.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    *,
+    load: Callable[[Settings, Metrics], Classifier] = load_classifier,
+    on_start_error: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Build the application. The model is loaded in the background once the server runs, so that probes are answered.
+
+    Args:
+        settings: all of the service's.
+        load: makes the classifier.
+        on_start_error: called when the model could not be loaded, after the reason was logged.
+    """
+    metrics = Metrics()
+    service = Service(settings, metrics, load)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        starting = app.state.starting = asyncio.create_task(_start(service, on_start_error))
+        try:
+            yield
+        finally:
+            starting.cancel()
+            await asyncio.wait([starting])
+            await service.close()
+
+    app = FastAPI(
+        title="vit-serve",
+        summary="Classifies images with a trained Vision Transformer.",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.settings, app.state.service, app.state.metrics = settings, service, metrics
+    for router in (predict.router, model.router, health.router):
+        app.include_router(router)
+    install_problem_handlers(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
+        )
+    app.add_middleware(RequestContext, service=service, metrics=metrics)
+    return app
+
+
+async def _start(service: Service, on_start_error: Callable[[], None]) -> None:
+    try:
+        await service.start()
+    except StartError as error:
+        _log.critical("cannot start", reason=str(error))
+        on_start_error()
+    except Exception:
+        _log.critical("cannot start", exc_info=True)
+        on_start_error()

@@ -1,0 +1,78 @@
+"""Counters and histograms, each with its unit in its name. Label values come from fixed sets, never from a caller."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from app.errors import ServiceError
+
+# a time of birth for each series doubles their number and serves nobody
+disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus_client leaves it unannotated
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class Metrics:
+    """All that is measured of one service."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        self.requests = Counter(
+            "vit_http_requests", "Answered HTTP requests.", ("method", "route", "status"), registry=registry
+        )
+        self.request_seconds = Histogram(
+            "vit_http_request_seconds",
+            "From a request's arrival to the end of its answer.",
+            ("route",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self.images = Counter("vit_images", "Images by outcome: `ok` or what went wrong.", ("outcome",), registry=registry)
+        self.decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoding thread, and decoding, an image.")
+        self.queue_seconds = self._seconds("vit_queue_seconds", "An image's wait for its batch to run.")
+        self.inference_seconds = self._seconds("vit_inference_seconds", "The run of the batch that an image was in.")
+        self.batch_size = Histogram(
+            "vit_batch_size_images", "Images in a run of the model.", buckets=_BATCH_SIZES, registry=registry
+        )
+
+    def _seconds(self, name: str, documentation: str) -> Histogram:
+        return Histogram(name, documentation, buckets=_SECONDS, registry=self.registry)
+
+    def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """Register a value that is read when the metrics are."""
+        Gauge(name, documentation, registry=self.registry).set_function(read)
+
+    @contextmanager
+    def outcome_of_image(self) -> Iterator[None]:
+        """Count what becomes of one image; the label is `ok`, `cancelled`, or the name of the error's class."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.images.labels("cancelled").inc()
+            raise
+        except ServiceError as error:
+            self.images.labels(type(error).__name__).inc()
+            raise
+        else:
+            self.images.labels("ok").inc()
+
+    def observe_timings(self, decode_s: float, queue_s: float, inference_s: float) -> None:
+        self.decode_seconds.observe(decode_s)
+        self.queue_seconds.observe(queue_s)
+        self.inference_seconds.observe(inference_s)
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self.registry)

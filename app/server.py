@@ -1,0 +1,73 @@
+"""Run the application under uvicorn, and stop it without losing an accepted request."""
+
+import asyncio
+from types import FrameType
+
+import structlog
+import uvicorn
+
+from app.lifecycle import Service
+from app.main import create_app
+from app.settings import Settings
+
+_START_FAILED = 3
+_FLUSH_S = 5
+"""How long a stop waits for answers that are written but not yet read by their callers, in seconds."""
+
+_log = structlog.get_logger(__name__)
+
+
+def serve(settings: Settings) -> int:
+    """Serve until a signal says to stop; returns the process's exit status."""
+    app = create_app(settings, on_start_error=lambda: server.give_up())
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=_FLUSH_S,
+    )
+    server = DrainingServer(config, app.state.service, settings.drain_timeout_s)
+    try:
+        server.run()
+    except SystemExit:  # uvicorn's way to say that it could not listen; it has logged why
+        return _START_FAILED
+    return _START_FAILED if server.failed else 0
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that on SIGTERM or SIGINT first lets the service drain, with the door open: probes and late callers are
+    answered (not ready, 503) until the last accepted request is. A second signal hurries."""
+
+    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float) -> None:
+        super().__init__(config)
+        self.failed = False
+        self._service = service
+        self._drain_timeout_s = drain_timeout_s
+        self._drain: asyncio.Task[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        # called between two bytecodes of the main thread: leave everything else to the event loop
+        self._loop.call_soon_threadsafe(self._on_signal)
+
+    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # sockets are not used
+        self._loop = asyncio.get_running_loop()
+        await super().serve()
+
+    def give_up(self) -> None:
+        """Stop because the model could not be loaded."""
+        self.failed = True
+        self.should_exit = True
+
+    def _on_signal(self) -> None:
+        if self._drain is None:
+            self._drain = asyncio.create_task(self._drain_and_exit())
+        else:
+            _log.warning("second signal: not waiting any longer")
+            self.should_exit = self.force_exit = True
+
+    async def _drain_and_exit(self) -> None:
+        await self._service.drain(self._drain_timeout_s)
+        self.should_exit = True

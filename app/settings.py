@@ -1,0 +1,116 @@
+"""Settings: read once from VIT_* variables, checked, and handed inward as plain values."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.cpus import available_cpus
+from app.errors import StartError
+
+BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "weights" / "vit-small-everyday64"
+
+ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp"]
+
+
+def _split(value: Any) -> Any:
+    """Lists are written with commas: `a,b,c`."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+class Settings(BaseSettings):
+    """Every setting with its unit, default and range; the table in the README says what happens at each limit."""
+
+    model_config = SettingsConfigDict(env_prefix="VIT_", extra="ignore", frozen=True)
+
+    model: Path = Field(BUNDLED_MODEL, description="Directory of the checkpoint to serve.")
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
+        "auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Number format of the model; `auto` is `bfloat16` on CUDA and `float32` on a CPU."
+    )
+    compile: bool = Field(False, description="Compile the model for each batch size before ready (`torch.compile`).")
+    max_batch_size: int = Field(32, ge=1, le=1024, description="Images run at once.")
+    max_queue_delay_ms: float = Field(
+        0.0,
+        ge=0,
+        le=10_000,
+        description="How long an incomplete batch waits for more images, while the device is idle.",
+    )
+    max_queue_size: int = Field(
+        256, ge=1, le=100_000, description="Images accepted and not yet answered; more are refused with 429."
+    )
+    request_timeout_s: float = Field(
+        30.0, gt=0, le=3600, description="Deadline of a request from its arrival; later answers are 504."
+    )
+    max_image_bytes: int = Field(10 * 2**20, ge=1, description="Bytes of one encoded image; more are refused with 413.")
+    max_image_pixels: int = Field(50_000_000, ge=1, description="Width times height of one image; more are refused with 413.")
+    max_images_per_request: int = Field(
+        32, ge=1, le=1024, description="Images in one `POST /predict/batch`; more are refused with 422."
+    )
+    max_request_bytes: int = Field(
+        64 * 2**20, ge=1, description="Bytes of one `POST /predict/batch`; more are refused with 413."
+    )
+    image_formats: Annotated[frozenset[ImageFormat], NoDecode, BeforeValidator(_split)] = Field(
+        frozenset({"jpeg", "png", "webp", "gif", "bmp"}),
+        min_length=1,
+        description="Formats that are decoded; others are refused with 415.",
+    )
+    decode_threads: int = Field(
+        default_factory=available_cpus,
+        ge=1,
+        le=256,
+        description="Threads that decode images. Default: the number of CPU cores.",
+    )
+    inference_threads: int = Field(
+        default_factory=available_cpus,
+        ge=1,
+        le=256,
+        description="Threads of one run of the model on a CPU. Default: the number of CPU cores.",
+    )
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="Keys that may call `/predict`, `/predict/batch` and `/model`; none: everybody may."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+        (), description="Web pages' origins that may call from a browser."
+    )
+    host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in the container.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe messages that are logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="`text` for people, `json` for machines; one line a message."
+    )
+    drain_timeout_s: float = Field(25.0, ge=0, le=3600, description="How long a stop waits for accepted requests.")
+
+    @model_validator(mode="after")
+    def _bundled_model_is_there(self) -> Self:
+        if not self.model.exists():
+            raise ValueError(f"model: {self.model} does not exist; give the directory of a checkpoint")
+        return self
+
+
+def read_settings(**overrides: Any) -> Settings:
+    """Settings from the environment, with `overrides` (from the command line) on top.
+
+    Raises:
+        StartError: a value is wrong; the message names the variable, the value's fault, and nothing secret.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise StartError(
+            "; ".join(_sentence(dict(part)) for part in error.errors(include_url=False, include_input=False))
+        ) from None
+
+
+def _sentence(error: dict[str, Any]) -> str:
+    name = str(error["loc"][0]) if error["loc"] else ""
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not name:
+        name, _, message = message.partition(": ")
+    return f"VIT_{name.upper()}: {message[:1].lower()}{message[1:]}"

@@ -1,0 +1,32 @@
+"""Random views of a training picture, so that the model learns the thing and not the pixels."""
+
+import io
+import random
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+
+def random_view(image_bytes: bytes, size: int, rng: random.Random) -> Tensor:
+    """Decode, then crop, flip, colour and sharpen or blur at random: encoded bytes -> (3, size, size) uint8."""
+    with Image.open(io.BytesIO(image_bytes)) as opened:
+        image = ImageOps.exif_transpose(opened).convert("RGB")
+    image = image.resize((size, size), Image.Resampling.BICUBIC, box=_random_box(*image.size, rng))
+    if rng.random() < 0.5:
+        image = ImageOps.mirror(image)
+    for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+        image = enhancer(image).enhance(rng.uniform(0.7, 1.3))
+    if rng.random() < 0.5:  # small training pictures are soft, shrunken photographs are crisp
+        image = ImageEnhance.Sharpness(image).enhance(rng.uniform(0.0, 4.0))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (H, W, C) -> (C, H, W)
+
+
+def _random_box(width: int, height: int, rng: random.Random) -> tuple[float, float, float, float]:
+    """A crop of 35 to 100 % of the area and a ratio of 3:4 to 4:3, as Szegedy et al., https://arxiv.org/abs/1409.4842."""
+    area = width * height * rng.uniform(0.35, 1.0)
+    ratio = rng.uniform(0.75, 4 / 3)
+    crop_width, crop_height = min(width, (area * ratio) ** 0.5), min(height, (area / ratio) ** 0.5)
+    left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
+    return left, top, left + crop_width, top + crop_height

@@ -1,0 +1,76 @@
+"""Labelled pictures on disk: a folder of class folders, or a parquet file in Hugging Face's layout."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+
+
+class DatasetError(Exception):
+    """A data set that cannot be read; the message says which file and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledImages:
+    """Pictures as encoded bytes, each with the index of its label."""
+
+    labels: tuple[str, ...]
+    images: Sequence[bytes | Path]
+    targets: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> tuple[bytes, int]:
+        """The encoded picture and its class index."""
+        image = self.images[index]
+        return (image.read_bytes() if isinstance(image, Path) else image), self.targets[index]
+
+
+def load_labelled_images(path: Path) -> LabelledImages:
+    """Read `path/<label>/<picture>` (labels in alphabetical order), or `path` as parquet (columns `image` and `label`).
+
+    Raises:
+        DatasetError: nothing there, or not in one of the two layouts.
+    """
+    if path.is_dir():
+        return _load_folders(path)
+    if path.suffix == ".parquet" and path.is_file():
+        return _load_parquet(path)
+    raise DatasetError(f"{path} is neither a folder of class folders nor a .parquet file")
+
+
+def _load_folders(path: Path) -> LabelledImages:
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
+    found = [
+        (file, target)
+        for target, folder in enumerate(folders)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES
+    ]
+    if not found:
+        raise DatasetError(f"{path} has no pictures in class folders ({path.name}/<label>/<picture>)")
+    images, targets = zip(*found, strict=True)
+    return LabelledImages(tuple(folder.name for folder in folders), images, targets)
+
+
+def _load_parquet(path: Path) -> LabelledImages:
+    try:
+        import pyarrow.parquet as pq  # only training and evaluation need it: pip install vit-serve[train]
+    except ImportError:
+        raise DatasetError("reading parquet needs pyarrow: pip install 'vit-serve[train]'") from None
+    try:
+        table = pq.read_table(path, columns=["image", "label"])
+        features = json.loads(table.schema.metadata[b"huggingface"])["info"]["features"]
+        labels = tuple(str(name) for name in features["label"]["names"])
+        images = [row["bytes"] for row in table.column("image").to_pylist()]
+        targets = table.column("label").to_pylist()
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise DatasetError(
+            f"{path} is not in Hugging Face's layout (columns image and label, class names in the schema): {error}"
+        ) from error
+    if not all(0 <= target < len(labels) for target in targets):
+        raise DatasetError(f"{path} has a label outside 0 to {len(labels) - 1}")
+    return LabelledImages(labels, images, targets)

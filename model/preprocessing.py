@@ -1,0 +1,140 @@
+"""Preprocessing: how a picture becomes the input that a checkpoint was trained on. Data, no code that touches pixels."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+_PILLOW_FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+"""`resample` in preprocessor_config.json is an index into Pillow's filters."""
+
+_IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
+    "ViT": {
+        "resample": 2,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+    "Bit": {
+        "resample": 3,
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+}
+"""What each Hugging Face image processor assumes where its file is silent (transformers, models/*/image_processing_*.py)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """Resize, then crop the centre, then (pixels * scale - mean) / std, per RGB channel."""
+
+    resize: int | tuple[int, int] | None
+    """Length of the shortest edge, or (height, width); None keeps the size. In pixels."""
+    crop: tuple[int, int] | None
+    """(height, width) of the centre crop, in pixels; None keeps all."""
+    interpolation: Interpolation
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scale: float = 1 / 255
+
+    @property
+    def output_size(self) -> tuple[int, int] | None:
+        """(height, width) of every output, or None where it would depend on the picture."""
+        if self.crop is not None:
+            return self.crop
+        return self.resize if isinstance(self.resize, tuple) else None
+
+    def describe(self) -> str:
+        """One line for people."""
+        steps = []
+        if isinstance(self.resize, int):
+            steps.append(f"resize shortest edge to {self.resize} ({self.interpolation})")
+        elif self.resize is not None:
+            steps.append(f"resize to {self.resize[0]} x {self.resize[1]} ({self.interpolation})")
+        if self.crop is not None:
+            steps.append(f"crop centre {self.crop[0]} x {self.crop[1]}")
+        return ", ".join([*steps, f"mean {_short(self.mean)}, std {_short(self.std)}"])
+
+
+def from_hugging_face(config: dict[str, Any]) -> Preprocessing:
+    """Read the content of a `preprocessor_config.json`.
+
+    Raises:
+        ValueError: an image processor or a value that is not known; the message names it.
+    """
+    family, defaults = _image_processor(config)
+    config = {**defaults, **config}
+    resize = _size(config["size"], square=family == "ViT", key="size") if config.get("do_resize", True) else None
+    crop = _size(config["crop_size"], square=True, key="crop_size") if config["do_center_crop"] else None
+    if isinstance(crop, int):
+        raise ValueError("crop_size must give height and width")
+    normalise = config.get("do_normalize", True)
+    return Preprocessing(
+        resize=resize,
+        crop=crop,
+        interpolation=_interpolation(config["resample"]),
+        mean=_channels(config["image_mean"], "image_mean") if normalise else (0.0, 0.0, 0.0),
+        std=_channels(config["image_std"], "image_std") if normalise else (1.0, 1.0, 1.0),
+        scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+    )
+
+
+def to_hugging_face(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Content of a `preprocessor_config.json` that transformers reads as a BitImageProcessor."""
+    if preprocessing.crop is None or not isinstance(preprocessing.resize, int):
+        raise ValueError("only a resize of the shortest edge with a crop of the centre can be written")
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": preprocessing.resize},
+        "resample": _PILLOW_FILTERS.index(preprocessing.interpolation),
+        "do_center_crop": True,
+        "crop_size": {"height": preprocessing.crop[0], "width": preprocessing.crop[1]},
+        "do_rescale": True,
+        "rescale_factor": preprocessing.scale,
+        "do_normalize": True,
+        "image_mean": list(preprocessing.mean),
+        "image_std": list(preprocessing.std),
+    }
+
+
+def _image_processor(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ViTImageProcessor")
+    for family, defaults in _IMAGE_PROCESSORS.items():
+        if name.startswith((f"{family}ImageProcessor", f"{family}FeatureExtractor")):
+            return family, defaults
+    supported = ", ".join(f"{family}ImageProcessor" for family in _IMAGE_PROCESSORS)
+    raise ValueError(f"image processor {name!r} is not supported; supported are {supported}")
+
+
+def _size(value: Any, *, square: bool, key: str) -> int | tuple[int, int]:
+    """A size as the files give it: a number, {"shortest_edge": n} or {"height": h, "width": w}."""
+    match value:
+        case {"height": int(height), "width": int(width)} if height > 0 and width > 0:
+            return (height, width)
+        case {"shortest_edge": int(edge)} if edge > 0 and "longest_edge" not in value:
+            return edge
+        case int(edge) if edge > 0:
+            return (edge, edge) if square else edge
+    raise ValueError(f"{key} {value!r} is not understood; expected height and width, or shortest_edge, in pixels")
+
+
+def _interpolation(resample: Any) -> Interpolation:
+    if isinstance(resample, int) and 0 <= resample < len(_PILLOW_FILTERS):
+        return _PILLOW_FILTERS[resample]
+    raise ValueError(f"resample {resample!r} is not one of Pillow's filters, 0 to {len(_PILLOW_FILTERS) - 1}")
+
+
+def _channels(values: Any, key: str) -> tuple[float, float, float]:
+    if isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values):
+        return (float(values[0]), float(values[1]), float(values[2]))
+    raise ValueError(f"{key} {values!r} is not a list of three numbers, one for each of red, green and blue")
+
+
+def _short(values: tuple[float, ...]) -> str:
+    return "/".join(f"{value:.4g}" for value in values)

@@ -1,0 +1,409 @@
+"""POST /predict and /predict/batch: every form of the request, the numbers of the answer, and every row of the error table."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from app.errors import EngineDead
+from app.images import Pixels
+from app.runner import ModelRunner
+from tests.app.api.conftest import OpenClient
+from tests.support import encode, picture, random_picture
+
+
+def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
+    problem: dict[str, Any] = response.json()
+    assert (response.status_code, problem["code"]) == (status, code), problem
+    assert response.headers["content-type"] == "application/problem+json"
+    assert set(problem) == {"type", "title", "status", "detail", "code"}
+    assert problem["status"] == status
+    return problem
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    """A body without Content-Length."""
+    for part in parts:
+        yield part
+
+
+def base64_of(image_bytes: bytes) -> str:
+    return base64.b64encode(image_bytes).decode()
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "part-image": {"files": {"image": picture(0)}},
+    "part-file": {"files": {"file": ("name.png", picture(0), "text/plain")}},
+    "part-data": {"files": {"data": picture(0)}},
+    "part-beside-others": {"files": {"image": picture(0), "notes": b"some"}, "data": {"user": "me"}},
+    "raw-image": {"content": picture(0), "headers": {"Content-Type": "image/png"}},
+    "raw-octets": {"content": picture(0), "headers": {"Content-Type": "application/octet-stream"}},
+    "raw-wrong-type": {"content": picture(0), "headers": {"Content-Type": "image/jpeg"}},
+    "raw-no-type": {"content": picture(0)},
+    "raw-curl-default": {"content": picture(0), "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
+    "raw-chunked": {"content": chunks(picture(0)[:100], picture(0)[100:])},
+    "json": {"json": {"image": base64_of(picture(0))}},
+    "json-data-uri": {"json": {"image": f"data:image/png;base64,{base64_of(picture(0))}"}},
+    "json-with-line-breaks": {"json": {"image": base64.encodebytes(picture(0)).decode()}},
+}
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items()])
+async def test_every_form_of_the_request_gets_the_same_answer(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
+    expected = (await client.post("/predict", content=picture(0))).json()
+    response = await client.post("/predict", **form)
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["predictions"][0]["label"] == expected["predictions"][0]["label"]
+    assert answer["logits"] == pytest.approx(expected["logits"], abs=1e-5)
+
+
+async def test_the_answer_is_ranked_and_its_numbers_fit_each_other(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/predict", content=picture(1))).json()
+    logits, probabilities = np.array(answer["logits"]), np.array(answer["probabilities"])
+    assert list(answer) == ["model", "predictions", "logits", "probabilities"]
+    assert answer["model"] == "tiny-dinov2"
+    np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(), atol=1e-6)
+    assert probabilities.sum() == pytest.approx(1, abs=1e-6)
+    assert [prediction["class_index"] for prediction in answer["predictions"]] == np.argsort(-logits)[:5].tolist()
+    for prediction in answer["predictions"]:
+        index = prediction["class_index"]
+        assert prediction == {
+            "label": f"class {index}",
+            "class_index": index,
+            "probability": answer["probabilities"][index],
+            "logit": answer["logits"][index],
+        }
+
+
+@pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (5, 5), (10, 10), (1000, 10)])
+async def test_top_k_says_how_many_classes_are_ranked(client: httpx.AsyncClient, top_k: int, expected: int) -> None:
+    answer = (await client.post("/predict", params={"top_k": top_k}, content=picture(1))).json()
+    assert len(answer["predictions"]) == expected
+
+
+async def test_vectors_can_be_left_out(client: httpx.AsyncClient) -> None:
+    answer = (await client.post("/predict", params={"vectors": "false"}, content=picture(1))).json()
+    assert set(answer) == {"model", "predictions"}
+
+
+async def test_200_pictures_at_once_get_what_each_gets_alone(open_client: OpenClient) -> None:
+    async with open_client(max_batch_size=32) as client:
+        alone = [(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(200)]
+        together = await asyncio.gather(*(client.post("/predict", content=picture(seed)) for seed in range(200)))
+        metrics = (await client.get("/metrics")).text
+    np.testing.assert_allclose([response.json()["logits"] for response in together], alone, rtol=0, atol=1e-4)
+    distances = np.abs(np.array(alone)[:, None] - np.array(alone)[None]).max(axis=-1) + np.eye(200)
+    assert distances.min() > 1e-2  # so that an answer to another picture would have been seen
+    runs = float(next(line.split()[1] for line in metrics.splitlines() if line.startswith("vit_batch_size_images_count")))
+    assert runs < 300  # batches did form
+
+
+async def test_a_corrupt_picture_among_sixteen_fails_alone(client: httpx.AsyncClient) -> None:
+    good = [(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(16)]
+    bodies = [picture(seed) for seed in range(16)]
+    bodies[7] = bodies[7][: len(bodies[7]) // 2]
+    responses = await asyncio.gather(*(client.post("/predict", content=body) for body in bodies))
+    assert_problem(responses[7], 422, "undecodable_image")
+    for seed in set(range(16)) - {7}:
+        assert responses[seed].status_code == 200
+        np.testing.assert_allclose(responses[seed].json()["logits"], good[seed], rtol=0, atol=1e-4)
+
+
+MULTIPART = "multipart/form-data; boundary=frontier"
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        pytest.param({}, "There is no image", id="empty"),
+        pytest.param({"files": {"photo": picture(0)}}, "There is no image", id="another-part"),
+        pytest.param({"files": {"image": b""}}, "The image is empty", id="empty-part"),
+        pytest.param({"files": [("image", picture(0)), ("file", picture(1))]}, "more than one image", id="two-images"),
+        pytest.param({"files": [(f"x{i}", b"") for i in range(9)]}, "more than 8 parts", id="many-parts"),
+        pytest.param({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, "no boundary", id="no-boundary"),
+        pytest.param({"content": b"garbage", "headers": {"Content-Type": MULTIPART}}, "is broken", id="garbage"),
+        pytest.param(
+            {
+                "content": b"--frontier\r\nContent-Type: image/png\r\n\r\nx\r\n--frontier--\r\n",
+                "headers": {"Content-Type": MULTIPART},
+            },
+            "has no name",
+            id="nameless-part",
+        ),
+        pytest.param(
+            {
+                "content": b'--frontier\r\nContent-Disposition: form-data; name="image"\r\n\r\nhalf a pic',
+                "headers": {"Content-Type": MULTIPART},
+            },
+            "ends before its closing boundary",
+            id="truncated-multipart",
+        ),
+        pytest.param({"content": b"{", "headers": {"Content-Type": "application/json"}}, "not valid JSON", id="broken-json"),
+        pytest.param({"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, "not valid", id="deep-json"),
+        pytest.param({"json": [1]}, "must be an object", id="json-list"),
+        pytest.param({"json": {}}, "There is no image", id="json-without-image"),
+        pytest.param({"json": {"image": 5}}, "must be a base64 string", id="json-number"),
+        pytest.param({"json": {"image": "***"}}, "not valid base64", id="not-base64"),
+        pytest.param({"json": {"image": ""}}, "The image is empty", id="json-empty"),
+        pytest.param({"json": {"image": "http://169.254.169.254/"}}, "A URL is never fetched", id="url"),
+    ],
+)
+async def test_malformed_requests_are_400(client: httpx.AsyncClient, request_: dict[str, Any], says: str) -> None:
+    problem = assert_problem(await client.post("/predict", **request_), 400, "malformed_request")
+    assert says in problem["detail"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"Authorization": "Bearer wrong"}, 401),
+        ({"Authorization": "Basic secret"}, 401),
+        ({"X-API-Key": "secret"}, 200),
+        ({"Authorization": "Bearer secret"}, 200),
+        ({"Authorization": "bearer other"}, 200),
+        ({"X-API-Key": "schlüssel".encode()}, 401),
+    ],
+)
+async def test_keys_are_asked_for_where_they_are_set(open_client: OpenClient, headers: dict[str, Any], status: int) -> None:
+    async with open_client(api_keys="secret,other") as client:
+        for call in (client.post("/predict", content=picture(0), headers=headers), client.get("/model", headers=headers)):
+            response = await call
+            assert response.status_code == status
+            if status == 401:
+                assert_problem(response, 401, "unauthorized")
+                assert response.headers["www-authenticate"] == "Bearer"
+        assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_without_a_key_the_body_is_not_read(open_client: OpenClient) -> None:
+    read = 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal read
+        read += 1
+        yield picture(0)
+
+    async with open_client(api_keys="secret") as client:
+        assert_problem(await client.post("/predict", content=body()), 401, "unauthorized")
+    assert read == 0
+
+
+@pytest.mark.parametrize("framing", ["raw", "chunked", "multipart", "json"])
+async def test_too_many_bytes_are_413_and_one_less_is_not(open_client: OpenClient, framing: str) -> None:
+    def request(size: int) -> dict[str, Any]:
+        image_bytes = picture(0) + bytes(size - len(picture(0)))  # a decoder stops at the end of the picture
+        forms: dict[str, dict[str, Any]] = {
+            "raw": {"content": image_bytes},
+            "chunked": {"content": chunks(image_bytes[:5000], image_bytes[5000:])},
+            "multipart": {"files": {"image": image_bytes}},
+            "json": {"json": {"image": base64_of(image_bytes)}},
+        }
+        return forms[framing]
+
+    async with open_client(max_image_bytes=10_000) as client:
+        assert (await client.post("/predict", **request(10_000))).status_code == 200
+        assert_problem(await client.post("/predict", **request(10_001)), 413, "image_too_large")
+
+
+@pytest.mark.parametrize("declared", [True, False])
+async def test_a_body_that_is_too_large_is_not_read_to_its_end(open_client: OpenClient, declared: bool) -> None:
+    read = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal read
+        while read < 1_000_000:
+            read += 1000
+            yield bytes(1000)
+
+    headers = {"Content-Length": "1000000"} if declared else {}
+    async with open_client(max_image_bytes=10_000) as client:
+        assert_problem(await client.post("/predict", content=endless(), headers=headers), 413, "image_too_large")
+    assert read == (0 if declared else 11_000)
+
+
+async def test_too_many_pixels_are_413(open_client: OpenClient) -> None:
+    async with open_client(max_image_pixels=1000) as client:
+        problem = assert_problem(await client.post("/predict", content=picture(0)), 413, "image_too_large")
+    assert "40 x 36 pixels" in problem["detail"]
+
+
+@pytest.mark.parametrize("content", [b"hello", b"%PDF-1.7", b"\x80\x04pickle"])
+async def test_what_is_no_image_is_415(client: httpx.AsyncClient, content: bytes) -> None:
+    assert_problem(await client.post("/predict", content=content), 415, "unsupported_image_format")
+    assert_problem(await client.post("/predict", files={"image": content}), 415, "unsupported_image_format")
+
+
+async def test_a_format_that_is_not_enabled_is_415(open_client: OpenClient) -> None:
+    async with open_client(image_formats="jpeg") as client:
+        assert_problem(await client.post("/predict", content=picture(0)), 415, "unsupported_image_format")
+        jpeg = encode(random_picture(0), "JPEG")
+        assert (await client.post("/predict", content=jpeg)).status_code == 200
+
+
+async def test_a_compressed_body_is_415(client: httpx.AsyncClient) -> None:
+    response = await client.post("/predict", content=picture(0), headers={"Content-Encoding": "gzip"})
+    assert_problem(response, 415, "unsupported_image_format")
+
+
+@pytest.mark.parametrize("params", [{"top_k": 0}, {"top_k": -3}, {"top_k": "many"}, {"vectors": "perhaps"}])
+async def test_parameters_out_of_range_are_422(client: httpx.AsyncClient, params: dict[str, Any]) -> None:
+    problem = assert_problem(await client.post("/predict", params=params, content=picture(0)), 422, "invalid_parameter")
+    assert next(iter(params)) in problem["detail"]
+
+
+class Held:
+    """A run that is held up until its gate is opened."""
+
+    def __init__(self) -> None:
+        self.begun, self.gate = asyncio.Event(), asyncio.Event()
+        self.ran = 0
+
+    async def __call__(self, runner: ModelRunner, images: Sequence[Pixels]) -> Any:
+        self.begun.set()
+        await self.gate.wait()
+        self.ran += len(images)
+        return await runner.run(images)
+
+
+async def test_a_full_queue_is_429_with_a_time_to_come_back(open_client: OpenClient) -> None:
+    held = Held()
+    async with open_client(held, max_queue_size=1) as client:
+        first = asyncio.create_task(client.post("/predict", content=picture(0)))
+        await held.begun.wait()
+        refused = await client.post("/predict", content=b"not even decoded")
+        ready = await client.get("/health/ready")
+        held.gate.set()
+        assert (await first).status_code == 200
+    assert_problem(refused, 429, "queue_full")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert ready.status_code == 200
+
+
+async def test_a_passed_deadline_is_504_and_the_image_is_not_run(open_client: OpenClient) -> None:
+    held = Held()
+    async with open_client(held) as client:
+        first = asyncio.create_task(client.post("/predict", content=picture(0)))
+        await held.begun.wait()
+        late = await client.post("/predict", content=picture(1), headers={"X-Request-Timeout-Ms": "20"})
+        held.gate.set()
+        await first
+    assert_problem(late, 504, "deadline_exceeded")
+    assert held.ran == 1
+
+
+async def test_a_callers_deadline_cannot_be_longer_than_the_servers(open_client: OpenClient) -> None:
+    held = Held()
+    async with open_client(held, request_timeout_s=0.02) as client:
+        late = await client.post("/predict", content=picture(1), headers={"X-Request-Timeout-Ms": "60000"})
+    assert_problem(late, 504, "deadline_exceeded")
+
+
+async def test_a_body_that_does_not_come_in_time_is_504(open_client: OpenClient) -> None:
+    async def stalled() -> AsyncIterator[bytes]:
+        yield picture(0)[:10]
+        await asyncio.Event().wait()
+
+    async with open_client(request_timeout_s=0.02) as client:
+        assert_problem(await client.post("/predict", content=stalled()), 504, "deadline_exceeded")
+
+
+@pytest.mark.parametrize("value", ["0", "-5", "soon", "nan", ""])
+async def test_a_deadline_that_is_none_is_422(client: httpx.AsyncClient, value: str) -> None:
+    response = await client.post("/predict", content=picture(0), headers={"X-Request-Timeout-Ms": value})
+    assert_problem(response, 422, "invalid_parameter")
+
+
+async def test_a_failing_model_is_500_and_tells_nothing(open_client: OpenClient) -> None:
+    async def fails(runner: ModelRunner, images: Sequence[Pixels]) -> Any:
+        raise RuntimeError("/secret/path 0xdeadbeef")
+
+    async with open_client(fails) as client:
+        response = await client.post("/predict", content=picture(0))
+    assert_problem(response, 500, "inference_failed")
+    assert "secret" not in response.text
+
+
+async def test_numbers_that_are_not_finite_are_500(open_client: OpenClient) -> None:
+    async def burns(runner: ModelRunner, images: Sequence[Pixels]) -> Any:
+        scores = await runner.run(images)
+        scores[0].logits[3] = np.nan
+        return scores
+
+    async with open_client(burns) as client:
+        assert_problem(await client.post("/predict", content=picture(0)), 500, "inference_failed")
+
+
+async def test_a_dead_worker_is_503_and_not_ready(open_client: OpenClient) -> None:
+    async def dies(runner: ModelRunner, images: Sequence[Pixels]) -> Any:
+        raise EngineDead
+
+    async with open_client(dies) as client:
+        for _ in range(2):  # the one that killed it, and the one after
+            assert_problem(await client.post("/predict", content=picture(0)), 503, "not_ready")
+        problem = assert_problem(await client.get("/health/ready"), 503, "not_ready")
+        assert problem["detail"] == "The inference worker has died."
+        assert (await client.get("/health/live")).status_code == 200
+
+
+async def test_what_nobody_foresaw_is_a_500_problem(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("inside")
+
+    monkeypatch.setattr("app.api.predict.read_image", broken)
+    async with open_client() as client:
+        response = await client.post("/predict", content=picture(0))
+    assert_problem(response, 500, "internal_error")
+    assert "inside" not in response.text
+    assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("form", ["multipart", "json"])
+async def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(client: httpx.AsyncClient, form: str) -> None:
+    images = [picture(0), b"", picture(1), b"hello", picture(2)]
+    body: dict[str, Any] = (
+        {"files": [("images", image) for image in images]}
+        if form == "multipart"
+        else {"json": {"images": [base64_of(image) for image in images]}}
+    )
+    response = await client.post("/predict/batch", params={"top_k": 2}, **body)
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["model"] == "tiny-dinov2"
+    codes = [result["error"]["code"] if "error" in result else None for result in answer["results"]]
+    assert codes == [None, "malformed_request", None, "unsupported_image_format", None]
+    for position, seed in ((0, 0), (2, 1), (4, 2)):
+        alone = (await client.post("/predict", params={"top_k": 2}, content=picture(seed))).json()
+        del alone["model"]
+        assert answer["results"][position]["logits"] == pytest.approx(alone["logits"], abs=1e-5)
+        assert set(answer["results"][position]) == set(alone)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        pytest.param({}, 400, "malformed_request", id="empty"),
+        pytest.param({"content": picture(0)}, 400, "malformed_request", id="raw"),
+        pytest.param({"json": {"images": []}}, 400, "malformed_request", id="no-images"),
+        pytest.param({"json": {"images": "abc"}}, 400, "malformed_request", id="not-a-list"),
+        pytest.param({"json": {"images": [1]}}, 400, "malformed_request", id="not-a-string"),
+        pytest.param({"files": [("images", picture(0))] * 4}, 422, "invalid_parameter", id="too-many-parts"),
+        pytest.param({"json": {"images": [base64_of(picture(0))] * 4}}, 422, "invalid_parameter", id="too-many-strings"),
+        pytest.param({"files": [("images", bytes(30_000))]}, 413, "image_too_large", id="too-many-bytes"),
+    ],
+)
+async def test_bad_batches(open_client: OpenClient, body: dict[str, Any], status: int, code: str) -> None:
+    async with open_client(max_images_per_request=3, max_request_bytes=20_000) as client:
+        assert_problem(await client.post("/predict/batch", **body), status, code)
+
+
+async def test_a_batch_larger_than_the_queue_is_answered_as_far_as_there_was_room(open_client: OpenClient) -> None:
+    async with open_client(max_queue_size=2) as client:
+        response = await client.post("/predict/batch", files=[("images", picture(seed)) for seed in range(4)])
+    codes = [result.get("error", {}).get("code") for result in response.json()["results"]]
+    assert codes == [None, None, "queue_full", "queue_full"]

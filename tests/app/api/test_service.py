@@ -1,0 +1,177 @@
+"""What every request gets, and the routes beside /predict."""
+
+import asyncio
+import json
+import re
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+from app.classifier import Classifier
+from app.errors import StartError
+from app.lifecycle import load_classifier
+from app.main import create_app
+from app.metrics import Metrics
+from app.settings import Settings, read_settings
+from tests.app.api.conftest import OpenClient
+from tests.app.api.test_predict import Held, assert_problem
+from tests.support import picture
+
+
+async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/model")).json() == {
+        "name": "tiny-dinov2",
+        "architecture": "Dinov2ForImageClassification",
+        "labels": [f"class {index}" for index in range(10)],
+        "image_size": 28,
+        "patch_size": 7,
+        "parameters": 31_562,
+        "device": "cpu",
+        "dtype": "float32",
+        "preprocessing": (
+            "resize shortest edge to 32 (bicubic), crop centre 28 x 28, mean 0.485/0.456/0.406, std 0.229/0.224/0.225"
+        ),
+        "max_batch_size": 4,
+        "compiled_batch_sizes": [],
+    }
+
+
+async def test_a_healthy_service_is_live_and_ready(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health/live")).json() == {"status": "live"}
+    assert (await client.get("/health/ready")).json() == {"status": "ready"}
+
+
+async def test_while_loading_it_is_live_but_not_ready(tiny_checkpoint: Any) -> None:
+    loading = threading.Event()
+
+    def slow(settings: Settings, metrics: Metrics) -> Classifier:
+        loading.wait(30)
+        return load_classifier(settings, metrics)
+
+    app = create_app(read_settings(model=tiny_checkpoint), load=slow)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
+    ):
+        assert (await client.get("/health/live")).status_code == 200
+        for call in (client.get("/health/ready"), client.post("/predict", content=picture(0)), client.get("/model")):
+            response = await call
+            assert_problem(response, 503, "not_ready")
+            assert int(response.headers["retry-after"]) >= 1
+        loading.set()
+        await app.state.starting
+        assert (await client.get("/health/ready")).status_code == 200
+
+
+async def test_a_model_that_cannot_be_loaded_ends_the_service(tiny_checkpoint: Any) -> None:
+    def impossible(settings: Settings, metrics: Metrics) -> Classifier:
+        raise StartError("VIT_MODEL: no")
+
+    ended = asyncio.Event()
+    app = create_app(read_settings(model=tiny_checkpoint), load=impossible, on_start_error=ended.set)
+    async with app.router.lifespan_context(app):
+        await app.state.starting
+    assert ended.is_set()
+
+
+async def test_a_draining_service_finishes_its_work_and_takes_no_more(open_client: OpenClient) -> None:
+    held = Held()
+    async with open_client(held) as client:
+        first = asyncio.create_task(client.post("/predict", content=picture(0)))
+        await held.begun.wait()
+        drained = asyncio.create_task(client.app.state.service.drain(30))  # type: ignore[attr-defined]
+        await asyncio.sleep(0)
+        refused = await client.post("/predict", content=picture(1))
+        assert_problem(refused, 503, "draining")
+        assert (refused.headers["connection"], int(refused.headers["retry-after"]) >= 1) == ("close", True)
+        assert_problem(await client.get("/health/ready"), 503, "draining")
+        assert (await client.get("/health/live")).status_code == 200
+        assert not drained.done()
+        held.gate.set()
+        assert (await first).status_code == 200
+        assert await drained
+
+
+async def test_a_drain_that_takes_too_long_is_told(open_client: OpenClient) -> None:
+    held = Held()
+    async with open_client(held) as client:
+        first = asyncio.create_task(client.post("/predict", content=picture(0)))
+        await held.begun.wait()
+        assert not await client.app.state.service.drain(0.01)  # type: ignore[attr-defined]
+        held.gate.set()
+        await first
+
+
+async def test_every_reply_has_an_id_and_its_times(client: httpx.AsyncClient) -> None:
+    for response in (await client.post("/predict", content=picture(0)), await client.get("/nowhere")):
+        assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
+    predicted = (await client.post("/predict", content=picture(0))).headers["server-timing"]
+    steps = dict(re.findall(r"(\w+);dur=([\d.]+)", predicted))
+    assert list(steps) == ["decode", "queue", "inference", "total"]
+    times = {name: float(value) for name, value in steps.items()}
+    assert times["total"] >= times["decode"] + times["queue"] + times["inference"] - 0.05
+    assert re.fullmatch(r"total;dur=[\d.]+", (await client.get("/nowhere")).headers["server-timing"])
+
+
+@pytest.mark.parametrize("sent", ["abc-123", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "a" * 128])
+async def test_a_sane_request_id_is_echoed(client: httpx.AsyncClient, sent: str) -> None:
+    assert (await client.get("/health/live", headers={"X-Request-ID": sent})).headers["x-request-id"] == sent
+
+
+@pytest.mark.parametrize("sent", ["", "a" * 129, "two words", "a\tb", "ü".encode("latin-1"), b"a\x1b[31m"])
+async def test_an_insane_request_id_is_replaced(client: httpx.AsyncClient, sent: Any) -> None:
+    echoed = (await client.get("/health/live", headers={"X-Request-ID": sent})).headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", echoed)
+
+
+async def test_the_frameworks_own_errors_are_problems_too(client: httpx.AsyncClient) -> None:
+    assert_problem(await client.get("/nowhere"), 404, "not_found")
+    assert_problem(await client.post("/predict/", content=picture(0)), 404, "not_found")  # and no redirect
+    wrong_method = await client.get("/predict")
+    assert_problem(wrong_method, 405, "method_not_allowed")
+    assert wrong_method.headers["allow"] == "POST"
+
+
+async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
+    await client.post("/predict", content=picture(0))
+    await client.post("/predict", content=b"hello")
+    await client.get("/nowhere/1")
+    await client.get("/nowhere/2")
+    lines = (await client.get("/metrics")).text.splitlines()
+    for line in (
+        'vit_http_requests_total{method="POST",route="/predict",status="200"} 1.0',
+        'vit_http_requests_total{method="POST",route="/predict",status="415"} 1.0',
+        'vit_http_requests_total{method="GET",route="unmatched",status="404"} 2.0',
+        'vit_images_total{outcome="ok"} 1.0',
+        'vit_images_total{outcome="UnsupportedImageFormat"} 1.0',
+        "vit_inference_seconds_count 1.0",
+        "vit_batch_size_images_count 1.0",
+        "vit_images_accepted 0.0",
+        "vit_images_waiting 0.0",
+        "vit_requests_accepted 0.0",
+        "vit_ready 1.0",
+    ):
+        assert line in lines
+
+
+async def test_browsers_may_call_from_origins_that_are_set(open_client: OpenClient) -> None:
+    async with open_client(cors_origins="https://shop.example") as client:
+        allowed = await client.get("/health/live", headers={"Origin": "https://shop.example"})
+        other = await client.get("/health/live", headers={"Origin": "https://evil.example"})
+    assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
+    assert "access-control-allow-origin" not in other.headers
+
+
+async def test_openapi_declares_what_is_answered_and_its_examples_work(client: httpx.AsyncClient) -> None:
+    specification = (await client.get("/openapi.json")).json()
+    for path in ("/predict", "/predict/batch"):
+        operation = specification["paths"][path]["post"]
+        statuses = {"200", "400", "401", "413", "415", "422", "429", "500", "503", "504"}
+        assert set(operation["responses"]) == statuses
+        example = operation["requestBody"]["content"]["application/json"]["example"]
+        response = await client.post(path, json=example)
+        assert response.status_code == 200
+        assert "error" not in json.dumps(response.json())
+    assert (await client.get("/docs")).status_code == 200

@@ -1,0 +1,46 @@
+import io
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import structlog
+
+from app.logs import configure_logging
+
+
+@pytest.fixture
+def errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What is written to standard error."""
+    stream = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stream)
+        yield stream
+    configure_logging("info", "json")
+
+
+def test_json_logs_are_one_object_a_line(errors: io.StringIO) -> None:
+    configure_logging("info", "json")
+    with structlog.contextvars.bound_contextvars(request_id="abc"):
+        structlog.get_logger("a").info("first\nstill first", status=200)
+        logging.getLogger("b").warning("second")
+        logging.getLogger("b").debug("never")
+    lines = [json.loads(line) for line in errors.getvalue().splitlines()]
+    assert [(line["event"], line["level"], line["request_id"]) for line in lines] == [
+        ("first\nstill first", "info", "abc"),
+        ("second", "warning", "abc"),
+    ]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_traceback_shows_no_local_variables(errors: io.StringIO, log_format: Literal["text", "json"]) -> None:
+    configure_logging("info", log_format)
+    image_bytes = "a private picture"[::-1]
+    try:
+        raise ValueError
+    except ValueError:
+        structlog.get_logger("a").exception("unexpected error")
+    assert "Traceback" in errors.getvalue()
+    assert image_bytes not in errors.getvalue()

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from app.errors import StartError
+from app.settings import BUNDLED_MODEL, read_settings
+
+
+def test_defaults_are_safe() -> None:
+    settings = read_settings()
+    assert (settings.model, settings.host, settings.port) == (BUNDLED_MODEL, "127.0.0.1", 8000)
+    assert settings.max_queue_delay_ms == 0
+    assert settings.image_formats == {"jpeg", "png", "webp", "gif", "bmp"}
+
+
+def test_variables_are_read_with_their_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VIT_MAX_BATCH_SIZE", "7")
+    monkeypatch.setenv("VIT_IMAGE_FORMATS", "jpeg, png")
+    monkeypatch.setenv("VIT_API_KEYS", "one,two")
+    settings = read_settings(port=1234, host=None)
+    assert (settings.max_batch_size, settings.port) == (7, 1234)
+    assert settings.image_formats == {"jpeg", "png"}
+    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("VIT_PORT", "99999", "VIT_PORT: input should be less than or equal to 65535"),
+        ("VIT_MAX_BATCH_SIZE", "many", "VIT_MAX_BATCH_SIZE: input should be a valid integer"),
+        ("VIT_REQUEST_TIMEOUT_S", "0", "VIT_REQUEST_TIMEOUT_S: input should be greater than 0"),
+        ("VIT_DEVICE", "tpu", "VIT_DEVICE: string should match pattern"),
+        ("VIT_IMAGE_FORMATS", "tiff", "VIT_IMAGE_FORMATS: input should be 'jpeg', 'png', 'webp', 'gif' or 'bmp'"),
+        ("VIT_MODEL", "/no/such/model", "VIT_MODEL: /no/such/model does not exist"),
+    ],
+)
+def test_a_wrong_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StartError) as caught:
+        read_settings()
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("VIT_API_KEYS", "hunter2")
+    assert "hunter2" not in repr(read_settings())
+    monkeypatch.setenv("VIT_PORT", "x")
+    with pytest.raises(StartError) as caught:
+        read_settings()
+    assert "hunter2" not in str(caught.value)

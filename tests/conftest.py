@@ -1,0 +1,16 @@
+"""Fixtures that many tests share."""
+
+from pathlib import Path
+
+import pytest
+
+from app.logs import configure_logging
+from tests.support import write_tiny_checkpoint
+
+configure_logging("info", "json")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint directory in Hugging Face layout, of a model that loads and runs in milliseconds."""
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-dinov2")

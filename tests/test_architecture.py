@@ -1,0 +1,57 @@
+"""Imports go one way, and each room knows only what it may."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = sorted([*ROOT.glob("app/**/*.py"), *ROOT.glob("model/**/*.py")])
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, wherever in the file it does."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def reaches(path: Path, *modules: str) -> set[str]:
+    return {name for name in imports(path) for module in modules if name == module or name.startswith(f"{module}.")}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("model/**/*.py")), ids=lambda path: path.name)
+def test_the_model_knows_nothing_of_the_service(path: Path) -> None:
+    assert not reaches(path, "app", "fastapi", "starlette", "httpx")
+
+
+@pytest.mark.parametrize(
+    ("file", "unknown"),
+    [
+        ("batching.py", ("torch", "fastapi", "starlette", "model", "PIL", "numpy")),
+        ("errors.py", ("fastapi", "starlette", "http", "app", "model")),
+        ("images.py", ("torch", "fastapi", "starlette", "app.batching", "app.runner")),
+        ("runner.py", ("fastapi", "starlette", "app.batching")),
+        ("classifier.py", ("fastapi", "starlette", "app.api", "torch")),
+        ("lifecycle.py", ("fastapi", "starlette", "app.api", "torch")),
+        ("settings.py", ("fastapi", "starlette", "torch", "model")),
+    ],
+)
+def test_each_room_knows_only_what_it_may(file: str, unknown: tuple[str, ...]) -> None:
+    assert not reaches(ROOT / "app" / file, *unknown)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_only_the_server_builds_the_app_and_only_the_runner_meets_torch(path: Path) -> None:
+    name = str(path.relative_to(ROOT))
+    assert name == "app/server.py" or not reaches(path, "app.main")
+    assert name.startswith("model/") or name == "app/runner.py" or not reaches(path, "torch")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("app/*.py")), ids=lambda path: path.name)
+def test_only_main_knows_the_wire(path: Path) -> None:
+    assert path.name == "main.py" or not reaches(path, "app.api")
