@@ -144,6 +144,7 @@ class Service:
         return True
 
     async def close(self) -> None:
+        """Stop the classifier; what still waits fails with `Draining`."""
         self._draining.set()
         if self._classifier is not None:
             await self._classifier.close()

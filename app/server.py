@@ -39,14 +39,15 @@ def serve(settings: Settings) -> int:
 
 class DrainingServer(uvicorn.Server):
     """A server that on SIGTERM or SIGINT first lets the service drain, with the door open: probes and late callers are
-    answered (not ready, 503) until the last accepted request is. A second signal hurries."""
+    answered (not ready, 503) until the last accepted request is. A second signal refuses what still waits, a third cuts."""
 
     def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float) -> None:
         super().__init__(config)
         self.failed = False
         self._service = service
         self._drain_timeout_s = drain_timeout_s
-        self._drain: asyncio.Task[None] | None = None
+        self._stopping: asyncio.Task[None] | None = None
+        self._hurried = asyncio.Event()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # called between two bytecodes of the main thread: leave everything else to the event loop
@@ -62,12 +63,20 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
     def _on_signal(self) -> None:
-        if self._drain is None:
-            self._drain = asyncio.create_task(self._drain_and_exit())
+        if self._stopping is None:
+            self._stopping = asyncio.create_task(self._drain_and_exit())
+        elif not self._hurried.is_set():
+            _log.warning("second signal: refusing what still waits")
+            self._hurried.set()
         else:
-            _log.warning("second signal: not waiting any longer")
-            self.should_exit = self.force_exit = True
+            self.force_exit = True
 
     async def _drain_and_exit(self) -> None:
-        await self._service.drain(self._drain_timeout_s)
+        drain = asyncio.create_task(self._service.drain(self._drain_timeout_s))
+        hurried = asyncio.create_task(self._hurried.wait())
+        await asyncio.wait((drain, hurried), return_when=asyncio.FIRST_COMPLETED)
+        if not (drain.done() and drain.result()):
+            await self._service.close()  # whoever still waits is told so, instead of being cut off
+        for task in (drain, hurried):
+            task.cancel()
         self.should_exit = True

@@ -1,7 +1,5 @@
-import io
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from typing import Literal
 
@@ -11,23 +9,19 @@ import structlog
 from app.logs import configure_logging
 
 
-@pytest.fixture
-def errors(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
-    """What is written to standard error."""
-    stream = io.StringIO()
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "stderr", stream)
-        yield stream
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    yield
     configure_logging("info", "json")
 
 
-def test_json_logs_are_one_object_a_line(errors: io.StringIO) -> None:
+def test_json_logs_are_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "json")
     with structlog.contextvars.bound_contextvars(request_id="abc"):
         structlog.get_logger("a").info("first\nstill first", status=200)
         logging.getLogger("b").warning("second")
         logging.getLogger("b").debug("never")
-    lines = [json.loads(line) for line in errors.getvalue().splitlines()]
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert [(line["event"], line["level"], line["request_id"]) for line in lines] == [
         ("first\nstill first", "info", "abc"),
         ("second", "warning", "abc"),
@@ -35,12 +29,13 @@ def test_json_logs_are_one_object_a_line(errors: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_traceback_shows_no_local_variables(errors: io.StringIO, log_format: Literal["text", "json"]) -> None:
+def test_a_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str], log_format: Literal["text", "json"]) -> None:
     configure_logging("info", log_format)
     image_bytes = "a private picture"[::-1]
     try:
         raise ValueError
     except ValueError:
         structlog.get_logger("a").exception("unexpected error")
-    assert "Traceback" in errors.getvalue()
-    assert image_bytes not in errors.getvalue()
+    written = capsys.readouterr().err
+    assert "Traceback" in written
+    assert image_bytes not in written

@@ -1,0 +1,137 @@
+"""The command line, in this process."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from app.cli import cli
+from app.logs import configure_logging
+from tests.support import ROOT, TINY_LABELS, picture
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    yield
+    configure_logging("info", "json")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures, one of them deeper, and a file that is none."""
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    (folder / "a.png").write_bytes(picture(0))
+    (folder / "deeper" / "b.png").write_bytes(picture(1))
+    (folder / "notes.txt").write_text("no picture")
+    return folder
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments])
+
+
+def test_classify_prints_one_json_object_a_line(folder: Path, tiny_checkpoint: Path) -> None:
+    result = run("classify", folder, "--model", tiny_checkpoint, "--json", "--top-k", 2)
+    assert result.exit_code == 0, result.output
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["path"] for row in rows] == [str(folder / "a.png"), str(folder / "deeper" / "b.png")]
+    assert all(len(row["predictions"]) == 2 for row in rows)
+    assert rows[0]["predictions"][0]["probability"] >= rows[0]["predictions"][1]["probability"]
+
+
+@pytest.mark.parametrize("arguments", [["--csv"], []], ids=["asked-for", "in-a-pipe"])
+def test_classify_prints_csv(folder: Path, tiny_checkpoint: Path, arguments: list[str]) -> None:
+    result = run("classify", folder / "a.png", "--model", tiny_checkpoint, "--top-k", 2, *arguments)
+    rows = list(csv.DictReader(io.StringIO(result.stdout)))
+    assert [row["rank"] for row in rows] == ["1", "2"]
+    assert all(row["label"] in TINY_LABELS for row in rows)
+
+
+def test_a_bad_picture_is_told_and_the_others_are_classified(folder: Path, tiny_checkpoint: Path) -> None:
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
+    result = run("classify", folder, "--model", tiny_checkpoint, "--json")
+    assert result.exit_code == 1
+    errors = {Path(row["path"]).name: row.get("error") for row in map(json.loads, result.stdout.splitlines())}
+    assert errors == {"a.png": None, "broken.jpg": "The image is truncated or corrupt.", "b.png": None}
+
+
+def test_more_pictures_than_the_queue_holds_are_all_classified(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIT_MAX_BATCH_SIZE", "2")
+    monkeypatch.setenv("VIT_MAX_QUEUE_SIZE", "1")
+    for seed in range(20):
+        (tmp_path / f"{seed:02}.png").write_bytes(picture(seed))
+    result = run("classify", tmp_path, "--model", tiny_checkpoint, "--json", "--top-k", 1)
+    assert result.exit_code == 0
+    assert [Path(json.loads(line)["path"]).stem for line in result.stdout.splitlines()] == [f"{i:02}" for i in range(20)]
+
+
+def test_a_folder_without_pictures_is_told(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    result = run("classify", tmp_path, "--model", tiny_checkpoint)
+    assert (result.exit_code, result.stderr) == (2, "vit-serve: there are no pictures in these folders\n")
+
+
+def test_info_tells_what_a_checkpoint_is(tiny_checkpoint: Path) -> None:
+    facts = json.loads(run("info", tiny_checkpoint, "--json").stdout)
+    assert (facts["name"], facts["parameters"], facts["image_size"]) == ("tiny-dinov2", 31_562, 28)
+    assert facts["labels"] == list(TINY_LABELS)
+    assert "tiny-dinov2" in run("info", tiny_checkpoint).stdout
+
+
+def test_a_wrong_checkpoint_is_one_sentence(tmp_path: Path) -> None:
+    result = run("info", tmp_path)
+    assert result.exit_code == 2
+    assert result.stderr == f"vit-serve: VIT_MODEL: {tmp_path}/config.json is missing\n"
+
+
+def write_labelled(path: Path, labels: tuple[str, ...], images: list[bytes]) -> Path:
+    table = pa.table({"image": [{"bytes": image, "path": None} for image in images], "label": list(range(len(images)))})
+    features = {"info": {"features": {"label": {"names": labels}}}}
+    pq.write_table(table.replace_schema_metadata({"huggingface": json.dumps(features)}), path)
+    return path
+
+
+def test_evaluate_counts_what_the_service_answers(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (tmp_path / "picture.png").write_bytes(picture(0))
+    answered = json.loads(run("classify", tmp_path, "--model", tiny_checkpoint, "--json").stdout)["predictions"][0]
+    images = [picture(0)] * 10  # one of each label, and only one label can be right
+    data = write_labelled(tmp_path / "test.parquet", TINY_LABELS, images)
+    report = json.loads(run("evaluate", data, "--model", tiny_checkpoint, "--json").stdout)
+    assert (report["images"], report["top1"], report["top5"]) == (10, 0.1, 0.5)
+    assert {name for name, share in report["per_class"].items() if share} == {answered["label"]}
+    assert "top-1 10.0%" in run("evaluate", data, "--model", tiny_checkpoint).stdout
+
+
+def test_evaluate_refuses_labels_of_another_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    data = write_labelled(tmp_path / "test.parquet", ("cat", "dog"), [picture(0), picture(1)])
+    result = run("evaluate", data, "--model", tiny_checkpoint)
+    assert result.exit_code == 2
+    assert "are not those of the model" in result.stderr
+
+
+def test_train_makes_a_checkpoint_that_is_served(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        (tmp_path / "data" / name / "one.png").write_bytes(picture(len(name)))
+    output = tmp_path / "mine"
+    result = run("train", tmp_path / "data", output, "--start", tiny_checkpoint, "--epochs", 1, "--image-size", 28)
+    assert result.exit_code == 0, result.output
+    facts = json.loads(run("info", output, "--json").stdout)
+    assert (facts["labels"], facts["image_size"]) == (["cat", "dog"], 28)
+
+
+def test_version_and_help_come_without_loading_torch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys; from app.cli import cli; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
+    assert "serve" in run("--help").stdout

@@ -1,0 +1,184 @@
+"""The real server process: how it starts, how it ends, and what the wire can do to it."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.server import Server, running_server
+from tests.support import picture
+
+LIMITS = httpx.Limits(max_connections=200)
+
+
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint: Path) -> Iterator[Server]:
+    with running_server(model=tiny_checkpoint, max_image_bytes=10_000) as server:
+        yield server
+
+
+def metric(server: Server, name: str) -> float:
+    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
+
+
+async def until(server: Server, name: str, value: float) -> None:
+    """Ask for the metric until it has the value; the test's own time limit ends it otherwise."""
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(metric, server, name) != value:  # noqa: ASYNC110 - another process has no Event
+            await asyncio.sleep(0.01)
+
+
+async def test_sigterm_under_load_answers_all_that_was_accepted_and_exits_with_0(tiny_checkpoint: Path) -> None:
+    # a batch that is held open keeps all requests inside until well after the signal
+    with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=3000) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
+            requests = [asyncio.create_task(client.post("/predict", content=picture(seed))) for seed in range(32)]
+            await until(server, "vit_images_waiting", 32)
+            server.stop()
+            server.wait_for_log("draining")
+            late = await client.post("/predict", content=picture(0))
+            ready = await client.get("/health/ready")
+            responses = await asyncio.gather(*requests)
+        assert (late.status_code, late.json()["code"]) == (503, "draining")
+        assert (ready.status_code, ready.json()["code"]) == (503, "draining")
+        assert [response.status_code for response in responses] == [200] * 32
+        assert len({tuple(response.json()["logits"]) for response in responses}) == 32
+        assert server.wait() == 0
+
+
+async def test_sigterm_while_callers_keep_calling_loses_nothing(tiny_checkpoint: Path) -> None:
+    outcomes: list[str] = []
+
+    async def call_until_the_door_closes(client: httpx.AsyncClient, seed: int) -> None:
+        while True:
+            try:
+                response = await client.post("/predict", content=picture(seed), headers={"Connection": "close"})
+            except httpx.TransportError:
+                return  # not accepted any more
+            outcomes.append(response.json().get("code", "ok"))
+
+    with running_server(model=tiny_checkpoint, max_batch_size=4) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
+            callers = [asyncio.create_task(call_until_the_door_closes(client, seed)) for seed in range(16)]
+            async with asyncio.timeout(60):
+                while len(outcomes) < 50:  # noqa: ASYNC110 - any of sixteen callers may be the one
+                    await asyncio.sleep(0.01)
+            server.stop()
+            await asyncio.gather(*callers)
+        assert server.wait() == 0
+        accepted = sum(record.get("status") == 200 for record in drained_log(server) if record.get("route") == "/predict")
+    assert set(outcomes) <= {"ok", "draining"}
+    assert outcomes.count("ok") == accepted
+
+
+def drained_log(server: Server) -> list[dict[str, object]]:
+    server.wait_for_log("Finished server process")
+    return server.log
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
+async def test_an_idle_server_exits_with_0(tiny_checkpoint: Path, sig: int) -> None:
+    with running_server(model=tiny_checkpoint) as server:
+        async with httpx.AsyncClient(base_url=server.url) as client:
+            await client.get("/health/ready")  # its connection stays open
+            server.stop(sig)
+            assert await asyncio.to_thread(server.wait) == 0
+
+
+async def test_a_second_signal_does_not_wait(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            request = asyncio.create_task(client.post("/predict", content=picture(0)))
+            await until(server, "vit_images_waiting", 1)
+            server.stop()
+            server.wait_for_log("draining")
+            server.stop()
+            refused = await request
+            assert await asyncio.to_thread(server.wait) == 0
+        assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+
+
+async def test_a_drain_that_takes_too_long_refuses_what_is_left(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000, drain_timeout_s=0.1) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            request = asyncio.create_task(client.post("/predict", content=picture(0)))
+            await until(server, "vit_images_waiting", 1)
+            server.stop()
+            refused = await request
+            assert await asyncio.to_thread(server.wait) == 0
+        assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
+    server = Server(model=tmp_path)
+    assert "architecture 'BertModel' is not supported" in server.wait_for_log("cannot start")["reason"]
+    assert server.wait() == 3
+
+
+def test_a_port_that_is_taken_ends_the_process(server: Server, tiny_checkpoint: Path) -> None:
+    second = Server(model=tiny_checkpoint, port=urlsplit(server.url).port)
+    assert "address already in use" in second.wait_for_log("[Errno")["event"]
+    assert second.wait() == 3
+
+
+async def test_a_caller_that_goes_away_takes_its_image_out_of_the_queue(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
+        reader, writer = await connect(server)
+        writer.write(head("POST /predict", len(picture(0))) + picture(0))
+        await until(server, "vit_images_waiting", 1)
+        writer.close()
+        await until(server, "vit_images_waiting", 0)
+        await until(server, 'vit_images_total{outcome="cancelled"}', 1)
+        await until(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}', 1)
+        assert metric(server, "vit_requests_accepted") == 0
+        assert reader.at_eof() or not await reader.read()
+
+
+async def test_a_declared_size_that_is_too_large_is_refused_before_anything_is_sent(server: Server) -> None:
+    reader, writer = await connect(server)
+    writer.write(head("POST /predict", 10_000_000_000, "Expect: 100-continue"))
+    async with asyncio.timeout(30):
+        status = await reader.readline()
+    writer.close()
+    assert status.split()[1] == b"413"
+
+
+async def test_half_an_upload_is_forgotten(server: Server) -> None:
+    before = metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}')
+    _, writer = await connect(server)
+    writer.write(head("POST /predict", 5000) + b"half")
+    await until(server, "vit_requests_accepted", 1)
+    writer.close()
+    await until(server, "vit_requests_accepted", 0)
+    assert metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}') == before + 1
+
+
+async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
+    reader, writer = await connect(server)
+    for seed in range(5):
+        writer.write(head("POST /predict?vectors=false", len(picture(seed)), f"X-Request-ID: n{seed}") + picture(seed))
+    ids: list[str] = []
+    async with asyncio.timeout(60):
+        while len(ids) < 5:
+            line = await reader.readline()
+            if line.lower().startswith(b"x-request-id"):
+                ids.append(line.split()[1].decode())
+    writer.close()
+    assert ids == ["n0", "n1", "n2", "n3", "n4"]
+
+
+async def connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    url = urlsplit(server.url)
+    return await asyncio.open_connection(url.hostname, url.port, family=socket.AF_INET)
+
+
+def head(request: str, length: int, *headers: str) -> bytes:
+    lines = (f"{request} HTTP/1.1", "Host: test", f"Content-Length: {length}", *headers)
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"

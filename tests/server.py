@@ -1,0 +1,77 @@
+"""A real server process for tests, on a free port."""
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_PATIENCE_S = 120
+
+
+class Server:
+    """`vit-serve serve` in a process of its own; its log is read as it comes."""
+
+    def __init__(self, **variables: object) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
+        environment |= {f"VIT_{name.upper()}": str(value) for name, value in {"port": 0, **variables}.items()}
+        self.process = subprocess.Popen(
+            [Path(sys.executable).parent / "vit-serve", "serve"],
+            env={**environment, "VIT_LOG_FORMAT": "json"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.log: list[dict[str, Any]] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = ""
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                self._lines.put(line)
+        self._lines.put(None)
+
+    def wait_for_log(self, event: str) -> dict[str, Any]:
+        """The next log line whose event begins so."""
+        while (line := self._lines.get(timeout=_PATIENCE_S)) is not None:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = {"event": line}
+            self.log.append(record)
+            if str(record["event"]).startswith(event):
+                return record
+        raise AssertionError(f"the server ended with {self.process.wait()} before {event!r}: {self.log}")
+
+    def wait_until_ready(self) -> None:
+        self.url = self.wait_for_log("Uvicorn running on")["event"].split()[3]
+        self.wait_for_log("ready")
+
+    def stop(self, sig: int = signal.SIGTERM) -> None:
+        self.process.send_signal(sig)
+
+    def wait(self) -> int:
+        """The exit status."""
+        self._reader.join(timeout=_PATIENCE_S)
+        return self.process.wait(timeout=_PATIENCE_S)
+
+
+@contextmanager
+def running_server(**variables: object) -> Iterator[Server]:
+    """A server that is ready; killed at the end if it still runs."""
+    server = Server(**variables)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.process.kill()
+        server.wait()

@@ -1,0 +1,84 @@
+"""The bundled model: right answers to real photographs, and the same logits as transformers."""
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from app.offline import running_classifier
+from app.settings import BUNDLED_MODEL, read_settings
+from tests.server import Server, running_server
+from tests.support import ROOT, encode, random_picture
+
+PICTURES = ROOT / "examples" / "images"
+CAT = (PICTURES / "cat.jpg").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pytest.param({"files": {"image": CAT}}, id="multipart"),
+        pytest.param({"content": CAT, "headers": {"Content-Type": "image/jpeg"}}, id="raw"),
+        pytest.param({"json": {"image": base64.b64encode(CAT).decode()}}, id="json"),
+    ],
+)
+def test_a_photo_of_a_cat_is_a_cat(server: Server, request_: dict[str, Any]) -> None:
+    answer = httpx.post(f"{server.url}/predict", timeout=60, **request_).json()
+    assert answer["model"] == "vit-small-everyday64"
+    assert answer["predictions"][0]["label"] in {"tabby cat", "Persian cat"}
+
+
+def test_a_photo_of_an_espresso_is_an_espresso(server: Server) -> None:
+    answer = httpx.post(f"{server.url}/predict", content=(PICTURES / "espresso.jpg").read_bytes(), timeout=60).json()
+    assert answer["predictions"][0]["label"] == "espresso"
+
+
+def reference_logits(paths: list[Path]) -> Any:
+    """What transformers gives from the same files, with its own loading, preprocessing and model."""
+    model: Any = AutoModelForImageClassification.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
+    processor: Any = AutoImageProcessor.from_pretrained(BUNDLED_MODEL)
+    logits = []
+    for path in paths:
+        with Image.open(path) as image, torch.no_grad():
+            logits.append(model(**processor(image, return_tensors="pt")).logits[0].numpy())
+    return np.stack(logits)
+
+
+async def logits_of_the_service(images: list[bytes]) -> Any:
+    async with running_classifier(read_settings(model=BUNDLED_MODEL)) as classifier:
+        answers = await asyncio.gather(*(classifier.classify(image_bytes) for image_bytes in images))
+    return np.stack([answer.logits for answer in answers])
+
+
+def test_logits_equal_those_of_transformers(tmp_path: Path) -> None:
+    (tmp_path / "alpha.png").write_bytes(encode(random_picture(0, 300, 200).convert("RGBA").rotate(20)))
+    (tmp_path / "grey.jpg").write_bytes(encode(random_picture(1, 64, 64).convert("L"), "JPEG"))
+    (tmp_path / "portrait.webp").write_bytes(encode(random_picture(2, 120, 400), "WEBP"))
+    paths = [PICTURES / "cat.jpg", PICTURES / "espresso.jpg", *sorted(tmp_path.iterdir())]
+    logits = asyncio.run(logits_of_the_service([path.read_bytes() for path in paths]))
+    np.testing.assert_allclose(logits, reference_logits(paths), rtol=0, atol=1e-3)
+
+
+def test_the_labels_are_64_everyday_things() -> None:
+    config = json.loads((BUNDLED_MODEL / "config.json").read_text())
+    assert len(config["id2label"]) == 64
+    assert {"tabby cat", "pizza", "teapot", "sports car"} <= set(config["id2label"].values())
+
+
+def test_the_weights_are_in_half_precision() -> None:
+    assert 42e6 < (BUNDLED_MODEL / "model.safetensors").stat().st_size < 46e6

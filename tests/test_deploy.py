@@ -1,0 +1,114 @@
+"""What the Dockerfile and the compose files promise, where a slip would show only in production. Needs no Docker."""
+
+import json
+import re
+from fnmatch import fnmatch
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # its types are a package of their own, not worth a dependency for one test
+
+from app.settings import Settings
+from tests.support import ROOT
+
+_FILES = ("Dockerfile", ".dockerignore", "docker-compose.yml", "deploy/compose.gpu.yml")
+
+
+def _instructions(name: str) -> list[str]:
+    """Arguments of each instruction of this name, in order, without comments and with continued lines joined."""
+    text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", "")
+    return re.findall(rf"^{name}\s+(.+)$", text, flags=re.MULTILINE)
+
+
+def _service(file: str) -> dict[str, Any]:
+    service: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())["services"]["vit-serve"]
+    return service
+
+
+def _settings_named_in(text: str) -> set[str]:
+    return {name.removeprefix("VIT_").lower() for name in re.findall(r"VIT_[A-Z]\w*", text)}
+
+
+def _enters_the_build(path: str) -> bool:
+    """As Docker decides: the last line of .dockerignore that names the path or a folder above it."""
+    enters = True
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.removeprefix("!").removeprefix("**/")
+        if line and not line.startswith("#") and any(fnmatch(part, pattern) for part in (path, path.split("/")[0])):
+            enters = line.startswith("!")
+    return enters
+
+
+def test_the_image_runs_as_a_numbered_user_who_is_not_root() -> None:
+    assert all(int(part) > 0 for part in _instructions("USER")[-1].split(":"))
+
+
+def test_signals_reach_the_process_and_no_argument_means_serve() -> None:
+    assert json.loads(_instructions("ENTRYPOINT")[-1]) == ["vit-serve"]
+    assert json.loads(_instructions("CMD")[-1]) == ["serve"]
+    assert _instructions("STOPSIGNAL") == ["SIGTERM"]
+
+
+def test_the_health_check_asks_whether_the_service_is_ready() -> None:
+    (check,) = _instructions("HEALTHCHECK")
+    python, option, code = json.loads(check.partition(" CMD ")[2])
+    assert (python, option) == ("python", "-c")
+    assert "/health/ready" in code
+    compile(code, "HEALTHCHECK", "exec")
+
+
+def test_what_the_build_copies_is_there_and_enters_it() -> None:
+    copied = [path for line in _instructions("COPY") if not line.startswith("--from") for path in line.split()[:-1]]
+    assert {"pyproject.toml", "constraints.txt"} <= set(copied)
+    for path in {*copied, "app", "model", "weights", "README.md", "LICENSE"} - {"."}:
+        assert (ROOT / path).exists(), path
+        assert _enters_the_build(path), path
+
+
+@pytest.mark.parametrize("path", [".env", ".git", ".venv", "tests", "runs", "key.pem"])
+def test_nothing_else_enters_the_build(path: str) -> None:
+    assert not _enters_the_build(path)
+
+
+def test_dependencies_are_installed_before_the_code_is_copied() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    assert text.index("--requirement requirements.txt") < text.index("COPY . .")
+
+
+def test_the_container_cannot_write_or_gain_rights() -> None:
+    service = _service("docker-compose.yml")
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert "no-new-privileges:true" in service["security_opt"]
+
+
+def test_a_stop_waits_longer_than_the_service_drains() -> None:
+    grace_s = float(_service("docker-compose.yml")["stop_grace_period"].removesuffix("s"))
+    assert grace_s > Settings.model_fields["drain_timeout_s"].default + 5  # the answers are still to be sent
+
+
+def test_every_setting_but_the_model_passes_into_the_container() -> None:
+    # VIT_MODEL is a path, and a path of the host is none of the container's
+    environment = _service("docker-compose.yml")["environment"]
+    assert _settings_named_in(" ".join(environment)) == set(Settings.model_fields) - {"model"}
+
+
+@pytest.mark.parametrize("file", _FILES)
+def test_settings_that_are_named_exist(file: str) -> None:
+    assert _settings_named_in((ROOT / file).read_text()) <= set(Settings.model_fields)
+
+
+def test_the_overlay_adds_a_gpu_to_the_service() -> None:
+    service = _service("deploy/compose.gpu.yml")
+    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+    assert device["driver"] == "nvidia"
+    assert "gpu" in device["capabilities"]
+    assert service["environment"] == {"VIT_DEVICE": "cuda"}
+    assert service["image"] != _service("docker-compose.yml")["image"]
+
+
+@pytest.mark.parametrize("file", _FILES)
+def test_no_address_of_a_package_index_is_written_down(file: str) -> None:
+    # where packages come from is the builder's to say; the service's own address is no index
+    addresses = re.findall(r"\w+://\S+", (ROOT / file).read_text())
+    assert all(address.startswith("http://127.0.0.1:8000") for address in addresses), addresses

@@ -1,0 +1,88 @@
+"""What the documents say is true."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from pydantic_core import PydanticUndefined
+
+from app.settings import BUNDLED_MODEL, Settings
+from tests.server import Server, running_server
+from tests.support import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def written(default: Any) -> str:
+    """A default as the page writes it."""
+    if default is PydanticUndefined:
+        return "CPU cores"
+    if default == BUNDLED_MODEL:
+        return "the bundled weights"
+    if isinstance(default, bool):
+        return f"`{str(default).lower()}`"
+    if isinstance(default, frozenset | tuple):
+        return f"`{','.join(sorted(default))}`" if default else "none"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def test_every_setting_is_on_its_page_with_its_default() -> None:
+    page = dict(re.findall(r"^\| `(VIT_\w+)` \| (.+?) \|", SETTINGS, flags=re.MULTILINE))
+    assert page == {f"VIT_{name.upper()}": written(field.default) for name, field in Settings.model_fields.items()}
+
+
+def test_every_setting_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"VIT_[A-Z_]+[A-Z]", README))
+    assert named
+    assert named <= {f"VIT_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_every_link_and_path_of_the_readme_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / target).exists(), target
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
+        for target in re.findall(r"make (\w+)", page):
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with running_server() as server:
+        yield server
+
+
+def test_the_curl_answer_in_the_readme_is_the_real_one(server: Server) -> None:
+    curl = next(block for block in blocks("bash") if block.startswith("curl"))
+    path = re.search(r"-F image=@(\S+)", curl)
+    url = re.search(r"http://127\.0\.0\.1:8000(/\S+?)'?\s", curl)
+    assert path and url
+    image_bytes = (ROOT / path[1]).read_bytes()
+    answer = httpx.post(server.url + url[1], files={"image": image_bytes}, timeout=60).json()
+    shown = json.loads(blocks("json")[0])
+    assert shown["model"] == answer["model"]
+    for ours, theirs in zip(shown["predictions"], answer["predictions"], strict=True):
+        assert (ours["label"], ours["class_index"]) == (theirs["label"], theirs["class_index"])
+        assert ours["probability"] == pytest.approx(theirs["probability"], abs=2e-3)
+        assert ours["logit"] == pytest.approx(theirs["logit"], abs=2e-2)
+
+
+def test_the_python_client_in_the_readme_works(server: Server) -> None:
+    code = blocks("python")[0].replace("http://127.0.0.1:8000", server.url)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "cat" in ended.stdout

@@ -1,0 +1,63 @@
+"""The client scripts, as a user runs them: against a real server, in processes of their own."""
+
+import csv
+import io
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server import Server, running_server
+from tests.support import ROOT, picture
+
+
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint: Path) -> Iterator[Server]:
+    with running_server(model=tiny_checkpoint, api_keys="secret", max_queue_size=2) as server:
+        yield server
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_one_image_is_ranked(server: Server) -> None:
+    cat = ROOT / "examples" / "images" / "cat.jpg"
+    result = run("classify_image.py", cat, "--url", server.url, "--api-key", "secret", "--top-k", 2)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert len(result.stdout.splitlines()) == 2
+    assert "class " in result.stdout
+
+
+def test_one_image_says_why_it_was_refused(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no image")
+    without_key = run("classify_image.py", tmp_path / "a.png", "--url", server.url)
+    assert (without_key.returncode, "valid API key" in without_key.stderr) == (1, True)
+    not_an_image = run("classify_image.py", tmp_path / "a.png", "--url", server.url, "--api-key", "secret")
+    assert (not_an_image.returncode, "not an image" in not_an_image.stderr) == (1, True)
+
+
+def test_a_folder_is_classified_through_a_queue_that_is_often_full(server: Server, tmp_path: Path) -> None:
+    for seed in range(12):
+        (tmp_path / f"{seed}.png").write_bytes(picture(seed))
+    (tmp_path / "broken.png").write_bytes(picture(0)[:200])
+    output = tmp_path / "labels.csv"
+    arguments = ("--url", server.url, "--api-key", "secret", "--concurrency", 4, "--tries", 50, "--output", output)
+    result = run("classify_folder.py", tmp_path, *arguments)
+    assert result.returncode == 1  # one is broken
+    rows = {Path(row["path"]).name: row for row in csv.DictReader(io.StringIO(output.read_text()))}
+    assert len(rows) == 13
+    assert rows.pop("broken.png")["error"] == "The image is truncated or corrupt."
+    assert all(row["label"].startswith("class ") and not row["error"] for row in rows.values())
+
+
+def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(0))
+    one = run("classify_image.py", tmp_path / "a.png", "--url", "http://127.0.0.1:1")
+    assert (one.returncode, "cannot reach http://127.0.0.1:1" in one.stderr) == (1, True)
+    folder = run("classify_folder.py", tmp_path, "--url", "http://127.0.0.1:1", "--tries", 1)
+    assert folder.returncode == 1
+    assert "ConnectError" in folder.stdout
