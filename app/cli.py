@@ -3,6 +3,7 @@
 import asyncio
 import csv
 import json
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ def serve(
     port: Annotated[int | None, typer.Option(help="Port to listen on. Default: VIT_PORT, or 8000.")] = None,
 ) -> None:
     """Serve a model over HTTP. Everything else is set by VIT_* variables; see the README."""
+    # until the server takes over: the first process of a container ignores signals that it has no handler for
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     from app.server import serve as run_server  # torch takes seconds to import; --help should not
 
     with _explained():

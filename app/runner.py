@@ -60,10 +60,22 @@ class ModelRunner:
         self._model = torch.compile(model, dynamic=False) if compile_model else model
 
     def warm_up(self) -> None:
-        """Run every batch size once, the largest first, so that the first caller waits for nothing. Blocks."""
+        """Run every batch size once, the largest first, so that the first caller waits for nothing. Blocks.
+
+        Raises:
+            StartError: the model cannot be compiled here, or the largest batch does not fit.
+        """
         for size in sorted({1, self._max_batch_size, *self.batch_sizes}, reverse=True):
             blank = np.zeros(self._image_shape, np.uint8)
-            self._thread.submit(self._run, [blank] * size).result()
+            try:
+                self._thread.submit(self._run, [blank] * size).result()
+            except OutOfMemory as error:
+                raise StartError(f"VIT_MAX_BATCH_SIZE: {size} images do not fit into the memory of {self.device}") from error
+            except RuntimeError as error:
+                if not self.batch_sizes:
+                    raise
+                reason = str(error).partition("\n")[0]
+                raise StartError(f"VIT_COMPILE: the model cannot be compiled here, start without it: {reason}") from error
 
     async def run(self, images: Sequence[Pixels]) -> Sequence[Scores]:
         """Classify a batch: pixels (3, H, W) uint8 each -> scores in the same order.

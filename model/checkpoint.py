@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import save
+from torch import Tensor, nn
 
 from model.config import ViTConfig
 from model.preprocessing import Preprocessing, from_hugging_face, to_hugging_face
@@ -148,6 +148,8 @@ def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionT
     config = replace(config, image_size=image_size)
     state["pos_embed"] = resample_position_embedding(state["pos_embed"], config.grid_size)
     model = VisionTransformer(config)
+    nn.init.trunc_normal_(model.head.weight, std=0.02)
+    nn.init.zeros_(model.head.bias)
     model.load_state_dict(state | {f"head.{name}": value for name, value in model.head.state_dict().items()})
     return model
 
@@ -164,7 +166,8 @@ def save_checkpoint(
             tensors[name] = part.to("cpu", dtype).contiguous()
     tensors["dinov2.embeddings.mask_token"] = torch.zeros(1, config.embed_dim, dtype=dtype)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    # written as any file is, and so readable for whom the umask allows it: safetensors' own save_file lets only the owner
+    (directory / WEIGHTS_FILE).write_bytes(save(tensors, metadata={"format": "pt"}))
     _write_json(directory / "config.json", _hugging_face_config(config, labels, str(dtype).removeprefix("torch.")))
     _write_json(directory / "preprocessor_config.json", to_hugging_face(preprocessing))
 
@@ -265,14 +268,14 @@ def _read_state(path: Path, layout: _Layout, config: ViTConfig, *, headless: boo
         expected = {key: tuple(value.shape) for key, value in VisionTransformer(config).state_dict().items()}
     if headless:
         expected = {key: shape for key, shape in expected.items() if not key.startswith("head.")}
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing")
     try:
         with safe_open(path, framework="pt") as file:
             found = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
             _check(path, layout, expected, found, headless)
             return {key: torch.cat([file.get_tensor(source).float() for source in layout.sources(key)]) for key in expected}
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:  # a file that may not be read is FileNotFoundError to safetensors
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}") from error
 
 

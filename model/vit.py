@@ -15,7 +15,10 @@ from model.patch_embedding import PatchEmbed
 
 
 class VisionTransformer(nn.Module):
-    """Patch embedding, class token and position embedding, encoder blocks, final norm, head."""
+    """Patch embedding, class token and position embedding, encoder blocks, final norm, head.
+
+    Meant to be filled from a checkpoint: the embeddings of a new one are zero.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -26,9 +29,6 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(EncoderBlock(config) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(config.head_dim, config.num_classes)
-        self.apply(_initialise)
-        nn.init.normal_(self.cls_token, std=1e-6)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify normalised images: (B, C, H, W) -> logits (B, K)."""
@@ -131,11 +131,3 @@ def resample_position_embedding(pos_embed: Tensor, grid_size: int, *, antialias:
     grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", antialias=antialias)
     patches = grid.permute(0, 2, 3, 1).reshape(1, grid_size**2, width)  # (1, g*g, D)
     return torch.cat((cls_token, patches.to(pos_embed.dtype)), dim=1)
-
-
-def _initialise(module: nn.Module) -> None:
-    """The initialisation of ViT and DeiT: narrow truncated normal weights, biases zero."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)

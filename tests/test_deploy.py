@@ -87,10 +87,9 @@ def test_a_stop_waits_longer_than_the_service_drains() -> None:
     assert grace_s > Settings.model_fields["drain_timeout_s"].default + 5  # the answers are still to be sent
 
 
-def test_every_setting_but_the_model_passes_into_the_container() -> None:
-    # VIT_MODEL is a path, and a path of the host is none of the container's
+def test_the_settings_that_make_sense_in_a_container_pass_into_it() -> None:
     environment = _service("docker-compose.yml")["environment"]
-    assert _settings_named_in(" ".join(environment)) == set(Settings.model_fields) - {"model"}
+    assert _settings_named_in(" ".join(environment)) == set(Settings.model_fields) - {"compile", "model"}
 
 
 @pytest.mark.parametrize("file", _FILES)

@@ -122,6 +122,16 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_sentence(tmp_pa
     assert server.wait() == 3
 
 
+def test_a_model_that_cannot_be_compiled_ends_the_process(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no compiler there
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    server = Server(model=tiny_checkpoint, compile=True, max_batch_size=1)
+    assert server.wait_for_log("cannot start")["reason"].startswith("VIT_COMPILE: the model cannot be compiled here")
+    assert server.wait() == 3
+
+
 def test_a_port_that_is_taken_ends_the_process(server: Server, tiny_checkpoint: Path) -> None:
     second = Server(model=tiny_checkpoint, port=urlsplit(server.url).port)
     assert "address already in use" in second.wait_for_log("[Errno")["event"]
@@ -182,3 +192,10 @@ async def connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamW
 def head(request: str, length: int, *headers: str) -> bytes:
     lines = (f"{request} HTTP/1.1", "Host: test", f"Content-Length: {length}", *headers)
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+def test_sigterm_before_the_server_listens_ends_the_process(tiny_checkpoint: Path) -> None:
+    server = Server(model=tiny_checkpoint)
+    server.wait_for_log("Started server process")
+    server.stop()
+    assert server.wait() == 0

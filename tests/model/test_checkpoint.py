@@ -224,3 +224,15 @@ def test_a_pickle_is_never_opened(copy: Path, name: str, monkeypatch: pytest.Mon
 def test_a_place_without_a_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a directory with a checkpoint"):
         load_checkpoint(tmp_path / "nowhere")
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "model.safetensors").mkdir()  # to root, who reads everything, the nearest thing
+    with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):
+        load_checkpoint(copy)
+
+
+def test_what_is_saved_can_be_read_by_others(tiny_checkpoint: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tiny_checkpoint.iterdir()}
+    assert len(set(modes.values())) == 1, modes
