@@ -8,6 +8,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
-_RATE_MEMORY = 0.8
-"""Weight of the past in the measured rate, at each batch."""
+_RATE_WINDOW = 256
+"""Items whose leaving tells the rate of now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,9 @@ class Batcher(Generic[Item, Result]):
         self._running: Sequence[_Job[Item, Result]] = ()
         self._arrived = asyncio.Event()
         self._worker: asyncio.Task[None] | None = None
-        self._rate = 0.0
+        self._stopped = False
+        self._busy_since = 0.0
+        self._left: deque[float] = deque(maxlen=_RATE_WINDOW)  # when the last ones left their places, while busy
 
     def start(self) -> None:
         """Start the worker. To be called in the event loop that will submit."""
@@ -82,6 +85,7 @@ class Batcher(Generic[Item, Result]):
 
     async def stop(self) -> None:
         """End the worker; what still waits fails with `Draining`."""
+        self._stopped = True
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.wait([self._worker])
@@ -113,16 +117,20 @@ class Batcher(Generic[Item, Result]):
         Raises:
             QueueFull: no place is free.
             NotReady: the worker is not running.
+            Draining: the batcher was stopped.
         """
-        if not self.alive:
-            raise NotReady("The inference worker is not running.", retry_after_s=5.0)
+        self._check_alive()
         if self._accepted >= self._max_queue_size:
             raise QueueFull("Too many images are waiting.", retry_after_s=self._drain_time())
+        if self._accepted == 0:
+            self._busy_since = time.perf_counter()
+            self._left.clear()
         self._accepted += 1
         try:
             yield
         finally:
             self._accepted -= 1
+            self._left.append(time.perf_counter())
 
     async def submit(self, item: Item, deadline: float = math.inf) -> Served[Result]:
         """Wait for the item's turn and its result. Cancelling this call takes the item out of the queue.
@@ -135,10 +143,9 @@ class Batcher(Generic[Item, Result]):
             DeadlineExceeded: the deadline passed first.
             InferenceFailed: the run failed on this very item.
             NotReady: the worker is not running, or died meanwhile.
-            Draining: the batcher was stopped meanwhile.
+            Draining: the batcher was stopped, before or meanwhile.
         """
-        if not self.alive:
-            raise NotReady("The inference worker is not running.", retry_after_s=5.0)
+        self._check_alive()
         job = _Job[Item, Result](item, time.perf_counter(), deadline, asyncio.get_running_loop().create_future())
         self._waiting[job] = None
         self._arrived.set()
@@ -203,7 +210,6 @@ class Batcher(Generic[Item, Result]):
             await self._split(jobs, error)
         else:
             run_s = time.perf_counter() - started
-            self._measure(len(jobs), run_s)
             for job, result in zip(jobs, results, strict=True):
                 if not job.future.done():
                     job.future.set_result(Served(result, started - job.arrival, run_s, len(jobs)))
@@ -222,20 +228,22 @@ class Batcher(Generic[Item, Result]):
             if wanted := [job for job in half if _is_wanted(job)]:
                 await self._deliver(wanted)
 
-    def _measure(self, items: int, run_s: float) -> None:
-        """Follow the rate at which a busy worker answers, in items a second."""
-        if run_s > 0:
-            rate = items / run_s
-            self._rate = rate if self._rate == 0 else _RATE_MEMORY * self._rate + (1 - _RATE_MEMORY) * rate
+    def _check_alive(self) -> None:
+        if self._stopped:
+            raise _stopping()
+        if not self.alive:
+            raise NotReady("The inference worker is not running.", retry_after_s=5.0)
 
     def _drain_time(self) -> float:
-        """Seconds until all that is accepted now will be answered, at the measured rate."""
-        return self._accepted / self._rate if self._rate else 1.0
+        """Seconds until all that is accepted now will have left, at the rate at which places were left since it is busy."""
+        since = self._left[0] if len(self._left) == _RATE_WINDOW else self._busy_since
+        elapsed = time.perf_counter() - since
+        return self._accepted * elapsed / len(self._left) if self._left else 1.0
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
         """The worker has stopped or died: nobody who waits may wait for ever."""
         if worker.cancelled():
-            error: Exception = Draining("The service is shutting down.", retry_after_s=1.0)
+            error: Exception = _stopping()
         else:
             _log.critical("the inference worker died", exc_info=worker.exception())
             error = NotReady("The inference worker has died.", retry_after_s=5.0)
@@ -249,6 +257,10 @@ def _is_wanted(job: _Job[Item, Result]) -> bool:
     if not job.future.done() and job.deadline <= asyncio.get_running_loop().time():
         job.future.set_exception(_too_late())
     return not job.future.done()
+
+
+def _stopping() -> Draining:
+    return Draining("The service is shutting down.", retry_after_s=1.0)
 
 
 def _too_late() -> DeadlineExceeded:

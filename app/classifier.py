@@ -7,14 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from app.batching import Batcher, Served
-from app.errors import DeadlineExceeded, InferenceFailed
+from app.errors import DeadlineExceeded, Draining, InferenceFailed
 from app.images import ImageDecoder, Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
 from model.checkpoint import Checkpoint
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,15 @@ class Classifier:
         """Start the worker; to be called in the event loop that will classify."""
         self._batcher.start()
 
+    def check_room(self) -> None:
+        """Tell whether an image would be taken now, before its bytes have come.
+
+        Raises:
+            QueueFull, NotReady, Draining: it would be refused.
+        """
+        with self._batcher.place():
+            pass
+
     async def classify(self, image_bytes: bytes, deadline: float = math.inf) -> Classification:
         """Classify one encoded image. Cancelling this call drops the work wherever it waits.
 
@@ -120,7 +132,7 @@ class Classifier:
             pixels = await self._decode(image_bytes, deadline)
             decode_s = time.perf_counter() - started
             served = await self._batcher.submit(pixels, deadline)
-        return self._classification(served, decode_s)
+            return self._classification(served, decode_s)
 
     async def _decode(self, image_bytes: bytes, deadline: float) -> Pixels:
         """Decode in a thread; an image whose caller has gone or whose deadline has passed is never begun."""
@@ -130,10 +142,17 @@ class Classifier:
                 return await loop.run_in_executor(self._decoders, self._decoder.decode, image_bytes)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # nobody cancelled this call: its turn to be decoded was, when the classifier was closed
+            raise Draining("The service is shutting down.", retry_after_s=1.0) from None
 
     def _classification(self, served: Served[Scores], decode_s: float) -> Classification:
         scores = served.result
         if not np.isfinite(scores.logits).all():
+            _log.error("the model gave logits that are not finite")
             raise InferenceFailed("The model gave numbers that are not finite for this image.")
         timings = Timings(decode_s, served.queue_s, served.run_s)
         self._metrics.observe_timings(decode_s, served.queue_s, served.run_s)

@@ -3,6 +3,8 @@
 import asyncio
 import csv
 import json
+import logging
+import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
@@ -16,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from app import __version__
 from app.errors import ServiceError, StartError
@@ -58,7 +61,9 @@ def serve(
     with _explained():
         settings = read_settings(model=model, host=host, port=port)
     configure_logging(settings.log_level, settings.log_format)
-    raise typer.Exit(run_server(settings))
+    status = run_server(settings)
+    logging.shutdown()
+    os._exit(status)  # a thread that is loading a model, or hangs in a device, cannot be waited for
 
 
 @cli.command()
@@ -136,7 +141,7 @@ def train(
     """Fine-tune a checkpoint's encoder on labelled pictures."""
     from model.checkpoint import CheckpointError
     from model.dataset import DatasetError, load_labelled_images
-    from model.train import TrainSettings, training_preprocessing
+    from model.train import TrainError, TrainSettings, training_preprocessing
     from model.train import train as run_training
 
     settings = TrainSettings(
@@ -144,7 +149,7 @@ def train(
     )
     try:
         run_training(start, load_labelled_images(data), output, training_preprocessing(image_size), settings)
-    except (CheckpointError, DatasetError) as error:
+    except (CheckpointError, DatasetError, TrainError) as error:
         _fail(str(error))
     _out.print(f"wrote {output}; measure it with: vit-serve evaluate DATA --model {output}", highlight=False)
 
@@ -242,12 +247,13 @@ def _print_csv(rows: list[dict[str, Any]], top_k: int) -> None:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     table = Table("picture", "label", "probability")
     for row in rows:
+        path = Text(row["path"])  # names of files and labels are no markup
         if "error" in row:
-            table.add_row(row["path"], f"[red]{row['error']}", "")
+            table.add_row(path, Text(row["error"], style="red"), "")
         for rank, prediction in enumerate(row.get("predictions", [])):
             style = "bold" if rank == 0 else "dim"
-            path = row["path"] if rank == 0 else ""
-            table.add_row(path, f"[{style}]{prediction['label']}", f"[{style}]{prediction['probability']:.1%}")
+            label, probability = prediction["label"], f"{prediction['probability']:.1%}"
+            table.add_row(path if rank == 0 else "", Text(label, style=style), Text(probability, style=style))
     _out.print(table)
 
 
@@ -270,5 +276,5 @@ def _explained() -> Iterator[None]:
 
 
 def _fail(message: str) -> None:
-    _err.print(f"vit-serve: {message}", style="red", highlight=False, soft_wrap=True)
+    _err.print(f"vit-serve: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(2)

@@ -18,6 +18,8 @@ OutOfMemory                   a batch did not fit on the device; the batcher spl
 EngineDead                    the device cannot be used any more; the batcher stops, callers see NotReady
 """
 
+from typing import ClassVar
+
 
 class StartError(Exception):
     """The service cannot start; the message is one sentence for whoever starts it."""
@@ -26,37 +28,56 @@ class StartError(Exception):
 class ServiceError(Exception):
     """A request cannot be answered. The message is written for the caller and holds nothing from inside."""
 
+    code: ClassVar[str]
+    """What went wrong, for programs; never changes its meaning."""
+
 
 class Unauthorized(ServiceError):
     """No valid API key was sent."""
+
+    code = "unauthorized"
 
 
 class MalformedRequest(ServiceError):
     """The body is broken, empty, or holds no image."""
 
+    code = "malformed_request"
+
 
 class InvalidParameter(ServiceError):
     """A parameter is out of its range."""
+
+    code = "invalid_parameter"
 
 
 class ImageTooLarge(ServiceError):
     """The image has more bytes or more pixels than is allowed."""
 
+    code = "image_too_large"
+
 
 class UnsupportedImageFormat(ServiceError):
     """The bytes are no image, or one of a format that is not enabled."""
+
+    code = "unsupported_image_format"
 
 
 class UndecodableImage(ServiceError):
     """The image is truncated or corrupt."""
 
+    code = "undecodable_image"
+
 
 class DeadlineExceeded(ServiceError):
     """The deadline passed before the answer was there."""
 
+    code = "deadline_exceeded"
+
 
 class InferenceFailed(ServiceError):
     """The model failed on this image."""
+
+    code = "inference_failed"
 
 
 class Refused(ServiceError):
@@ -71,13 +92,19 @@ class Refused(ServiceError):
 class QueueFull(Refused):
     """As many images wait as may wait."""
 
+    code = "queue_full"
+
 
 class NotReady(Refused):
     """The model is still loading, or its worker has died."""
 
+    code = "not_ready"
+
 
 class Draining(Refused):
     """The service is shutting down."""
+
+    code = "draining"
 
 
 class OutOfMemory(Exception):

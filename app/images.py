@@ -6,6 +6,7 @@ first frame and of all metadata only the EXIF orientation is read.
 
 import io
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,13 @@ Image.MAX_IMAGE_PIXELS = None  # ours, which the settings give, is checked befor
 
 _MAX_JPEG_SCANS = 100
 """A progressive JPEG of a camera or an editor has about 10 scans; each costs a pass over the whole image."""
+
+_MAX_JPEG_SEGMENTS = 10_000
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]", flags=re.DOTALL)
+"""A marker that is followed by a length, or the end of the image; not what stands within a scan's data."""
+
+_BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 
 _MAX_CROPPED_AWAY = 4
 """Resized pixels for each one that the crop keeps; above it only what is kept is resized."""
@@ -75,8 +83,7 @@ class ImageDecoder:
                     f"The image has {image.width} x {image.height} pixels; at most {self._max_pixels} are allowed."
                 )
             image.load()  # before the metadata: PNG's getexif would load too, and its error would be taken for broken EXIF
-            rgb = _to_rgb(_upright(image))
-        return _resize_and_crop(rgb, self._preprocessing)
+            return _resize_and_crop(_to_rgb(_upright(image)), self._preprocessing)
 
     def _check(self, image_bytes: bytes) -> str:
         """Everything that can be said of the bytes without decoding them; returns the format's name."""
@@ -91,8 +98,8 @@ class ImageDecoder:
                 else f"{image_format} images are not enabled"
             )
             raise UnsupportedImageFormat(f"{what}; send one of: {enabled}.")
-        if image_format == "jpeg" and image_bytes.count(b"\xff\xda") > _MAX_JPEG_SCANS:
-            raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_SCANS} scans.")
+        if image_format == "jpeg":
+            _check_scans(image_bytes)
         return image_format
 
 
@@ -106,9 +113,29 @@ def sniff_format(image_bytes: bytes) -> str | None:
         return "webp"
     if image_bytes.startswith((b"GIF87a", b"GIF89a")):
         return "gif"
-    if image_bytes.startswith(b"BM"):
+    if image_bytes.startswith(b"BM") and int.from_bytes(image_bytes[14:18], "little") in _BMP_HEADER_SIZES:
         return "bmp"
     return None
+
+
+def _check_scans(jpeg: bytes) -> None:
+    """Walk from marker to marker up to the end of the image, and count the scans; what is behind it is nobody's business.
+
+    ITU-T T.81, annex B: a marker is 0xFF and a byte that is neither 0x00 nor 0xFF; all but a few are followed by a length.
+
+    Raises:
+        UndecodableImage: more scans or segments than an honest picture has.
+    """
+    position, scans = 2, 0
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        marker = _JPEG_MARKER.search(jpeg, position)
+        if marker is None or marker[0] == b"\xff\xd9":
+            return
+        scans += marker[0] == b"\xff\xda"
+        if scans > _MAX_JPEG_SCANS:
+            raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_SCANS} scans.")
+        position = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big"))
+    raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_SEGMENTS} segments.")
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Service: loading -> ready -> draining -> closed. Decides whether a request may enter, and knows when the last has left."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 
 import structlog
 
@@ -61,6 +63,29 @@ def load_classifier(settings: Settings, metrics: Metrics) -> Classifier:
     return Classifier(checkpoint, decoder, runner, batcher, decode_threads=settings.decode_threads, metrics=metrics)
 
 
+async def _in_daemon_thread(work: Callable[[], Classifier]) -> Classifier:
+    """Await work that nobody can interrupt, in a thread that does not keep the process from ending."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[Classifier] = loop.create_future()
+
+    def finish(deliver: Callable[[], None]) -> None:
+        if not outcome.done():
+            deliver()
+
+    def run() -> None:
+        try:
+            result = work()
+        except BaseException as error:
+            deliver = partial(outcome.set_exception, error)
+        else:
+            deliver = partial(outcome.set_result, result)
+        with suppress(RuntimeError):  # the loop has ended meanwhile
+            loop.call_soon_threadsafe(finish, deliver)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return await outcome
+
+
 class Service:
     """One classifier and the state of its process.
 
@@ -90,7 +115,7 @@ class Service:
             StartError: in one sentence, why that is not possible.
         """
         _log.info("loading", model=str(self._settings.model))
-        classifier = await asyncio.to_thread(self._load, self._settings, self._metrics)
+        classifier = await _in_daemon_thread(partial(self._load, self._settings, self._metrics))
         classifier.start()
         self._classifier = classifier
         model = classifier.describe()
@@ -111,6 +136,20 @@ class Service:
     def draining(self) -> bool:
         return self._draining.is_set()
 
+    def check(self) -> Classifier:
+        """The classifier, if a request may enter now.
+
+        Raises:
+            NotReady: the model is loading, or its worker has died.
+            Draining: the service is shutting down.
+        """
+        reason = self.why_not_ready
+        if self.draining:
+            raise Draining(str(reason), _RETRY_AFTER_S)
+        if self._classifier is None or reason is not None:
+            raise NotReady(str(reason), _RETRY_AFTER_S)
+        return self._classifier
+
     @contextmanager
     def accept(self) -> Iterator[Classifier]:
         """Let one request in; a drain waits until it has left.
@@ -119,13 +158,11 @@ class Service:
             NotReady: the model is loading, or its worker has died.
             Draining: the service is shutting down.
         """
-        if (reason := self.why_not_ready) is not None or self._classifier is None:
-            refusal = Draining if self.draining else NotReady
-            raise refusal(reason or "", _RETRY_AFTER_S)
+        classifier = self.check()
         self._requests += 1
         self._idle.clear()
         try:
-            yield self._classifier
+            yield classifier
         finally:
             self._requests -= 1
             if self._requests == 0:

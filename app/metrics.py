@@ -56,14 +56,17 @@ class Metrics:
 
     @contextmanager
     def outcome_of_image(self) -> Iterator[None]:
-        """Count what becomes of one image; the label is `ok`, `cancelled`, or the name of the error's class."""
+        """Count what becomes of one image; the label is `ok`, `cancelled`, or the error's code."""
         try:
             yield
         except asyncio.CancelledError:
             self.images.labels("cancelled").inc()
             raise
         except ServiceError as error:
-            self.images.labels(type(error).__name__).inc()
+            self.images.labels(error.code).inc()
+            raise
+        except Exception:
+            self.images.labels("internal_error").inc()
             raise
         else:
             self.images.labels("ok").inc()

@@ -63,12 +63,12 @@ class ModelRunner:
         """Run every batch size once, the largest first, so that the first caller waits for nothing. Blocks.
 
         Raises:
-            StartError: the model cannot be compiled here, or the largest batch does not fit.
+            StartError: the model cannot be compiled here, the largest batch does not fit, or what comes out is not finite.
         """
         for size in sorted({1, self._max_batch_size, *self.batch_sizes}, reverse=True):
             blank = np.zeros(self._image_shape, np.uint8)
             try:
-                self._thread.submit(self._run, [blank] * size).result()
+                scores = self._thread.submit(self._run, [blank] * size).result()
             except OutOfMemory as error:
                 raise StartError(f"VIT_MAX_BATCH_SIZE: {size} images do not fit into the memory of {self.device}") from error
             except RuntimeError as error:
@@ -76,6 +76,8 @@ class ModelRunner:
                     raise
                 reason = str(error).partition("\n")[0]
                 raise StartError(f"VIT_COMPILE: the model cannot be compiled here, start without it: {reason}") from error
+            if not np.isfinite(scores[0].logits).all():
+                raise StartError(f"VIT_MODEL: the model gives logits that are not finite, in {self.dtype} on {self.device}")
 
     async def run(self, images: Sequence[Pixels]) -> Sequence[Scores]:
         """Classify a batch: pixels (3, H, W) uint8 each -> scores in the same order.

@@ -32,8 +32,8 @@ def serve(settings: Settings) -> int:
     server = DrainingServer(config, app.state.service, settings.drain_timeout_s)
     try:
         server.run()
-    except SystemExit:  # uvicorn's way to say that it could not listen; it has logged why
-        return _START_FAILED
+    except SystemExit as ended:  # uvicorn could not listen, and has logged why; or a signal came before its handler did
+        return _START_FAILED if ended.code else 0
     return _START_FAILED if server.failed else 0
 
 

@@ -15,12 +15,17 @@ ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp"]
 
 
 def _split(value: Any) -> Any:
-    """Lists are written with commas: `a,b,c`."""
-    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    """Lists are written with commas: `a,b,c`; nothing at all is an empty one, but commas alone are a slip."""
+    if not isinstance(value, str) or not value.strip():
+        return [] if isinstance(value, str) else value
+    parts = [part.strip() for part in value.split(",")]
+    if not all(parts):
+        raise ValueError("there is nothing between two commas, or beside one")
+    return parts
 
 
 class Settings(BaseSettings):
-    """Every setting with its unit, default and range; the table in the README says what happens at each limit."""
+    """Every setting with its unit, default and range; docs/settings.md says what happens at each limit."""
 
     model_config = SettingsConfigDict(env_prefix="VIT_", extra="ignore", frozen=True)
 
@@ -87,7 +92,7 @@ class Settings(BaseSettings):
     drain_timeout_s: float = Field(25.0, ge=0, le=3600, description="How long a stop waits for accepted requests.")
 
     @model_validator(mode="after")
-    def _bundled_model_is_there(self) -> Self:
+    def _model_is_there(self) -> Self:
         if not self.model.exists():
             raise ValueError(f"model: {self.model} does not exist; give the directory of a checkpoint")
         return self

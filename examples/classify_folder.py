@@ -22,7 +22,10 @@ TRY_AGAIN = frozenset({429, 503})
 
 async def classify(client: httpx.AsyncClient, picture: Path, tries: int) -> dict[str, Any]:
     """One row of the CSV. A service that is busy or restarting is asked again, after as long as it asks for."""
-    image_bytes = await asyncio.to_thread(picture.read_bytes)
+    try:
+        image_bytes = await asyncio.to_thread(picture.read_bytes)
+    except OSError as error:
+        return {"path": picture, "label": "", "probability": "", "error": str(error)}
     for attempt in range(1, tries + 1):
         try:
             response = await client.post("/predict", params={"top_k": 1, "vectors": False}, content=image_bytes)
@@ -32,13 +35,21 @@ async def classify(client: httpx.AsyncClient, picture: Path, tries: int) -> dict
             if response.is_success:
                 best = response.json()["predictions"][0]
                 return {"path": picture, "label": best["label"], "probability": f"{best['probability']:.6f}", "error": ""}
-            failure = response.json()["detail"]
+            failure = detail_of(response)
             if response.status_code not in TRY_AGAIN:
                 break
             wait_s = float(response.headers.get("Retry-After", 1))
         if attempt < tries:
             await asyncio.sleep(wait_s * random.uniform(1.0, 1.5))  # not all of us at the same moment
     return {"path": picture, "label": "", "probability": "", "error": failure}
+
+
+def detail_of(response: httpx.Response) -> str:
+    """Why the service refused; whatever stands in between may answer with something else than JSON."""
+    try:
+        return str(response.json()["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {response.status_code}"
 
 
 async def classify_all(
@@ -74,14 +85,21 @@ async def run(arguments: argparse.Namespace) -> int:
     return failed
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--output", type=Path, help="CSV file to write; else standard output")
     parser.add_argument("--url", default="http://127.0.0.1:8000", help="where vit-serve listens")
     parser.add_argument("--api-key", help="if the service asks for one")
-    parser.add_argument("--concurrency", type=int, default=16, help="requests under way at once")
-    parser.add_argument("--tries", type=int, default=8, help="how often one picture is sent at most")
+    parser.add_argument("--concurrency", type=positive, default=16, help="requests under way at once")
+    parser.add_argument("--tries", type=positive, default=8, help="how often one picture is sent at most")
     raise SystemExit(1 if asyncio.run(run(parser.parse_args())) else 0)
 
 

@@ -26,6 +26,10 @@ from model.preprocessing import Preprocessing
 from model.vit import VisionTransformer
 
 
+class TrainError(Exception):
+    """A training that cannot go on; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
     """The recipe. Defaults made the bundled weights."""
@@ -74,6 +78,7 @@ def train(
 
     Raises:
         CheckpointError: `start` holds no encoder that can be read.
+        TrainError: `output` holds an interrupted training of another kind, or one that cannot be read.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
@@ -82,7 +87,9 @@ def train(
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), fused=device.type == "cuda")
     state_file = output / "training_state.pt"
     total = math.ceil(settings.epochs * len(images) / settings.batch_size)
-    step = _restore(state_file, model, optimizer, device)
+    recipe = {"settings": asdict(settings), "labels": list(images.labels), "images": len(images), "start": str(start)}
+    step = _restore(state_file, recipe, model, optimizer, device)
+    _forget_after(output / "history.jsonl", step)
 
     with _progress() as progress, (output / "history.jsonl").open("a", encoding="utf-8") as history:
         task = progress.add_task("training", total=total, completed=step, loss=math.nan, accuracy=math.nan)
@@ -106,7 +113,7 @@ def train(
             progress.update(task, completed=step, loss=loss, accuracy=accuracy)
             if step % settings.save_every == 0 or step == total:
                 history.flush()
-                _save(state_file, model, optimizer, step)
+                _save(state_file, recipe, model, optimizer, step)
 
     save_checkpoint(output, model, preprocessing, images.labels, torch.float16)
     (output / "recipe.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
@@ -183,19 +190,36 @@ def _step(
     return float(loss.detach()), float((logits.argmax(dim=1) == targets).float().mean())
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(path: Path, recipe: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     temporary = path.with_suffix(".tmp")
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, temporary)
+    state = {"step": step, "recipe": recipe, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, temporary)
     os.replace(temporary, path)  # an interruption leaves the old state or the new one, never half a file
 
 
-def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> int:
+def _restore(
+    path: Path, recipe: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, map_location=device, weights_only=True)
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        begun = state["recipe"]
+    except Exception as error:
+        raise TrainError(f"{path} cannot be read; remove it to begin again") from error
+    if begun != recipe:
+        other = ", ".join(key for key in recipe if begun.get(key) != recipe[key])
+        raise TrainError(f"{path} is of a training with other {other}; remove it, or write to another folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
+
+
+def _forget_after(history: Path, step: int) -> None:
+    """Keep a line for each of the steps that the saved state has seen; later ones will be made again."""
+    if history.exists():
+        lines = history.read_text(encoding="utf-8").splitlines(keepends=True)
+        history.write_text("".join(lines[:step]), encoding="utf-8")
 
 
 def _progress() -> Progress:

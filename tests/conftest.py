@@ -1,5 +1,6 @@
 """Fixtures that many tests share."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from app.logs import configure_logging
 from tests.support import write_tiny_checkpoint
 
 configure_logging("info", "json")
+os.environ["VIT_DEVICE"] = "cpu"  # where the tolerances that are tested hold
 
 
 @pytest.fixture(scope="session")

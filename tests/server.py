@@ -20,7 +20,7 @@ class Server:
 
     def __init__(self, **variables: object) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
-        environment |= {f"VIT_{name.upper()}": str(value) for name, value in {"port": 0, **variables}.items()}
+        environment |= {f"VIT_{name.upper()}": str(value) for name, value in {"port": 0, "device": "cpu", **variables}.items()}
         self.process = subprocess.Popen(
             [Path(sys.executable).parent / "vit-serve", "serve"],
             env={**environment, "VIT_LOG_FORMAT": "json"},

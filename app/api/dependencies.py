@@ -50,8 +50,9 @@ def check_api_key(
     scheme, _, token = authorization.partition(" ")
     sent = x_api_key or (token.strip() if scheme.lower() == "bearer" else "")
     keys = [key.get_secret_value().encode() for key in settings.api_keys]
+    encoded = sent.encode("latin-1", "replace")  # the bytes as they came
     # every key is compared, and in constant time, so that the time tells nothing of how much was right
-    if keys and not any([hmac.compare_digest(sent.encode(), key) for key in keys]):
+    if keys and not any([hmac.compare_digest(encoded, key) for key in keys]):
         raise Unauthorized("Send a valid API key as `Authorization: Bearer <key>` or `X-API-Key: <key>`.")
 
 
@@ -59,6 +60,12 @@ async def accept(service: ServiceDep, _: Annotated[None, Depends(check_api_key)]
     """A classifier for this request, if the caller may and the service can; before a byte of the body is read."""
     with service.accept() as classifier:
         yield classifier
+
+
+def with_room(classifier: Annotated[Classifier, Depends(accept)]) -> Classifier:
+    """The same for a request that brings images: a full queue refuses it before they have come."""
+    classifier.check_room()
+    return classifier
 
 
 def get_deadline(
@@ -88,6 +95,7 @@ def get_deadline(
 
 
 ClassifierDep = Annotated[Classifier, Depends(accept)]
+RoomyClassifierDep = Annotated[Classifier, Depends(with_room)]
 DeadlineDep = Annotated[float, Depends(get_deadline)]
 
 

@@ -11,17 +11,19 @@ from app.api.schemas import HealthBody
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/health/live", include_in_schema=False)
 @router.get("/health/live")
 async def live() -> HealthBody:
     """200 while the process can answer."""
     return HealthBody(status="live")
 
 
+@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", responses=problem_responses(errors.NotReady, errors.Draining))
 async def ready(service: ServiceDep) -> HealthBody:
     """200 after warm-up, while the worker is alive and the service is not shutting down; a full queue does not matter."""
-    with service.accept():
-        return HealthBody(status="ready")
+    service.check()
+    return HealthBody(status="ready")
 
 
 @router.get("/metrics", response_class=Response)

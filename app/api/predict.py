@@ -6,9 +6,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from app import errors
-from app.api.dependencies import ClassifierDep, DeadlineDep, SettingsDep, in_time, while_connected
+from app.api.dependencies import DeadlineDep, RoomyClassifierDep, SettingsDep, in_time, while_connected
 from app.api.forms import BodyLimits, read_image, read_images
-from app.api.problems import problem_of, problem_responses
+from app.api.problems import problem_headers, problem_of, problem_responses
 from app.api.schemas import FailedBody, PredictBatchBody, PredictBody, PredictionBody, ResultBody
 from app.classifier import Classification, Classifier, Prediction, Timings
 from app.settings import Settings
@@ -76,7 +76,7 @@ def _body(forms: dict[str, Any]) -> dict[str, Any]:
 async def predict(
     request: Request,
     settings: SettingsDep,
-    classifier: ClassifierDep,
+    classifier: RoomyClassifierDep,
     deadline: DeadlineDep,
     top_k: TopK = 5,
     vectors: Vectors = True,
@@ -94,7 +94,7 @@ async def predict(
 async def predict_batch(
     request: Request,
     settings: SettingsDep,
-    classifier: ClassifierDep,
+    classifier: RoomyClassifierDep,
     deadline: DeadlineDep,
     top_k: TopK = 5,
     vectors: Vectors = True,
@@ -109,7 +109,9 @@ async def predict_batch(
         for outcome in outcomes
     ]
     answer = PredictBatchBody(model=classifier.name, results=results)
-    return Response(answer.model_dump_json(exclude_none=True), media_type="application/json")
+    refused = max((error for error in outcomes if isinstance(error, errors.Refused)), key=_patience, default=None)
+    headers = None if refused is None else problem_headers(refused)
+    return Response(answer.model_dump_json(exclude_none=True), headers=headers, media_type="application/json")
 
 
 async def _classify_all(
@@ -128,6 +130,10 @@ async def _classify_all(
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(classify(image_bytes)) for image_bytes in images]
     return [task.result() for task in tasks]
+
+
+def _patience(refusal: errors.Refused) -> float:
+    return refusal.retry_after_s
 
 
 def _limits(settings: Settings) -> BodyLimits:

@@ -12,18 +12,18 @@ from starlette.exceptions import HTTPException
 from app import errors
 from app.api.schemas import Problem
 
-_TABLE: dict[type[errors.ServiceError], tuple[int, str]] = {
-    errors.MalformedRequest: (400, "malformed_request"),
-    errors.Unauthorized: (401, "unauthorized"),
-    errors.ImageTooLarge: (413, "image_too_large"),
-    errors.UnsupportedImageFormat: (415, "unsupported_image_format"),
-    errors.UndecodableImage: (422, "undecodable_image"),
-    errors.InvalidParameter: (422, "invalid_parameter"),
-    errors.QueueFull: (429, "queue_full"),
-    errors.InferenceFailed: (500, "inference_failed"),
-    errors.NotReady: (503, "not_ready"),
-    errors.Draining: (503, "draining"),
-    errors.DeadlineExceeded: (504, "deadline_exceeded"),
+_STATUS: dict[type[errors.ServiceError], int] = {
+    errors.MalformedRequest: 400,
+    errors.Unauthorized: 401,
+    errors.ImageTooLarge: 413,
+    errors.UnsupportedImageFormat: 415,
+    errors.UndecodableImage: 422,
+    errors.InvalidParameter: 422,
+    errors.QueueFull: 429,
+    errors.InferenceFailed: 500,
+    errors.NotReady: 503,
+    errors.Draining: 503,
+    errors.DeadlineExceeded: 504,
 }
 
 _MEDIA_TYPE = "application/problem+json"
@@ -31,8 +31,7 @@ _MEDIA_TYPE = "application/problem+json"
 
 def problem_of(error: errors.ServiceError) -> Problem:
     """The body that tells a caller of an error."""
-    status, code = _TABLE[type(error)]
-    return _problem(status, code, str(error))
+    return _problem(_STATUS[type(error)], error.code, str(error))
 
 
 def last_resort() -> Response:
@@ -44,8 +43,7 @@ def problem_responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict
     """What a route declares in OpenAPI of the errors it may answer with."""
     codes: dict[int, list[str]] = {}
     for kind in kinds:
-        status, code = _TABLE[kind]
-        codes.setdefault(status, []).append(f"`{code}`")
+        codes.setdefault(_STATUS[kind], []).append(f"`{kind.code}`")
     schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
     return {
         status: {"description": " or ".join(names), "content": {_MEDIA_TYPE: schema}} for status, names in sorted(codes.items())
@@ -57,12 +55,12 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(errors.ServiceError)
     async def service_error(request: Request, error: errors.ServiceError) -> Response:
-        return _response(problem_of(error), _headers(error))
+        return _response(problem_of(error), problem_headers(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
         faults = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
-        return _response(_problem(422, "invalid_parameter", f"{faults}."))
+        return _response(problem_of(errors.InvalidParameter(f"{faults}.")))
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
@@ -86,7 +84,8 @@ def _response(problem: Problem, headers: dict[str, str] | None = None) -> Respon
     return Response(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
 
 
-def _headers(error: errors.ServiceError) -> dict[str, str]:
+def problem_headers(error: errors.ServiceError) -> dict[str, str]:
+    """What a caller is told of an error outside the body."""
     match error:
         case errors.Unauthorized():
             return {"WWW-Authenticate": "Bearer"}

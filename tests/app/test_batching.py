@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -121,15 +122,20 @@ async def test_the_time_to_come_back_is_what_the_measured_rate_needs() -> None:
         return items
 
     batcher = await started(slow, max_queue_size=10)
-    await results(submit(batcher, 1, 2, 3, 4))  # four items in a little over 0.05 s
-    places = [batcher.place() for _ in range(10)]
-    for place in places:
-        place.__enter__()
-    with pytest.raises(QueueFull) as refused:
-        batcher.place().__enter__()
+
+    async def through_a_place(item: int) -> None:
+        with batcher.place():
+            await batcher.submit(item)
+
+    with ExitStack() as others:
+        for _ in range(6):
+            others.enter_context(batcher.place())
+        await asyncio.gather(*(through_a_place(item) for item in range(4)))  # four left within a little over 0.05 s
+        for _ in range(4):
+            others.enter_context(batcher.place())
+        with pytest.raises(QueueFull) as refused, batcher.place():
+            pytest.fail("there is no place")
     assert 10 / 4 * 0.05 <= refused.value.retry_after_s < 10 / 4 * 5
-    for place in places:
-        place.__exit__(None, None, None)
     await batcher.stop()
 
 
@@ -235,6 +241,15 @@ async def test_a_dead_engine_fails_all_who_wait_and_refuses_the_next() -> None:
         pytest.fail("nobody would ever run it")
 
 
+async def test_a_stopped_batcher_is_draining_and_not_dead() -> None:
+    batcher = await started(Squares())
+    await batcher.stop()
+    with pytest.raises(Draining):
+        await batcher.submit(1)
+    with pytest.raises(Draining), batcher.place():
+        pytest.fail("nobody would ever run it")
+
+
 async def test_stopping_fails_what_is_left() -> None:
     run = Squares()
     batcher = await started(run)
@@ -285,6 +300,7 @@ async def live_through(events: list[tuple[str, int]], max_batch_size: int, max_q
     )
     batcher.start()
     tasks: list[tuple[str, int, asyncio.Task[Served[int]]]] = []
+    cancelled: set[int] = set()
     for event, value in events:
         match event:
             case "submit" | "late":
@@ -292,7 +308,8 @@ async def live_through(events: list[tuple[str, int]], max_batch_size: int, max_q
                 task = asyncio.create_task(batcher.submit((len(tasks), value), deadline))
                 tasks.append((event, value, task))
             case "cancel" if value < len(tasks):
-                tasks[value][2].cancel()
+                if tasks[value][2].cancel():
+                    cancelled.add(value)
             case "turn":
                 await turns(value)
     outcomes = await asyncio.gather(*(task for _, _, task in tasks), return_exceptions=True)
@@ -310,6 +327,7 @@ async def live_through(events: list[tuple[str, int]], max_batch_size: int, max_q
                 assert number not in ran
             case _:
                 assert isinstance(outcome, asyncio.CancelledError)
+                assert number in cancelled
     assert batcher.waiting == 0
     assert batcher.alive
     await batcher.stop()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from app.cli import cli
@@ -72,6 +73,20 @@ def test_more_pictures_than_the_queue_holds_are_all_classified(
     result = run("classify", tmp_path, "--model", tiny_checkpoint, "--json", "--top-k", 1)
     assert result.exit_code == 0
     assert [Path(json.loads(line)["path"]).stem for line in result.stdout.splitlines()] == [f"{i:02}" for i in range(20)]
+
+
+def test_a_terminal_gets_a_table_and_names_are_no_markup(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.cli._out", Console(force_terminal=True, width=200))
+    (tmp_path / "[bold]a.png").write_bytes(picture(0))
+    (tmp_path / "[").mkdir()
+    (tmp_path / "[" / "b].png").write_bytes(b"broken")
+    result = run("classify", tmp_path, "--model", tiny_checkpoint, "--top-k", 2)
+    assert "[bold]a.png" in result.stdout
+    assert "[/b].png" in result.stdout
+    assert "send one of" in result.stdout
+    assert "probability" in result.stdout
 
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -145,7 +145,17 @@ def bad(image_bytes: bytes, error: type[ServiceError], **limits: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"hello", b"%PDF-1.7", b"<svg/>", b"II*\0" + b"\0" * 100, b"\xff\xd8", b"RIFF1234WAVE"]
+    "content",
+    [
+        b"",
+        b"hello",
+        b"%PDF-1.7",
+        b"<svg/>",
+        b"II*\0" + b"\0" * 100,
+        b"\xff\xd8",
+        b"RIFF1234WAVE",
+        b"BMW is a car, not a bitmap",
+    ],
 )
 def test_what_is_no_image_is_told_so(content: bytes) -> None:
     assert "send one of: bmp, gif, jpeg, png, webp" in bad(content, UnsupportedImageFormat)
@@ -197,6 +207,12 @@ def test_a_scan_bomb_is_refused() -> None:
     first_scan = image_bytes.rindex(b"\xff\xda")
     bomb = image_bytes[:-2] + image_bytes[first_scan:-2] * 100 + image_bytes[-2:]
     assert "more than 100 scans" in bad(bomb, UndecodableImage)
+
+
+def test_what_follows_a_jpeg_is_nobodys_business() -> None:
+    image_bytes = encode(random_picture(10), "JPEG", progressive=True)
+    motion_photo = image_bytes + b"\xff\xda" * 500
+    assert np.array_equal(decode(motion_photo), decode(image_bytes))
 
 
 @given(data=st.data(), image_format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]))

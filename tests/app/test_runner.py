@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,12 @@ def runner_of(**options: Any) -> ModelRunner:
     checkpoint = Checkpoint("tiny", "Dinov2ForImageClassification", tiny_model(), TINY_PREPROCESSING, TINY_LABELS)
     defaults = {"device": "cpu", "dtype": "float32", "compile_model": False, "max_batch_size": 8, "threads": 1}
     return ModelRunner(checkpoint, **{**defaults, **options})
+
+
+def model_of(runner: ModelRunner) -> torch.nn.Module:
+    model: Any = runner._model
+    assert isinstance(model, torch.nn.Module)
+    return model
 
 
 def random_pixels(count: int) -> list[Pixels]:
@@ -73,9 +80,11 @@ async def test_a_compiled_model_pads_and_gives_the_same_logits() -> None:
 
 
 async def test_runs_of_many_callers_take_turns_in_one_thread() -> None:
-    runner = runner_of()
+    runner, threads = runner_of(), set()
+    model_of(runner).register_forward_hook(lambda *_: threads.add(threading.get_ident()))
     images = random_pixels(6)
     scores = await asyncio.gather(*(runner.run([image]) for image in images))
+    assert len(threads) == 1
     logits = np.stack([rows[0].logits for rows in scores])
     np.testing.assert_allclose(logits, expected_logits(images).numpy(), rtol=0, atol=1e-4)
 
@@ -90,3 +99,11 @@ def test_auto_takes_what_is_there() -> None:
 def test_a_device_that_is_not_there_stops_the_start() -> None:
     with pytest.raises(StartError, match=r"VIT_DEVICE: cuda:63 is not there; CUDA devices found: \d+"):
         runner_of(device="cuda:63")
+
+
+def test_a_model_that_only_gives_nan_stops_the_start() -> None:
+    runner = runner_of()
+    with torch.no_grad():
+        model_of(runner).get_parameter("head.bias").fill_(torch.nan)
+    with pytest.raises(StartError, match="logits that are not finite"):
+        runner.warm_up()

@@ -199,3 +199,12 @@ def test_sigterm_before_the_server_listens_ends_the_process(tiny_checkpoint: Pat
     server.wait_for_log("Started server process")
     server.stop()
     assert server.wait() == 0
+
+
+def test_sigterm_while_a_model_warms_up_does_not_wait_for_it() -> None:
+    server = Server(max_batch_size=1024)  # the bundled model takes its time for so many
+    server.wait_for_log("loading")
+    server.stop()
+    assert server.wait() == 0
+    with pytest.raises(AssertionError, match="the server ended with 0 before 'ready'"):
+        server.wait_for_log("ready")

@@ -30,6 +30,8 @@ def test_variables_are_read_with_their_lists(monkeypatch: pytest.MonkeyPatch) ->
         ("VIT_MAX_BATCH_SIZE", "many", "VIT_MAX_BATCH_SIZE: input should be a valid integer"),
         ("VIT_REQUEST_TIMEOUT_S", "0", "VIT_REQUEST_TIMEOUT_S: input should be greater than 0"),
         ("VIT_DEVICE", "tpu", "VIT_DEVICE: string should match pattern"),
+        ("VIT_API_KEYS", "one,,two", "VIT_API_KEYS: there is nothing between two commas"),
+        ("VIT_API_KEYS", ",", "VIT_API_KEYS: there is nothing between two commas"),
         ("VIT_IMAGE_FORMATS", "tiff", "VIT_IMAGE_FORMATS: input should be 'jpeg', 'png', 'webp', 'gif' or 'bmp'"),
         ("VIT_MODEL", "/no/such/model", "VIT_MODEL: /no/such/model does not exist"),
     ],

@@ -1,5 +1,6 @@
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 from model.augment import random_view
 from model.checkpoint import load_checkpoint
 from model.dataset import LabelledImages
-from model.train import AugmentedStream, TrainSettings, parameter_groups, schedule, train, training_preprocessing
+from model.train import AugmentedStream, TrainError, TrainSettings, parameter_groups, schedule, train, training_preprocessing
 from tests.support import encode, picture, tiny_model
 
 SETTINGS = TrainSettings(epochs=6, batch_size=8, learning_rate=3e-3, layer_decay=1.0, image_size=28, save_every=2)
@@ -55,8 +56,23 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny
         train(tiny_checkpoint, broken, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
     resumed = train(tiny_checkpoint, images, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
 
+    steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "history.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, 19))
     for key, value in straight.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0, msg=key)
+
+
+def test_another_training_is_not_resumed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    images, once = colours(24), replace(SETTINGS, epochs=1.0)
+    train(tiny_checkpoint, images, tmp_path, training_preprocessing(28), once)
+    with pytest.raises(TrainError, match="of a training with other settings; remove it"):
+        train(tiny_checkpoint, images, tmp_path, training_preprocessing(28), SETTINGS)
+    relabelled = replace(images, labels=("a", "b", "c"))
+    with pytest.raises(TrainError, match="with other labels"):
+        train(tiny_checkpoint, relabelled, tmp_path, training_preprocessing(28), once)
+    (tmp_path / "training_state.pt").write_bytes(b"broken")
+    with pytest.raises(TrainError, match="cannot be read; remove it"):
+        train(tiny_checkpoint, images, tmp_path, training_preprocessing(28), once)
 
 
 def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order() -> None:

@@ -144,9 +144,12 @@ MULTIPART = "multipart/form-data; boundary=frontier"
             id="truncated-multipart",
         ),
         pytest.param({"content": b"{", "headers": {"Content-Type": "application/json"}}, "not valid JSON", id="broken-json"),
-        pytest.param({"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, "not valid", id="deep-json"),
+        pytest.param(
+            {"content": b"[" * 100_000, "headers": {"Content-Type": "application/json"}}, "far more than images", id="deep-json"
+        ),
         pytest.param({"json": [1]}, "must be an object", id="json-list"),
         pytest.param({"json": {}}, "There is no image", id="json-without-image"),
+        pytest.param({"json": {"image": [[]] * 100}}, "far more than images", id="json-bomb"),
         pytest.param({"json": {"image": 5}}, "must be a base64 string", id="json-number"),
         pytest.param({"json": {"image": "***"}}, "not valid base64", id="not-base64"),
         pytest.param({"json": {"image": ""}}, "The image is empty", id="json-empty"),
@@ -257,6 +260,12 @@ async def test_parameters_out_of_range_are_422(client: httpx.AsyncClient, params
     assert next(iter(params)) in problem["detail"]
 
 
+async def never_read() -> AsyncIterator[bytes]:
+    for part in (b"the body", b"was read"):
+        pytest.fail(part.decode())
+        yield part
+
+
 class Held:
     """A run that is held up until its gate is opened."""
 
@@ -276,11 +285,13 @@ async def test_a_full_queue_is_429_with_a_time_to_come_back(open_client: OpenCli
     async with open_client(held, max_queue_size=1) as client:
         first = asyncio.create_task(client.post("/predict", content=picture(0)))
         await held.begun.wait()
-        refused = await client.post("/predict", content=b"not even decoded")
+        refused = await client.post("/predict", content=never_read())
+        batch = await client.post("/predict/batch", content=never_read())
         ready = await client.get("/health/ready")
         held.gate.set()
         assert (await first).status_code == 200
     assert_problem(refused, 429, "queue_full")
+    assert_problem(batch, 429, "queue_full")
     assert int(refused.headers["retry-after"]) >= 1
     assert ready.status_code == 200
 
@@ -337,6 +348,7 @@ async def test_numbers_that_are_not_finite_are_500(open_client: OpenClient) -> N
 
     async with open_client(burns) as client:
         assert_problem(await client.post("/predict", content=picture(0)), 500, "inference_failed")
+        assert 'vit_images_total{outcome="inference_failed"} 1.0' in (await client.get("/metrics")).text
 
 
 async def test_a_dead_worker_is_503_and_not_ready(open_client: OpenClient) -> None:
@@ -407,3 +419,4 @@ async def test_a_batch_larger_than_the_queue_is_answered_as_far_as_there_was_roo
         response = await client.post("/predict/batch", files=[("images", picture(seed)) for seed in range(4)])
     codes = [result.get("error", {}).get("code") for result in response.json()["results"]]
     assert codes == [None, None, "queue_full", "queue_full"]
+    assert int(response.headers["retry-after"]) >= 1

@@ -41,6 +41,7 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
 async def test_a_healthy_service_is_live_and_ready(client: httpx.AsyncClient) -> None:
     assert (await client.get("/health/live")).json() == {"status": "live"}
     assert (await client.get("/health/ready")).json() == {"status": "ready"}
+    assert (await client.head("/health/ready")).status_code == 200
 
 
 async def test_while_loading_it_is_live_but_not_ready(tiny_checkpoint: Any) -> None:
@@ -145,7 +146,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
         'vit_http_requests_total{method="POST",route="/predict",status="415"} 1.0',
         'vit_http_requests_total{method="GET",route="unmatched",status="404"} 2.0',
         'vit_images_total{outcome="ok"} 1.0',
-        'vit_images_total{outcome="UnsupportedImageFormat"} 1.0',
+        'vit_images_total{outcome="unsupported_image_format"} 1.0',
         "vit_inference_seconds_count 1.0",
         "vit_batch_size_images_count 1.0",
         "vit_images_accepted 0.0",
@@ -160,8 +161,13 @@ async def test_browsers_may_call_from_origins_that_are_set(open_client: OpenClie
     async with open_client(cors_origins="https://shop.example") as client:
         allowed = await client.get("/health/live", headers={"Origin": "https://shop.example"})
         other = await client.get("/health/live", headers={"Origin": "https://evil.example"})
+        preflight = await client.options(
+            "/predict", headers={"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+        )
     assert allowed.headers["access-control-allow-origin"] == "https://shop.example"
     assert "access-control-allow-origin" not in other.headers
+    assert (preflight.status_code, preflight.headers["access-control-allow-methods"]) == (200, "GET, POST")
+    assert preflight.headers["x-request-id"]
 
 
 async def test_openapi_declares_what_is_answered_and_its_examples_work(client: httpx.AsyncClient) -> None:

@@ -1,0 +1,105 @@
+"""The classifier around a decoder that a test opens and closes by hand; the model and the batcher are real."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from app.batching import Batcher
+from app.classifier import Classifier
+from app.errors import DeadlineExceeded, Draining, QueueFull
+from app.images import ImageDecoder, Pixels
+from app.metrics import Metrics
+from app.runner import ModelRunner, Scores
+from model.checkpoint import load_checkpoint
+from tests.support import picture
+
+
+class HeldDecoder(ImageDecoder):
+    """Decodes once its gate is open, and counts."""
+
+    def __init__(self, decoder: ImageDecoder) -> None:
+        self.__dict__.update(decoder.__dict__)
+        self.begun, self.gate, self.decoded = threading.Semaphore(0), threading.Event(), 0
+
+    def decode(self, image_bytes: bytes) -> Pixels:
+        self.begun.release()
+        self.gate.wait(60)
+        self.decoded += 1
+        return super().decode(image_bytes)
+
+
+@pytest.fixture
+async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDecoder]]:
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    formats = frozenset({"png"})
+    decoder = HeldDecoder(ImageDecoder(checkpoint.preprocessing, formats=formats, max_bytes=10**6, max_pixels=10**6))
+    runner = ModelRunner(checkpoint, device="cpu", dtype="float32", compile_model=False, max_batch_size=4, threads=1)
+
+    async def run(images: Sequence[Pixels]) -> Sequence[Scores]:
+        return await runner.run(images)
+
+    batcher = Batcher(run, max_batch_size=4, max_queue_size=3)
+    classifier = Classifier(checkpoint, decoder, runner, batcher, decode_threads=1, metrics=Metrics())
+    classifier.start()
+    yield classifier, decoder
+    decoder.gate.set()
+    await classifier.close()
+
+
+async def begin(classifier: Classifier, decoder: HeldDecoder) -> asyncio.Task[object]:
+    """Start an image, and wait until it holds the only decoding thread."""
+    first: asyncio.Task[object] = asyncio.create_task(classifier.classify(picture(0)))
+    await asyncio.to_thread(decoder.begun.acquire)
+    return first
+
+
+async def test_an_image_that_is_late_is_never_decoded(held: tuple[Classifier, HeldDecoder]) -> None:
+    classifier, decoder = held
+    first = await begin(classifier, decoder)
+    with pytest.raises(DeadlineExceeded):
+        await classifier.classify(picture(1), asyncio.get_running_loop().time() + 0.01)
+    decoder.gate.set()
+    await first
+    assert decoder.decoded == 1
+
+
+async def test_an_image_whose_caller_has_gone_is_never_decoded(held: tuple[Classifier, HeldDecoder]) -> None:
+    classifier, decoder = held
+    first = await begin(classifier, decoder)
+    second = asyncio.create_task(classifier.classify(picture(1)))
+    await asyncio.sleep(0)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    decoder.gate.set()
+    await first
+    assert decoder.decoded == 1
+
+
+async def test_images_that_are_decoded_count_as_accepted(held: tuple[Classifier, HeldDecoder]) -> None:
+    classifier, decoder = held
+    first = await begin(classifier, decoder)
+    others = [asyncio.create_task(classifier.classify(picture(seed))) for seed in (1, 2)]
+    await asyncio.sleep(0)
+    for refusal in (classifier.check_room, lambda: classifier.classify(picture(3)).send(None)):
+        with pytest.raises(QueueFull):
+            refusal()
+    decoder.gate.set()
+    await asyncio.gather(first, *others)
+    classifier.check_room()
+
+
+async def test_closing_tells_images_in_every_stage_that_it_is_draining(held: tuple[Classifier, HeldDecoder]) -> None:
+    classifier, decoder = held
+    decoding = await begin(classifier, decoder)
+    waiting = asyncio.create_task(classifier.classify(picture(1)))
+    await asyncio.sleep(0)
+    await classifier.close()
+    decoder.gate.set()
+    outcomes = await asyncio.gather(decoding, waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Draining, Draining]
+    with pytest.raises(Draining):
+        classifier.check_room()
