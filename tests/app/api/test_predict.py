@@ -260,12 +260,6 @@ async def test_parameters_out_of_range_are_422(client: httpx.AsyncClient, params
     assert next(iter(params)) in problem["detail"]
 
 
-async def never_read() -> AsyncIterator[bytes]:
-    for part in (b"the body", b"was read"):
-        pytest.fail(part.decode())
-        yield part
-
-
 class Held:
     """A run that is held up until its gate is opened."""
 
@@ -281,17 +275,23 @@ class Held:
 
 
 async def test_a_full_queue_is_429_with_a_time_to_come_back(open_client: OpenClient) -> None:
-    held = Held()
+    held, read = Held(), []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(True)
+        yield picture(0)
+
     async with open_client(held, max_queue_size=1) as client:
         first = asyncio.create_task(client.post("/predict", content=picture(0)))
         await held.begun.wait()
-        refused = await client.post("/predict", content=never_read())
-        batch = await client.post("/predict/batch", content=never_read())
+        refused = await client.post("/predict", content=body())
+        batch = await client.post("/predict/batch", content=body())
         ready = await client.get("/health/ready")
         held.gate.set()
         assert (await first).status_code == 200
     assert_problem(refused, 429, "queue_full")
     assert_problem(batch, 429, "queue_full")
+    assert not read
     assert int(refused.headers["retry-after"]) >= 1
     assert ready.status_code == 200
 
