@@ -1,12 +1,13 @@
 # make serve   install what is pinned, and serve the bundled model on http://127.0.0.1:8000
 # make test    install the development tools as well, and run all tests
 # make lint    formatting, lint rules, types
+# make references    compare with transformers, timm and torchvision, model by model
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint format
+.PHONY: serve test lint format references
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed
@@ -19,6 +20,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# the table of docs/models.md
+references: $(VENV)/installed-dev
+	@$(BIN)/python -m tests.references
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
@@ -33,4 +38,6 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# references for tests; without what they need, because torchvision has no build for a torch without CUDA
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm torchvision
 	@touch $@ $(VENV)/installed

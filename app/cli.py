@@ -30,8 +30,11 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 _out = Console()
 _err = Console(stderr=True)
 
+_WHICH = "Directory, file or hub id. Default: VIT_MODEL, or the bundled weights."
+
 Model = Annotated[
-    Path | None, typer.Option("--model", help="Directory of a checkpoint. Default: VIT_MODEL, or the bundled weights.")
+    str | None,
+    typer.Option("--model", help=_WHICH),
 ]
 TopK = Annotated[int, typer.Option(min=1, help="How many classes to show.")]
 
@@ -92,19 +95,19 @@ def classify(
 @cli.command()
 def info(
     model: Annotated[
-        Path | None, typer.Argument(help="Directory of a checkpoint. Default: VIT_MODEL, or the bundled weights.")
+        str | None, typer.Argument(help="Directory, file or hub id. Default: VIT_MODEL, or the bundled weights.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what a checkpoint is."""
+    """Show what a checkpoint is, and whether it can be served."""
     with _explained():
-        facts = asyncio.run(_describe(_offline_settings(model)))
+        facts = _describe(read_settings(model=model))
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), ", ".join(value) if isinstance(value, list | tuple) else str(value))
+        table.add_row(name.replace("_", " "), Text(_readable(name, value)))
     _out.print(table)
 
 
@@ -121,10 +124,13 @@ def evaluate(
         sys.stdout.write(json.dumps(report) + "\n")
         return
     _out.print(f"{report['images']} pictures: top-1 {report['top1']:.1%}, top-5 {report['top5']:.1%}", highlight=False)
-    table = Table("most often taken for", "", "times", box=None)
+    confusions = Table("picture of", "most often taken for", "times", box=None)
     for confusion in report["confusions"][:10]:
-        table.add_row(confusion["truth"], confusion["prediction"], str(confusion["count"]))
-    _out.print(table)
+        confusions.add_row(Text(confusion["truth"]), Text(confusion["prediction"]), str(confusion["count"]))
+    classes = Table("class, the weakest first", "top-1", box=None)
+    for label, share in sorted(report["per_class"].items(), key=lambda item: item[1]):
+        classes.add_row(Text(label), f"{share:.0%}")
+    _out.print(confusions, classes, sep="\n\n")
 
 
 @cli.command()
@@ -154,7 +160,7 @@ def train(
     _out.print(f"wrote {output}; measure it with: vit-serve evaluate DATA --model {output}", highlight=False)
 
 
-def _offline_settings(model: Path | None) -> Settings:
+def _offline_settings(model: str | None) -> Settings:
     settings = read_settings(model=model)
     configure_logging("warning", settings.log_format)
     # nobody waits in line here: as many images are under way as this process starts itself
@@ -181,11 +187,36 @@ async def _classify(settings: Settings, files: list[Path], top_k: int) -> list[d
     return rows
 
 
-async def _describe(settings: Settings) -> dict[str, Any]:
-    from app.offline import running_classifier
+def _describe(settings: Settings) -> dict[str, Any]:
+    from app.lifecycle import load
 
-    async with running_classifier(settings) as classifier:
-        return asdict(classifier.describe())
+    checkpoint = load(settings)
+    config = checkpoint.model.config
+    return {
+        "name": checkpoint.name,
+        "architecture": checkpoint.architecture,
+        "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "tokens": config.num_tokens,
+        "flops": config.flops,
+        "preprocessing": checkpoint.preprocessing.describe(),
+        "labels": list(checkpoint.labels),
+        "servable": True,  # what is not ends in an error that says why
+    }
+
+
+def _readable(name: str, value: Any) -> str:
+    match name, value:
+        case "flops", int():
+            return f"{value / 1e9:.2f} GFLOP an image"
+        case "parameters", int():
+            return f"{value / 1e6:.1f} million"
+        case "labels", list():
+            return f"{len(value)}: {', '.join(value[:100])}{', ...' if len(value) > 100 else ''}"
+        case _, bool():
+            return "yes" if value else "no"
+    return str(value)
 
 
 async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
@@ -272,9 +303,11 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except StartError as error:
+        if os.environ.get("VIT_LOG_LEVEL") == "debug":
+            raise
         _fail(str(error))
 
 
 def _fail(message: str) -> None:
     _err.print(f"vit-serve: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
-    raise typer.Exit(2)
+    raise typer.Exit(1)

@@ -178,7 +178,7 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels
     full = _resized(image.size, preprocessing.resize)
     crop = full if preprocessing.crop is None else (preprocessing.crop[1], preprocessing.crop[0])
     kept = (min(full[0], crop[0]), min(full[1], crop[1]))
-    left, top = (full[0] - kept[0]) // 2, (full[1] - kept[1]) // 2
+    left, top = (_margin(outer - inner, preprocessing.crop_rounding) for outer, inner in zip(full, kept, strict=True))
     window = (left, top, left + kept[0], top + kept[1])
     if full[0] * full[1] <= _MAX_CROPPED_AWAY * kept[0] * kept[1]:
         image = image.resize(full, resampling).crop(window)
@@ -188,11 +188,17 @@ def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels
         image = image.resize(kept, resampling, box=(*box[:2], min(box[2], image.width), min(box[3], image.height)))
     pixels = np.asarray(image)  # (H, W, 3)
     if kept != crop:  # smaller than the crop: black around it
-        top, left = math.ceil((crop[1] - kept[1]) / 2), math.ceil((crop[0] - kept[0]) / 2)
+        around = math.ceil if preprocessing.crop_rounding == "down" else math.floor
+        top, left = around((crop[1] - kept[1]) / 2), around((crop[0] - kept[0]) / 2)
         canvas = np.zeros((crop[1], crop[0], 3), np.uint8)
         canvas[top : top + kept[1], left : left + kept[0]] = pixels
         pixels = canvas
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _margin(difference: int, rounding: str) -> int:
+    """Pixels cut off before the crop, of `difference` in all."""
+    return difference // 2 if rounding == "down" else round(difference / 2)
 
 
 def _resized(size: Size, resize: int | tuple[int, int] | None) -> Size:

@@ -15,11 +15,23 @@ from app.images import ImageDecoder, Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
 from app.settings import Settings
-from model.checkpoint import CheckpointError, load_checkpoint
+from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 
 _RETRY_AFTER_S = 2.0
 
 _log = structlog.get_logger(__name__)
+
+
+def load(settings: Settings) -> Checkpoint:
+    """Load the checkpoint that the settings name.
+
+    Raises:
+        StartError: it cannot be served.
+    """
+    try:
+        return load_checkpoint(settings.model, settings.architecture, settings.image_size)
+    except CheckpointError as error:
+        raise StartError(f"VIT_MODEL: {error}") from error
 
 
 def load_classifier(settings: Settings, metrics: Metrics) -> Classifier:
@@ -28,10 +40,7 @@ def load_classifier(settings: Settings, metrics: Metrics) -> Classifier:
     Raises:
         StartError: the checkpoint cannot be served, or the device is not there.
     """
-    try:
-        checkpoint = load_checkpoint(settings.model)
-    except CheckpointError as error:
-        raise StartError(f"VIT_MODEL: {error}") from error
+    checkpoint = load(settings)
     decoder = ImageDecoder(
         checkpoint.preprocessing,
         formats=settings.image_formats,
@@ -114,7 +123,7 @@ class Service:
         Raises:
             StartError: in one sentence, why that is not possible.
         """
-        _log.info("loading", model=str(self._settings.model))
+        _log.info("loading", model=self._settings.model)
         classifier = await _in_daemon_thread(partial(self._load, self._settings, self._metrics))
         classifier.start()
         self._classifier = classifier

@@ -75,6 +75,7 @@ async def _start(service: Service, on_start_error: Callable[[], None]) -> None:
         await service.start()
     except StartError as error:
         _log.critical("cannot start", reason=str(error))
+        _log.debug("cannot start", exc_info=True)
         on_start_error()
     except Exception:
         _log.critical("cannot start", exc_info=True)

@@ -10,7 +10,7 @@ from app.lifecycle import Service
 from app.main import create_app
 from app.settings import Settings
 
-_START_FAILED = 3
+_START_FAILED = 1
 _FLUSH_S = 5
 """How long a stop waits for answers that are written but not yet read by their callers, in seconds."""
 

@@ -1,9 +1,9 @@
 """Settings: read once from VIT_* variables, checked, and handed inward as plain values."""
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.cpus import available_cpus
@@ -29,7 +29,15 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="VIT_", extra="ignore", frozen=True)
 
-    model: Path = Field(BUNDLED_MODEL, description="Directory of the checkpoint to serve.")
+    model: Annotated[str, BeforeValidator(str)] = Field(
+        str(BUNDLED_MODEL), description="Directory, hub id (`owner/name@revision`) or file of the checkpoint to serve."
+    )
+    architecture: str | None = Field(
+        None,
+        pattern=r"^(timm|torchvision)/\w+$",
+        description="What a bare state dict is of: `timm/<name>` or `torchvision/<name>`.",
+    )
+    image_size: int | None = Field(None, ge=1, le=4096, description="Side of the model's input, if not the checkpoint's own.")
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one."
     )
@@ -91,12 +99,6 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: float = Field(25.0, ge=0, le=3600, description="How long a stop waits for accepted requests.")
 
-    @model_validator(mode="after")
-    def _model_is_there(self) -> Self:
-        if not self.model.exists():
-            raise ValueError(f"model: {self.model} does not exist; give the directory of a checkpoint")
-        return self
-
 
 def read_settings(**overrides: Any) -> Settings:
     """Settings from the environment, with `overrides` (from the command line) on top.
@@ -114,8 +116,5 @@ def read_settings(**overrides: Any) -> Settings:
 
 
 def _sentence(error: dict[str, Any]) -> str:
-    name = str(error["loc"][0]) if error["loc"] else ""
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if not name:
-        name, _, message = message.partition(": ")
+    name, message = str(error["loc"][0]), str(error["msg"]).removeprefix("Value error, ")
     return f"VIT_{name.upper()}: {message[:1].lower()}{message[1:]}"

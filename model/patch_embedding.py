@@ -28,9 +28,9 @@ def embed_by_convolution(images: Tensor, weight: Tensor, bias: Tensor | None = N
 class PatchEmbed(nn.Module):
     """The learned patch embedding: images (B, C, H, W) -> patch tokens (B, N, D)."""
 
-    def __init__(self, num_channels: int, patch_size: int, embed_dim: int) -> None:
+    def __init__(self, num_channels: int, patch_size: int, embed_dim: int, *, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(num_channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(num_channels, embed_dim, kernel_size=patch_size, stride=patch_size, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         return embed_by_convolution(images, self.proj.weight, self.proj.bias)

@@ -1,9 +1,16 @@
 """Preprocessing: how a picture becomes the input that a checkpoint was trained on. Data, no code that touches pixels."""
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
+
+Channels = tuple[float, float, float]
+"""One number for each of red, green and blue."""
+
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 _PILLOW_FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """`resample` in preprocessor_config.json is an index into Pillow's filters."""
@@ -13,6 +20,22 @@ _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
         "resample": 2,
         "size": {"height": 224, "width": 224},
         "do_center_crop": False,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+    "DeiT": {
+        "resample": 3,
+        "size": {"height": 256, "width": 256},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+    "ConvNext": {
+        "resample": 2,
+        "size": {"shortest_edge": 384},
+        "do_center_crop": False,
+        "crop_pct": 224 / 256,
         "image_mean": [0.5, 0.5, 0.5],
         "image_std": [0.5, 0.5, 0.5],
     },
@@ -37,9 +60,19 @@ class Preprocessing:
     crop: tuple[int, int] | None
     """(height, width) of the centre crop, in pixels; None keeps all."""
     interpolation: Interpolation
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
     scale: float = 1 / 255
+    crop_rounding: Literal["down", "even"] = "down"
+    """Where the crop begins when the margin is odd: transformers rounds half a pixel down, torchvision to the even one."""
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in self.mean):
+            raise ValueError(f"image_mean {self.mean} is not finite")
+        if not all(0 < value < math.inf for value in self.std):
+            raise ValueError(f"image_std {self.std} must be greater than 0 for each channel")
+        if not 0 < self.scale < math.inf:
+            raise ValueError(f"rescale_factor must be greater than 0, not {self.scale}")
 
     @property
     def output_size(self) -> tuple[int, int] | None:
@@ -47,6 +80,20 @@ class Preprocessing:
         if self.crop is not None:
             return self.crop
         return self.resize if isinstance(self.resize, tuple) else None
+
+    def at_size(self, image_size: int) -> "Preprocessing":
+        """The same for a square input of another size, in pixels; what is cut away stays in proportion."""
+        old = self.output_size
+        if old is None or old[0] != old[1]:
+            raise ValueError("the preprocessing has no square output that could be of another size")
+        match self.resize:
+            case int(edge):
+                resize: int | tuple[int, int] | None = round(edge * image_size / old[0])
+            case (height, width):
+                resize = (round(height * image_size / old[0]), round(width * image_size / old[1]))
+            case None:
+                resize = None
+        return replace(self, resize=resize, crop=None if self.crop is None else (image_size, image_size))
 
     def describe(self) -> str:
         """One line for people."""
@@ -68,10 +115,12 @@ def from_hugging_face(config: dict[str, Any]) -> Preprocessing:
     """
     family, defaults = _image_processor(config)
     config = {**defaults, **config}
-    resize = _size(config["size"], square=family == "ViT", key="size") if config.get("do_resize", True) else None
+    resize = _size(config["size"], square=family in ("ViT", "DeiT"), key="size") if config.get("do_resize", True) else None
     crop = _size(config["crop_size"], square=True, key="crop_size") if config["do_center_crop"] else None
     if isinstance(crop, int):
         raise ValueError("crop_size must give height and width")
+    if family == "ConvNext" and isinstance(resize, int):
+        resize, crop = _convnext(resize, float(config["crop_pct"]))
     normalise = config.get("do_normalize", True)
     return Preprocessing(
         resize=resize,
@@ -80,6 +129,39 @@ def from_hugging_face(config: dict[str, Any]) -> Preprocessing:
         mean=_channels(config["image_mean"], "image_mean") if normalise else (0.0, 0.0, 0.0),
         std=_channels(config["image_std"], "image_std") if normalise else (1.0, 1.0, 1.0),
         scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+    )
+
+
+def from_timm(config: dict[str, Any], image_size: int) -> Preprocessing:
+    """Read timm's `pretrained_cfg`, as timm's evaluation transform does (timm, data/transforms_factory.py).
+
+    Args:
+        config: the content of `pretrained_cfg`; what is not in it takes timm's defaults.
+        image_size: side of the model's input, in pixels.
+
+    Raises:
+        ValueError: a value that is not known; the message names it.
+    """
+    crop_pct = float(config.get("crop_pct") or 0.875)
+    interpolation = config.get("interpolation") or "bicubic"
+    if interpolation not in _PILLOW_FILTERS:
+        raise ValueError(f"interpolation {interpolation!r} is not one of {', '.join(_PILLOW_FILTERS)}")
+    scaled = math.floor(image_size / crop_pct)
+    resize: int | tuple[int, int]
+    match config.get("crop_mode") or "center":
+        case "center":
+            resize = scaled
+        case "squash":
+            resize = (scaled, scaled)
+        case mode:
+            raise ValueError(f"crop_mode {mode!r} is not supported; supported are 'center' and 'squash'")
+    return Preprocessing(
+        resize=resize,
+        crop=(image_size, image_size),
+        interpolation=interpolation,
+        mean=_channels(list(config.get("mean") or IMAGENET_MEAN), "mean"),
+        std=_channels(list(config.get("std") or IMAGENET_STD), "std"),
+        crop_rounding="even",
     )
 
 
@@ -112,6 +194,11 @@ def _image_processor(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"image processor {name!r} is not supported; supported are {supported}")
 
 
+def _convnext(edge: int, crop_pct: float) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
+    """Below 384 pixels a larger resize and a crop, from there on a resize that bends the picture into the square."""
+    return (int(edge / crop_pct), (edge, edge)) if edge < 384 else ((edge, edge), None)
+
+
 def _size(value: Any, *, square: bool, key: str) -> int | tuple[int, int]:
     """A size as the files give it: a number, {"shortest_edge": n} or {"height": h, "width": w}."""
     match value:
@@ -125,12 +212,12 @@ def _size(value: Any, *, square: bool, key: str) -> int | tuple[int, int]:
 
 
 def _interpolation(resample: Any) -> Interpolation:
-    if isinstance(resample, int) and 0 <= resample < len(_PILLOW_FILTERS):
+    if isinstance(resample, int) and not isinstance(resample, bool) and 0 <= resample < len(_PILLOW_FILTERS):
         return _PILLOW_FILTERS[resample]
     raise ValueError(f"resample {resample!r} is not one of Pillow's filters, 0 to {len(_PILLOW_FILTERS) - 1}")
 
 
-def _channels(values: Any, key: str) -> tuple[float, float, float]:
+def _channels(values: Any, key: str) -> Channels:
     if isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values):
         return (float(values[0]), float(values[1]), float(values[2]))
     raise ValueError(f"{key} {values!r} is not a list of three numbers, one for each of red, green and blue")

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from model.augment import random_view
 from model.checkpoint import load_backbone, save_checkpoint
 from model.dataset import LabelledImages
+from model.learning_curve import draw_learning_curve
 from model.preprocessing import Preprocessing
 from model.vit import VisionTransformer
 
@@ -74,7 +75,8 @@ def train(
 ) -> VisionTransformer:
     """Fine-tune the encoder in `start` with a new head, and save it as a checkpoint in `output`.
 
-    Writes `history.jsonl` (a line a step: loss, accuracy on the augmented batch, learning rate) as it goes.
+    Writes `history.jsonl` (a line a step: loss, accuracy on the augmented batch, learning rate) as it goes, and at the end
+    `learning_curve.svg`, drawn from it, and `recipe.json`.
 
     Raises:
         CheckpointError: `start` holds no encoder that can be read.
@@ -116,6 +118,7 @@ def train(
                 _save(state_file, recipe, model, optimizer, step)
 
     save_checkpoint(output, model, preprocessing, images.labels, torch.float16)
+    draw_learning_curve(output / "history.jsonl", output / "learning_curve.svg")
     (output / "recipe.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     return model
 

@@ -3,19 +3,30 @@
 Dosovitskiy et al., "An Image is Worth 16x16 Words", https://arxiv.org/abs/2010.11929. Modules carry timm's names, so that
 published state dicts load with no remapping.
 
-Shapes: B batch, C channels, H W image, P patch, N patches, T = N + 1 tokens, D embed_dim, h heads, d = D / h, K classes.
+Shapes: B batch, C channels, H W image, P patch, N patches, T tokens, D embed_dim, h heads, d = D / h, K classes.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import ViTConfig
+from model.config import Activation, Resampling, ViTConfig
 from model.patch_embedding import PatchEmbed
+
+_ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+    "silu": F.silu,
+}
 
 
 class VisionTransformer(nn.Module):
-    """Patch embedding, class token and position embedding, encoder blocks, final norm, head.
+    """Patch embedding, prefix tokens and position embedding, encoder blocks, final norm, head.
 
     Meant to be filled from a checkpoint: the embeddings of a new one are zero.
     """
@@ -23,12 +34,18 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        self.patch_embed = PatchEmbed(config.num_channels, config.patch_size, config.embed_dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_tokens, config.embed_dim))
+        width = config.embed_dim
+        self.patch_embed = PatchEmbed(config.num_channels, config.patch_size, width, bias=not config.pre_norm)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
+        self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if config.dist_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, width)) if config.reg_tokens else None
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_embedded_prefix_tokens + config.num_patches, width))
+        self.norm_pre = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*(EncoderBlock(config) for _ in range(config.depth)))
-        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.norm = nn.Identity() if config.fc_norm else nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.fc_norm = nn.LayerNorm(config.head_dim, eps=config.layer_norm_eps) if config.fc_norm else nn.Identity()
         self.head = nn.Linear(config.head_dim, config.num_classes)
+        self.head_dist = nn.Linear(config.head_dim, config.num_classes) if config.head_dist else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify normalised images: (B, C, H, W) -> logits (B, K)."""
@@ -37,18 +54,34 @@ class VisionTransformer(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Encode normalised images: (B, C, H, W) -> tokens after the final norm (B, T, D), the class token first."""
         x = self.patch_embed(images)  # (B, N, D)
-        cls_token = self.cls_token.expand(x.shape[0], -1, -1)  # (1, 1, D) -> (B, 1, D)
-        x = torch.cat((cls_token, x), dim=1) + self.pos_embed  # (B, T, D)
+        x = self.norm_pre(self.embed_positions(x))  # (B, T, D)
         x = self.blocks(x)
         return self.norm(x)
 
+    def embed_positions(self, patches: Tensor) -> Tensor:
+        """Put the prefix tokens before the patches, and add what tells where each one stands: (B, N, D) -> (B, T, D)."""
+        tokens = (self.cls_token, self.dist_token, self.reg_token)
+        prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens if token is not None]  # (1, n, D) -> (B, n, D)
+        match self.config.embedded:
+            case "all":
+                return torch.cat((*prefix, patches), dim=1) + self.pos_embed
+            case "class+patches":
+                *first, registers = prefix
+                x = torch.cat((*first, patches), dim=1) + self.pos_embed
+                return torch.cat((x[:, : len(first)], registers, x[:, len(first) :]), dim=1)
+            case "patches":
+                return torch.cat((*prefix, patches + self.pos_embed), dim=1)
+
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Pool the encoder's output and classify it: (B, T, D) -> logits (B, K)."""
-        return self.head(self.pool(tokens))
+        logits = self.head(self.fc_norm(self.pool(tokens)))
+        if self.head_dist is None:
+            return logits
+        return (logits + self.head_dist(tokens[:, 1])) / 2
 
     def pool(self, tokens: Tensor) -> Tensor:
         """What the head reads: (B, T, D) -> (B, D), or (B, 2 D) where the class token and the mean stand side by side."""
-        cls_token, patches = tokens[:, 0], tokens[:, 1:]
+        cls_token, patches = tokens[:, 0], tokens[:, self.config.num_prefix_tokens :]
         match self.config.pooling:
             case "token":
                 return cls_token
@@ -67,7 +100,7 @@ class EncoderBlock(nn.Module):
         self.attn = Attention(config.embed_dim, config.num_heads, config.qkv_bias)
         self.ls1 = LayerScale(config.embed_dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config.embed_dim, config.mlp_dim)
+        self.mlp = (SwiGlu if config.swiglu else Mlp)(config.embed_dim, config.mlp_dim, config.activation)
         self.ls2 = LayerScale(config.embed_dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,15 +126,30 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact (erf) GELU between them."""
+    """Two linear layers with an activation between them: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, embed_dim: int, mlp_dim: int) -> None:
+    def __init__(self, embed_dim: int, mlp_dim: int, activation: Activation) -> None:
         super().__init__()
         self.fc1 = nn.Linear(embed_dim, mlp_dim)
         self.fc2 = nn.Linear(mlp_dim, embed_dim)
+        self.activation = _ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+class SwiGlu(nn.Module):
+    """A gated MLP: one half of the first layer, activated, multiplies the other: (B, T, D) -> (B, T, D)."""
+
+    def __init__(self, embed_dim: int, mlp_dim: int, activation: Activation) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, 2 * mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, embed_dim)
+        self.activation = _ACTIVATIONS[activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.fc1(x).chunk(2, dim=-1)
+        return self.fc2(self.activation(gate) * value)
 
 
 class LayerScale(nn.Module):
@@ -115,19 +163,29 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-def resample_position_embedding(pos_embed: Tensor, grid_size: int, *, antialias: bool = True) -> Tensor:
-    """Interpolate the patches' position embedding (bicubic) to another square grid: (1, 1 + n*n, D) -> (1, 1 + g*g, D).
+def resample_position_embedding(
+    pos_embed: Tensor, grid_size: int, *, num_prefix: int = 1, resampling: Resampling = "smooth"
+) -> Tensor:
+    """Interpolate the patches' position embedding (bicubic) to another square grid: (1, n + N, D) -> (1, n + g*g, D).
 
-    The class token's own embedding, which stands first, has no place in the image and stays as it is.
+    Args:
+        pos_embed: of `num_prefix` tokens and a square grid of patches.
+        grid_size: g, patches along one side.
+        num_prefix: n, tokens that stand first; they have no place in the image, and stay as they are.
+        resampling: how; libraries differ.
+
+    Raises:
+        ValueError: the patches are not a square grid.
     """
-    num_patches, width = pos_embed.shape[1] - 1, pos_embed.shape[2]
-    old_size = int(num_patches**0.5)
+    num_patches, width = pos_embed.shape[1] - num_prefix, pos_embed.shape[2]
+    old_size = int(max(0, num_patches) ** 0.5)
     if old_size**2 != num_patches:
-        raise ValueError(f"a position embedding of {num_patches} patches is not a square grid with a class token before it")
+        raise ValueError(f"a position embedding of {num_patches} patches is not a square grid")
     if old_size == grid_size:
         return pos_embed
-    cls_token, patches = pos_embed[:, :1], pos_embed[:, 1:]
+    prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
     grid = patches.float().view(1, old_size, old_size, width).permute(0, 3, 1, 2)  # (1, D, n, n)
-    grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", antialias=antialias)
+    smooth, aligned = resampling == "smooth", resampling == "aligned"
+    grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", antialias=smooth, align_corners=aligned)
     patches = grid.permute(0, 2, 3, 1).reshape(1, grid_size**2, width)  # (1, g*g, D)
-    return torch.cat((cls_token, patches.to(pos_embed.dtype)), dim=1)
+    return torch.cat((prefix, patches.to(pos_embed.dtype)), dim=1)

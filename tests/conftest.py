@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from app.logs import configure_logging
-from tests.support import write_tiny_checkpoint
+from tests.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()  # before transformers looks whether torchvision is there
+
+from app.logs import configure_logging  # noqa: E402
+from tests.support import write_tiny_checkpoint  # noqa: E402
 
 configure_logging("info", "json")
 os.environ["VIT_DEVICE"] = "cpu"  # where the tolerances that are tested hold

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModelForImageClassification
+from transformers import AutoModelForImageClassification
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from app.offline import running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
@@ -51,7 +52,7 @@ def test_a_photo_of_an_espresso_is_an_espresso(server: Server) -> None:
 def reference_logits(paths: list[Path]) -> Any:
     """What transformers gives from the same files, with its own loading, preprocessing and model."""
     model: Any = AutoModelForImageClassification.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
-    processor: Any = AutoImageProcessor.from_pretrained(BUNDLED_MODEL)
+    processor: Any = BitImageProcessorPil.from_pretrained(BUNDLED_MODEL)
     logits = []
     for path in paths:
         with Image.open(path) as image, torch.no_grad():

@@ -28,12 +28,14 @@ def written(default: Any) -> str:
     """A default as the page writes it."""
     if default is PydanticUndefined:
         return "CPU cores"
-    if default == BUNDLED_MODEL:
+    if default == str(BUNDLED_MODEL):
         return "the bundled weights"
     if isinstance(default, bool):
         return f"`{str(default).lower()}`"
     if isinstance(default, frozenset | tuple):
         return f"`{','.join(sorted(default))}`" if default else "none"
+    if default is None:
+        return "none"
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 

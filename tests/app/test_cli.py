@@ -91,19 +91,22 @@ def test_a_terminal_gets_a_table_and_names_are_no_markup(
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path, tiny_checkpoint: Path) -> None:
     result = run("classify", tmp_path, "--model", tiny_checkpoint)
-    assert (result.exit_code, result.stderr) == (2, "vit-serve: there are no pictures in these folders\n")
+    assert (result.exit_code, result.stderr) == (1, "vit-serve: there are no pictures in these folders\n")
 
 
 def test_info_tells_what_a_checkpoint_is(tiny_checkpoint: Path) -> None:
     facts = json.loads(run("info", tiny_checkpoint, "--json").stdout)
     assert (facts["name"], facts["parameters"], facts["image_size"]) == ("tiny-dinov2", 31_562, 28)
     assert facts["labels"] == list(TINY_LABELS)
-    assert "tiny-dinov2" in run("info", tiny_checkpoint).stdout
+    assert (facts["tokens"], facts["servable"]) == (17, True)
+    shown = run("info", tiny_checkpoint).stdout
+    assert "tiny-dinov2" in shown
+    assert "GFLOP an image" in shown
 
 
 def test_a_wrong_checkpoint_is_one_sentence(tmp_path: Path) -> None:
     result = run("info", tmp_path)
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert result.stderr == f"vit-serve: VIT_MODEL: {tmp_path}/config.json is missing\n"
 
 
@@ -122,13 +125,15 @@ def test_evaluate_counts_what_the_service_answers(tmp_path: Path, tiny_checkpoin
     report = json.loads(run("evaluate", data, "--model", tiny_checkpoint, "--json").stdout)
     assert (report["images"], report["top1"], report["top5"]) == (10, 0.1, 0.5)
     assert {name for name, share in report["per_class"].items() if share} == {answered["label"]}
-    assert "top-1 10.0%" in run("evaluate", data, "--model", tiny_checkpoint).stdout
+    shown = run("evaluate", data, "--model", tiny_checkpoint).stdout
+    assert "top-1 10.0%" in shown
+    assert f"{answered['label']}" in shown
 
 
 def test_evaluate_refuses_labels_of_another_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
     data = write_labelled(tmp_path / "test.parquet", ("cat", "dog"), [picture(0), picture(1)])
     result = run("evaluate", data, "--model", tiny_checkpoint)
-    assert result.exit_code == 2
+    assert result.exit_code == 1
     assert "are not those of the model" in result.stderr
 
 

@@ -119,7 +119,14 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_sentence(tmp_pa
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
     server = Server(model=tmp_path)
     assert "architecture 'BertModel' is not supported" in server.wait_for_log("cannot start")["reason"]
-    assert server.wait() == 3
+    assert server.wait() == 1
+
+
+def test_on_debug_a_failed_start_shows_where_it_failed(tmp_path: Path) -> None:
+    server = Server(model=tmp_path, log_level="debug")
+    assert "exception" not in server.wait_for_log("cannot start")
+    assert "CheckpointError" in server.wait_for_log("cannot start")["exception"]
+    assert server.wait() == 1
 
 
 def test_a_model_that_cannot_be_compiled_ends_the_process(
@@ -129,13 +136,13 @@ def test_a_model_that_cannot_be_compiled_ends_the_process(
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     server = Server(model=tiny_checkpoint, compile=True, max_batch_size=1)
     assert server.wait_for_log("cannot start")["reason"].startswith("VIT_COMPILE: the model cannot be compiled here")
-    assert server.wait() == 3
+    assert server.wait() == 1
 
 
 def test_a_port_that_is_taken_ends_the_process(server: Server, tiny_checkpoint: Path) -> None:
     second = Server(model=tiny_checkpoint, port=urlsplit(server.url).port)
     assert "address already in use" in second.wait_for_log("[Errno")["event"]
-    assert second.wait() == 3
+    assert second.wait() == 1
 
 
 async def test_a_caller_that_goes_away_takes_its_image_out_of_the_queue(tiny_checkpoint: Path) -> None:

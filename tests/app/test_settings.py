@@ -8,7 +8,7 @@ from app.settings import BUNDLED_MODEL, read_settings
 
 def test_defaults_are_safe() -> None:
     settings = read_settings()
-    assert (settings.model, settings.host, settings.port) == (BUNDLED_MODEL, "127.0.0.1", 8000)
+    assert (settings.model, settings.host, settings.port) == (str(BUNDLED_MODEL), "127.0.0.1", 8000)
     assert settings.max_queue_delay_ms == 0
     assert settings.image_formats == {"jpeg", "png", "webp", "gif", "bmp"}
 
@@ -33,7 +33,7 @@ def test_variables_are_read_with_their_lists(monkeypatch: pytest.MonkeyPatch) ->
         ("VIT_API_KEYS", "one,,two", "VIT_API_KEYS: there is nothing between two commas"),
         ("VIT_API_KEYS", ",", "VIT_API_KEYS: there is nothing between two commas"),
         ("VIT_IMAGE_FORMATS", "tiff", "VIT_IMAGE_FORMATS: input should be 'jpeg', 'png', 'webp', 'gif' or 'bmp'"),
-        ("VIT_MODEL", "/no/such/model", "VIT_MODEL: /no/such/model does not exist"),
+        ("VIT_ARCHITECTURE", "vit_b_16", "VIT_ARCHITECTURE: string should match pattern"),
     ],
 )
 def test_a_wrong_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:

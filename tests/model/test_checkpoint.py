@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import Dinov2ForImageClassification, ViTForImageClassification
 
 from model.checkpoint import CheckpointError, load_backbone, load_checkpoint, save_checkpoint
-from tests.support import TINY_LABELS, TINY_PREPROCESSING, tiny_model
+from model.config import ViTConfig
+from model.vit import VisionTransformer
+from tests.support import TINY_DINOV2, TINY_LABELS, TINY_PREPROCESSING, tiny_model
 
 transformers.utils.logging.disable_progress_bar()
 
@@ -90,6 +93,24 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
         assert torch.equal(loaded.model.state_dict()[key], value), key
 
 
+@pytest.mark.parametrize(
+    "changes", [{"swiglu": True, "mlp_dim": 88, "activation": "silu"}, {"mlp_dim": 80}], ids=["swiglu", "ratio"]
+)
+def test_models_of_another_mlp_are_saved_so_that_they_load_again(tmp_path: Path, changes: dict[str, Any]) -> None:
+    model = VisionTransformer(replace(TINY_DINOV2, **changes)).eval()
+    save_checkpoint(tmp_path, model, TINY_PREPROCESSING, TINY_LABELS, torch.float32)
+    loaded, images = load_checkpoint(tmp_path).model, torch.randn(2, 3, 28, 28)
+    assert loaded.config == model.config
+    with torch.no_grad():
+        assert torch.equal(loaded(images), model(images))
+
+
+def test_training_starts_from_a_dinov2_encoder_only(tmp_path: Path) -> None:
+    vit(tmp_path)
+    with pytest.raises(CheckpointError, match=r"training starts from Dinov2Model or .*, not from ViTForImageClassification"):
+        load_backbone(tmp_path, num_classes=3, image_size=32)
+
+
 def test_transformers_loads_what_is_saved_here(tiny_checkpoint: Path) -> None:
     theirs = transformers.AutoModelForImageClassification.from_pretrained(tiny_checkpoint)
     images = torch.randn(2, 3, 28, 28)
@@ -162,9 +183,25 @@ def test_wrong_weights_are_named(copy: Path, change: Callable[[dict[str, torch.T
     ("file", "changes", "message"),
     [
         ("config.json", {"architectures": ["BertModel"]}, "architecture 'BertModel' is not supported; supported are ViT"),
-        ("config.json", {"hidden_act": "relu"}, "hidden_act 'relu' is not supported"),
+        ("config.json", {"hidden_act": "mish"}, "hidden_act 'mish' is not supported"),
         ("config.json", {"num_attention_heads": 5}, "embed_dim 32 is not a multiple of num_heads 5"),
         ("config.json", {"patch_size": "7"}, "patch_size '7' is not one number"),
+        ("config.json", {"hidden_size": None}, "'hidden_size' is missing"),
+        ("config.json", {"hidden_size": 10**12}, "embed_dim must be between 1 and 1000000"),
+        ("config.json", {"hidden_size": float("inf")}, "hidden_size inf is not a whole number"),
+        ("config.json", {"num_hidden_layers": 2.7}, "num_hidden_layers 2.7 is not a whole number"),
+        ("config.json", {"mlp_ratio": "2"}, "mlp_ratio '2' is not a number"),
+        ("config.json", {"layer_norm_eps": None}, "layer_norm_eps None is not a number"),
+        ("config.json", {"architectures": [["x"]]}, "is not supported; supported are"),
+        ("config.json", {"id2label": {"a": "b"}}, "id2label must give one label for each class"),
+        ("preprocessor_config.json", {"image_std": [0, 1, 1]}, "image_std .* must be greater than 0"),
+        ("preprocessor_config.json", {"rescale_factor": 0}, "rescale_factor must be greater than 0"),
+        ("preprocessor_config.json", {"image_mean": [10**400, 0, 0]}, "too large"),
+        (
+            "preprocessor_config.json",
+            {"crop_size": 3},
+            "image_size 3 is smaller than patch_size 7",
+        ),
         ("config.json", {"num_channels": 1}, "num_channels is 1"),
         ("config.json", {"id2label": {"1": "one"}}, "id2label must give one label for each class"),
         ("preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"}, "'CLIPImageProcessor' is not supp"),
@@ -178,7 +215,7 @@ def test_wrong_values_are_named_with_their_file(copy: Path, file: str, changes: 
     change_json(copy / file, **changes)
     with pytest.raises(CheckpointError, match=message) as caught:
         load_checkpoint(copy)
-    assert file in str(caught.value)
+    assert file in str(caught.value) or str(copy) in str(caught.value)
 
 
 @pytest.mark.parametrize("file", ["config.json", "preprocessor_config.json", "model.safetensors"])
@@ -222,7 +259,7 @@ def test_a_pickle_is_never_opened(copy: Path, name: str, monkeypatch: pytest.Mon
 
 
 def test_a_place_without_a_checkpoint_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is not a directory with a checkpoint"):
+    with pytest.raises(CheckpointError, match="does not exist; give a directory, a file or a hub id"):
         load_checkpoint(tmp_path / "nowhere")
 
 
@@ -236,3 +273,41 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(copy: Path) -> None:
 def test_what_is_saved_can_be_read_by_others(tiny_checkpoint: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in tiny_checkpoint.iterdir()}
     assert len(set(modes.values())) == 1, modes
+
+
+def test_a_model_in_shards_is_the_same_model(tmp_path: Path) -> None:
+    reference = dinov2(tmp_path / "whole")
+    reference.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    shutil.copy(tmp_path / "whole" / "preprocessor_config.json", tmp_path / "sharded")
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 1
+    whole, sharded = load_checkpoint(tmp_path / "whole"), load_checkpoint(tmp_path / "sharded")
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(sharded.model.state_dict()[key], value), key
+
+
+def bare_file(directory: Path) -> Path:
+    with torch.device("meta"):
+        model = VisionTransformer(ViTConfig(num_classes=3, embed_dim=192, num_heads=3, mlp_dim=768))
+    weights = {key: torch.zeros(value.shape) for key, value in model.state_dict().items()}
+    save_file(weights, directory / "bare.safetensors")
+    return directory / "bare.safetensors"
+
+
+def test_a_bare_file_must_be_told_what_it_is_of(tmp_path: Path) -> None:
+    path = bare_file(tmp_path)
+    with pytest.raises(CheckpointError, match="is a bare state dict: set VIT_ARCHITECTURE"):
+        load_checkpoint(path)
+    with pytest.raises(CheckpointError, match=r"patch_embed.proj.bias has shape \(192,\), expected \(384,\)"):
+        load_checkpoint(path, "timm/vit_small_patch16_224")
+    with pytest.raises(CheckpointError, match=r"encoder.pos_embedding is not there"):
+        load_checkpoint(path, "torchvision/vit_b_16")
+
+
+def test_labels_of_a_bare_file_stand_beside_it(tmp_path: Path) -> None:
+    path = bare_file(tmp_path)
+    assert load_checkpoint(path, "timm/vit_tiny_patch16_224").labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+    (tmp_path / "labels.txt").write_text("cat\ndog\ncow\n")
+    assert load_checkpoint(path, "timm/vit_tiny_patch16_224").labels == ("cat", "dog", "cow")
+    (tmp_path / "labels.txt").write_text("cat\ndog\n")
+    with pytest.raises(CheckpointError, match="2 labels do not fit 3 classes"):
+        load_checkpoint(path, "timm/vit_tiny_patch16_224")

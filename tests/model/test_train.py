@@ -2,6 +2,7 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, tiny_checkpoint
     assert [row["step"] for row in history] == list(range(1, 37))
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert load_checkpoint(tmp_path).labels == ("red", "green", "blue")
+    curves = ElementTree.parse(tmp_path / "learning_curve.svg").iterfind("{http://www.w3.org/2000/svg}polyline")
+    assert [len(curve.attrib["points"].split()) for curve in curves] == [2, 2]  # 36 steps, in windows of 25
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:

@@ -1,11 +1,12 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import TINY, Pooling, ViTConfig
+from model.config import TINY, Pooling, Resampling, ViTConfig
 from model.vit import VisionTransformer, resample_position_embedding
 
 
@@ -102,17 +103,24 @@ def test_an_answer_does_not_depend_on_its_neighbours() -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
+def test_flops_are_those_that_the_papers_count() -> None:
+    base = ViTConfig(num_classes=1000)
+    assert base.flops == pytest.approx(2 * 17.56e9, rel=0.002)  # multiply-adds of ViT-B/16 at 224 pixels
+    swiglu = replace(base, swiglu=True)
+    assert swiglu.flops - base.flops == 2 * base.depth * base.num_tokens * base.embed_dim * base.mlp_dim
+
+
 def test_resampling_to_the_same_grid_changes_nothing() -> None:
     pos_embed = torch.randn(1, 1 + 16, 8)
     assert resample_position_embedding(pos_embed, 4) is pos_embed
 
 
-@pytest.mark.parametrize("antialias", [True, False])
-def test_resampling_keeps_the_class_token_and_a_linear_ramp(antialias: bool) -> None:
+@pytest.mark.parametrize("resampling", ["plain", "smooth"])
+def test_resampling_keeps_the_class_token_and_a_linear_ramp(resampling: Resampling) -> None:
     ramp = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 8, 2)  # rises downwards
     pos_embed = torch.cat((torch.full((1, 1, 2), 9.0), ramp.reshape(1, 64, 2)), dim=1)
 
-    resampled = resample_position_embedding(pos_embed, 4, antialias=antialias)
+    resampled = resample_position_embedding(pos_embed, 4, resampling=resampling)
 
     assert resampled.shape == (1, 17, 2)
     assert resampled[0, 0].tolist() == [9.0, 9.0]
@@ -129,10 +137,12 @@ def test_resampling_refuses_what_is_no_square_grid() -> None:
     ("changes", "message"),
     [
         ({"num_heads": 5}, "embed_dim 32 is not a multiple of num_heads 5"),
-        ({"depth": 0}, "depth must be at least 1"),
+        ({"depth": 0}, "depth must be between 1 and 1000000, not 0"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps must be between 0 and 1, not nan"),
+        ({"pooling": "token", "class_token": False}, "pooling 'token' needs a class token"),
         ({"image_size": 4}, "image_size 4 is smaller than patch_size 8"),
     ],
 )
-def test_sizes_that_contradict_each_other_are_refused(changes: dict[str, int], message: str) -> None:
+def test_sizes_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        replace(TINY, **changes)  # type: ignore[arg-type] # mypy cannot see which fields are meant
+        replace(TINY, **changes)

@@ -1,0 +1,179 @@
+"""Hugging Face directories: config.json, safetensors and preprocessor_config.json, as `save_pretrained` writes them."""
+
+from pathlib import Path
+from typing import Any
+
+from model.blueprint import Blueprint, explained, input_size, number, side, whole
+from model.config import Activation, ViTConfig
+from model.layout import Layout
+from model.preprocessing import from_hugging_face
+from model.weights_file import CheckpointError, find_weights, read_json
+
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""`hidden_act` as transformers' ACT2FN names it."""
+
+
+def _embeddings(prefix: str) -> dict[str, tuple[str, ...]]:
+    blocks = f"{prefix}encoder.layer.*"
+    return {
+        "cls_token": (f"{prefix}embeddings.cls_token",),
+        "dist_token": (f"{prefix}embeddings.distillation_token",),
+        "reg_token": (f"{prefix}embeddings.register_tokens",),
+        "pos_embed": (f"{prefix}embeddings.position_embeddings",),
+        "patch_embed.proj": (f"{prefix}embeddings.patch_embeddings.projection",),
+        "blocks.*.attn.qkv": tuple(f"{blocks}.attention.attention.{name}" for name in ("query", "key", "value")),
+        "blocks.*.attn.proj": (f"{blocks}.attention.output.dense",),
+        "norm": (f"{prefix}layernorm",),
+        "head": ("classifier",),
+    }
+
+
+def _vit_layout(prefix: str) -> Layout:
+    blocks = f"{prefix}encoder.layer.*"
+    names = {
+        "blocks.*.norm1": (f"{blocks}.layernorm_before",),
+        "blocks.*.norm2": (f"{blocks}.layernorm_after",),
+        "blocks.*.mlp.fc1": (f"{blocks}.intermediate.dense",),
+        "blocks.*.mlp.fc2": (f"{blocks}.output.dense",),
+    }
+    return Layout(_embeddings(prefix) | names, ignored=(f"{prefix}pooler.", f"{prefix}embeddings.mask_token"))
+
+
+def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
+    """DINOv2's names; `prefix` is empty in an encoder without a head."""
+    blocks = f"{prefix}encoder.layer.*"
+    first, second = ("weights_in", "weights_out") if swiglu else ("fc1", "fc2")
+    names = {
+        "blocks.*.norm1": (f"{blocks}.norm1",),
+        "blocks.*.ls1.gamma": (f"{blocks}.layer_scale1.lambda1",),
+        "blocks.*.norm2": (f"{blocks}.norm2",),
+        "blocks.*.mlp.fc1": (f"{blocks}.mlp.{first}",),
+        "blocks.*.mlp.fc2": (f"{blocks}.mlp.{second}",),
+        "blocks.*.ls2.gamma": (f"{blocks}.layer_scale2.lambda1",),
+    }
+    return Layout(_embeddings(prefix) | names, ignored=(f"{prefix}embeddings.mask_token",))
+
+
+_TEACHER = Layout(
+    {**_vit_layout("deit.").names, "head": ("cls_classifier",), "head_dist": ("distillation_classifier",)},
+    _vit_layout("deit.").ignored,
+)
+
+ARCHITECTURES = (
+    "ViTForImageClassification",
+    "DeiTForImageClassification",
+    "DeiTForImageClassificationWithTeacher",
+    "Dinov2ForImageClassification",
+    "Dinov2WithRegistersForImageClassification",
+)
+
+
+def read_hugging_face(directory: Path) -> Blueprint:
+    """What the directory's files say.
+
+    Raises:
+        CheckpointError: a file that is missing or broken, or an architecture that is not supported.
+    """
+    config_file, preprocessing_file = directory / "config.json", directory / "preprocessor_config.json"
+    raw = read_json(config_file)
+    architecture = _architecture(raw, config_file)
+    with explained(config_file):
+        labels = _labels(raw)
+        config = vit_config(architecture, raw, len(labels))
+    with explained(preprocessing_file):
+        preprocessing = from_hugging_face(read_json(preprocessing_file))
+        input_size(preprocessing)
+    return Blueprint(
+        name=directory.resolve().name,
+        architecture=architecture,
+        config=config,
+        layout=_layout(architecture, config),
+        preprocessing=preprocessing,
+        labels=labels,
+        weights=find_weights(directory),
+        resampling="smooth" if architecture == "Dinov2WithRegistersForImageClassification" else "plain",
+        interpolates=architecture.startswith("Dinov2"),
+    )
+
+
+def vit_config(architecture: str, raw: dict[str, Any], num_classes: int) -> ViTConfig:
+    """The configuration of one of `ARCHITECTURES`, from the content of its config.json.
+
+    Raises:
+        KeyError, ValueError, TypeError: a value is missing or wrong.
+    """
+    dinov2 = architecture.startswith("Dinov2")
+    deit = architecture.startswith("DeiT")
+    embed_dim = whole(raw, "hidden_size")
+    swiglu = bool(raw.get("use_swiglu_ffn", False))
+    mlp_dim = int(embed_dim * number(raw, "mlp_ratio")) if dinov2 else whole(raw, "intermediate_size")
+    registers = whole(raw, "num_register_tokens", 4) if "WithRegisters" in architecture else 0
+    if whole(raw, "num_channels", 3) != 3:
+        raise ValueError(f"num_channels is {raw['num_channels']!r}, but pictures have three channels")
+    return ViTConfig(
+        num_classes=num_classes,
+        image_size=side(raw["image_size"], "image_size"),
+        patch_size=side(raw["patch_size"], "patch_size"),
+        embed_dim=embed_dim,
+        depth=whole(raw, "num_hidden_layers"),
+        num_heads=whole(raw, "num_attention_heads"),
+        mlp_dim=(int(mlp_dim * 2 / 3) + 7) // 8 * 8 if swiglu else mlp_dim,
+        activation="silu" if swiglu else _activation(raw.get("hidden_act", "gelu")),
+        swiglu=swiglu,
+        qkv_bias=bool(raw.get("qkv_bias", True)),
+        layer_norm_eps=number(raw, "layer_norm_eps", 1e-6 if dinov2 else 1e-12),
+        layer_scale=dinov2,
+        dist_token=deit,
+        head_dist=architecture == "DeiTForImageClassificationWithTeacher",
+        reg_tokens=registers,
+        embedded="class+patches" if registers else "all",
+        pooling="token+avg" if dinov2 else "token",
+    )
+
+
+def _layout(architecture: str, config: ViTConfig) -> Layout:
+    match architecture:
+        case "ViTForImageClassification":
+            return _vit_layout("vit.")
+        case "DeiTForImageClassification":
+            return _vit_layout("deit.")
+        case "DeiTForImageClassificationWithTeacher":
+            return _TEACHER
+        case "Dinov2ForImageClassification":
+            return dinov2_layout("dinov2.", swiglu=config.swiglu)
+        case _:
+            return dinov2_layout("dinov2_with_registers.", swiglu=config.swiglu)
+
+
+def _architecture(raw: dict[str, Any], path: Path) -> str:
+    named = raw.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and len(named) == 1 else None
+    if architecture in ARCHITECTURES:
+        return str(architecture)
+    what = f"architecture {architecture!r} is not supported" if architecture else "no architecture is named"
+    raise CheckpointError(f"{path}: {what}; supported are {', '.join(ARCHITECTURES)}, and timm's plain vit and deit models")
+
+
+def _activation(name: Any) -> Activation:
+    if name in _ACTIVATIONS:
+        return _ACTIVATIONS[name]
+    raise ValueError(f"hidden_act {name!r} is not supported; supported are {', '.join(_ACTIVATIONS)}")
+
+
+def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
+    """`id2label` in class order; without it, as many `LABEL_i` as `num_labels` says (transformers' default is 2)."""
+    by_id = raw.get("id2label")
+    if by_id is None:
+        return tuple(f"LABEL_{index}" for index in range(whole(raw, "num_labels", 2)))
+    if not isinstance(by_id, dict) or not by_id or set(by_id) != {str(index) for index in range(len(by_id))}:
+        raise ValueError("id2label must give one label for each class, numbered from 0")
+    return tuple(str(label) for _, label in sorted(by_id.items(), key=lambda item: int(item[0])))

@@ -1,0 +1,224 @@
+"""timm's checkpoints: a directory with timm's config.json, or a bare file whose architecture somebody names.
+
+timm's names are our names, so there is nothing to translate. The architecture's name gives the sizes, and must; the tensors
+in the file tell which of the choices were made (class token or none, registers, LayerScale, pre-norm, ...).
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from model.blueprint import Blueprint, explained, side, whole
+from model.config import Activation, Embedded, Pooling, ViTConfig
+from model.layout import Layout
+from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, from_timm
+from model.weights_file import WeightsFile, find_weights, open_weights, read_json
+
+_SIZES = {
+    # name: embed_dim, depth, num_heads, mlp_dim (timm, vision_transformer.py and deit.py)
+    "tiny": (192, 12, 3, 768),
+    "xsmall": (256, 10, 4, 1024),
+    "wee": (256, 14, 4, 1280),
+    "little": (320, 14, 5, 1792),
+    "small": (384, 12, 6, 1536),
+    "medium": (512, 12, 8, 2048),
+    "mediumd": (512, 20, 8, 2048),
+    "betwixt": (640, 12, 10, 2560),
+    "base": (768, 12, 12, 3072),
+    "base_plus": (896, 12, 14, 3584),
+    "base_gap": (768, 12, 16, 3072),
+    "large": (1024, 24, 16, 4096),
+    "huge": (1280, 32, 16, 5120),
+    "giant": (1408, 40, 16, 6144),
+    "giant_dinov2": (1536, 40, 24, 4096),
+    "gigantic": (1664, 48, 16, 8192),
+}
+
+_NAME = re.compile(
+    r"(?P<family>vit|deit|deit3)_(?P<size>[a-z]+)(?P<distilled>_distilled)?_patch(?P<patch>\d+)"
+    r"(?P<choices>(?:_(?:clip|quickgelu|plus|gap|reg\d+|dinov2|miil))*)(?:_(?P<image>\d+))?"
+)
+"""`vit_base_patch16_clip_quickgelu_224`, `deit_tiny_distilled_patch16_224`, `vit_small_patch14_reg4_dinov2`, ..."""
+
+SUPPORTED = "vit_<size>_patch<P>_[clip_][gap_][reg<N>_]<pixels>, vit_<size>_patch14_[reg4_]dinov2, deit_*, deit3_*"
+
+
+@dataclass(frozen=True, slots=True)
+class _Name:
+    """What the name of an architecture says."""
+
+    family: str
+    size: str
+    patch_size: int
+    choices: frozenset[str]
+    image_size: int
+
+
+def read_timm_directory(directory: Path) -> Blueprint:
+    """A directory with timm's config.json (`architecture`, `pretrained_cfg`) and model.safetensors.
+
+    Raises:
+        CheckpointError: a file that is missing or broken, or an architecture that is not supported.
+    """
+    config_file = directory / "config.json"
+    raw = read_json(config_file)
+    weights = open_weights(find_weights(directory))
+    with explained(config_file):
+        name = _parse(str(raw["architecture"]))
+        pretrained = raw.get("pretrained_cfg") or {}
+        image_size = _image_size(raw, pretrained, name)
+        num_classes = whole(raw, "num_classes", pretrained.get("num_classes"))
+        config = _config(name, weights, num_classes, image_size, raw.get("global_pool"))
+        labels = _labels(raw, pretrained, num_classes)
+        preprocessing = from_timm({**_default_pretrained_cfg(name), **pretrained}, image_size)
+    return Blueprint(
+        name=directory.resolve().name,
+        architecture=str(raw["architecture"]),
+        config=config,
+        layout=Layout(),
+        preprocessing=preprocessing,
+        labels=labels,
+        weights=weights.path,
+        resampling="smooth",
+    )
+
+
+def read_timm_file(path: Path, architecture: str, labels: tuple[str, ...] | None) -> Blueprint:
+    """A bare state dict of a timm model. Its preprocessing is that of the architecture's default weights in timm.
+
+    Raises:
+        CheckpointError: the file is broken, or the architecture is not supported.
+    """
+    weights = open_weights(path)
+    with explained(path):
+        name = _parse(architecture)
+        head = weights.shapes.get("head.weight")
+        if head is None:
+            raise ValueError("there is no head.weight: this is an encoder without a classifier")
+        config = _config(name, weights, head[0], name.image_size, None)
+        preprocessing = from_timm(_default_pretrained_cfg(name), name.image_size)
+    return Blueprint(
+        name=path.stem,
+        architecture=architecture,
+        config=config,
+        layout=Layout(),
+        preprocessing=preprocessing,
+        labels=labels or tuple(f"LABEL_{index}" for index in range(config.num_classes)),
+        weights=path,
+        resampling="smooth",
+    )
+
+
+def _parse(architecture: str) -> _Name:
+    match = _NAME.fullmatch(architecture.partition(".")[0])  # what follows the dot names the training, not the architecture
+    choices = frozenset(part for part in match["choices"].split("_") if part) if match else frozenset()
+    size = match["size"] if match else ""
+    for choice in ("plus", "gap", "dinov2"):
+        if (
+            choice in choices
+            and f"{size}_{choice}" in _SIZES
+            and not any(part.startswith("reg") for part in choices - {"dinov2"})
+        ):
+            size = f"{size}_{choice}"
+    if "dinov2" in choices and match and match["size"] == "giant":
+        size = "giant_dinov2"
+    if match is None or size not in _SIZES:
+        raise ValueError(f"timm architecture {architecture!r} is not supported; supported are {SUPPORTED}")
+    if match["distilled"]:
+        choices |= {"distilled"}
+    image_size = int(match["image"]) if match["image"] else (518 if "dinov2" in choices else 224)
+    return _Name(match["family"], size, int(match["patch"]), choices, image_size)
+
+
+def _config(name: _Name, weights: WeightsFile, num_classes: int, image_size: int, global_pool: Any) -> ViTConfig:
+    """Sizes as the name says, choices as the tensors show."""
+    embed_dim, depth, num_heads, mlp_dim = _SIZES[name.size]
+    shapes = weights.shapes
+    class_token, fc_norm = "cls_token" in shapes, "fc_norm.weight" in shapes
+    reg_tokens = shapes["reg_token"][1] if "reg_token" in shapes else 0
+    swiglu = name.size == "giant_dinov2"
+    prefix = class_token + ("dist_token" in shapes) + reg_tokens
+    return ViTConfig(
+        num_classes=num_classes,
+        image_size=image_size,
+        patch_size=name.patch_size,
+        embed_dim=embed_dim,
+        depth=depth,
+        num_heads=num_heads,
+        mlp_dim=mlp_dim,
+        activation=_activation(name),
+        swiglu=swiglu,
+        qkv_bias="blocks.0.attn.qkv.bias" in shapes,
+        layer_norm_eps=1e-5 if "clip" in name.choices else 1e-6,
+        layer_scale="blocks.0.ls1.gamma" in shapes,
+        class_token=class_token,
+        dist_token="dist_token" in shapes,
+        head_dist="head_dist.weight" in shapes,
+        reg_tokens=reg_tokens,
+        embedded=_embedded(weights, (image_size // name.patch_size) ** 2, prefix),
+        pre_norm="norm_pre.weight" in shapes,
+        pooling=_pooling(global_pool, class_token and not fc_norm),
+        fc_norm=fc_norm,
+    )
+
+
+def _activation(name: _Name) -> Activation:
+    if name.size == "giant_dinov2":
+        return "silu"
+    return "quick_gelu" if "quickgelu" in name.choices else "gelu"
+
+
+def _embedded(weights: WeightsFile, num_patches: int, prefix: int) -> Embedded:
+    """Which tokens the position embedding covers, from its length."""
+    length = weights.shapes.get("pos_embed", (1, 0, 0))[1]
+    return "patches" if prefix and length == num_patches else "all"
+
+
+def _pooling(global_pool: Any, token: bool) -> Pooling:
+    match global_pool:
+        case "token" | "avg":
+            return "token" if global_pool == "token" else "avg"
+        case None | "":
+            return "token" if token else "avg"
+    raise ValueError(f"global_pool {global_pool!r} is not supported; supported are 'token' and 'avg'")
+
+
+def _image_size(raw: dict[str, Any], pretrained: dict[str, Any], name: _Name) -> int:
+    arguments = raw.get("model_args") or {}
+    if "img_size" in arguments:
+        return side(arguments["img_size"], "img_size")
+    channels_and_sides = pretrained.get("input_size")
+    if channels_and_sides is None:
+        return name.image_size
+    return side(list(channels_and_sides)[1:], "input_size")
+
+
+def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> tuple[str, ...]:
+    names = raw.get("label_names") or pretrained.get("label_names")
+    if names is None:
+        return tuple(f"LABEL_{index}" for index in range(num_classes))
+    descriptions = raw.get("label_descriptions") or pretrained.get("label_descriptions")
+    if isinstance(names, dict):
+        names = [names[key] for key in sorted(names, key=int)]
+    if not isinstance(names, list) or len(names) != num_classes:
+        raise ValueError(f"label_names must give one label for each of {num_classes} classes")
+    if isinstance(descriptions, dict):
+        names = [descriptions.get(name, name) for name in names]
+    return tuple(str(name) for name in names)
+
+
+def _default_pretrained_cfg(name: _Name) -> dict[str, Any]:
+    """The preprocessing of the weights that timm takes by default for an architecture, as far as its name tells."""
+    augreg = name.family == "vit" and not name.choices & {"dinov2", "clip"}
+    if "clip" in name.choices:
+        mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+    else:
+        mean, std = ([0.5] * 3, [0.5] * 3) if augreg else (list(IMAGENET_MEAN), list(IMAGENET_STD))
+    return {
+        "crop_pct": 0.9 if name.image_size <= 224 else 1.0,
+        "crop_mode": "center",
+        "interpolation": "bicubic",
+        "mean": mean,
+        "std": std,
+    }

@@ -1,0 +1,117 @@
+"""Every model of the table in docs/models.md: the logits of its own library, from a file's bytes to the numbers."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.references import Reference, difference, randomise, references
+from tests.support import ROOT
+
+import timm  # isort: skip
+import torchvision  # isort: skip
+
+from model.checkpoint import load_checkpoint
+
+REFERENCES = references()
+TOLERANCE = 1e-4
+"""Of the largest logit, in float32."""
+
+
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.library}: {reference.name}")
+def test_logits_equal_those_of_the_models_own_library(reference: Reference, tmp_path: Path) -> None:
+    largest, scale = difference(reference, tmp_path / "model")
+    assert scale > 0.2
+    assert largest <= TOLERANCE * scale
+
+
+def test_the_table_in_the_docs_has_every_model() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    for reference in REFERENCES:
+        assert f"| {reference.library} | {reference.name} |" in page
+
+
+def assert_logits_agree(model: Any, expected: torch.Tensor, images: torch.Tensor) -> None:
+    with torch.no_grad():
+        logits = model(images)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=TOLERANCE * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("size", [48, 128])
+def test_another_image_size_is_what_transformers_makes_of_it(tmp_path: Path, size: int) -> None:
+    REFERENCES[0].write(tmp_path)
+    theirs: Any = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, size, size)
+    ours = load_checkpoint(tmp_path, image_size=size)
+    assert (ours.model.config.image_size, ours.preprocessing.output_size) == (size, (size, size))
+    with torch.no_grad():
+        assert_logits_agree(ours.model, theirs(images, interpolate_pos_encoding=True).logits, images)
+
+
+@pytest.mark.parametrize("size", [160, 256])
+def test_another_image_size_is_what_timm_makes_of_it(tmp_path: Path, size: int) -> None:
+    model = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=7))
+    timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
+    model.set_input_size(img_size=size)
+    images = torch.randn(2, 3, size, size)
+    with torch.no_grad():
+        assert_logits_agree(load_checkpoint(tmp_path, image_size=size).model, model(images), images)
+
+
+@pytest.mark.parametrize("size", [192, 288])
+def test_another_image_size_is_what_torchvision_makes_of_it(tmp_path: Path, size: int) -> None:
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    state = randomise(torchvision.models.vit_b_32(num_classes=7)).state_dict()
+    torch.save(state, tmp_path / "model.pth")
+    resized = torchvision.models.vit_b_32(num_classes=7, image_size=size).eval()
+    resized.load_state_dict(interpolate_embeddings(size, 32, state))
+    images = torch.randn(2, 3, size, size)
+    ours = load_checkpoint(tmp_path / "model.pth", "torchvision/vit_b_32", size)
+    assert ours.preprocessing == replace(ours.preprocessing, resize=round(256 * size / 224), crop=(size, size))
+    with torch.no_grad():
+        assert_logits_agree(ours.model, resized(images), images)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch16_rope_224",
+        "vit_base_patch16_siglip_224",
+        "vit_relpos_base_patch16_224",
+        "vit_base_r50_s16_224",
+        "vit_base_patch16_dinov3",
+        "swin_tiny_patch4_window7_224",
+        "resnet50",
+    ],
+)
+def test_what_is_no_plain_vit_is_refused(tmp_path: Path, name: str) -> None:
+    from model.weights_file import CheckpointError
+
+    torch.save({"head.weight": torch.zeros(2, 2)}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=f"timm architecture '{name}' is not supported; supported are vit_<size>"):
+        load_checkpoint(tmp_path / "model.pth", f"timm/{name}")
+
+
+def test_every_supported_size_of_timm_has_the_shapes_that_we_think() -> None:
+    from model.timm_models import _parse, _SIZES  # isort: skip
+
+    seen = set()
+    for name in timm.list_models(["vit_*", "deit*"]):
+        try:
+            ours = _parse(name)
+        except ValueError:
+            continue
+        embed_dim, depth, num_heads, mlp_dim = _SIZES[ours.size]
+        with torch.device("meta"):
+            theirs: Any = timm.create_model(name)
+        assert (theirs.embed_dim, len(theirs.blocks), theirs.blocks[0].attn.num_heads) == (embed_dim, depth, num_heads), name
+        assert theirs.blocks[0].mlp.fc2.in_features == mlp_dim, name
+        assert theirs.blocks[0].norm1.eps == (1e-5 if "clip" in ours.choices else 1e-6), name
+        assert theirs.patch_embed.patch_size == (ours.patch_size, ours.patch_size), name
+        seen.add(ours.size)
+    assert seen == set(_SIZES)

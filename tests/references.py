@@ -1,0 +1,220 @@
+"""Models of transformers, timm and torchvision beside the same models here: `python -m tests.references` prints the table.
+
+Each has random weights of a fixed seed, is saved by its own library, loaded from disk by the service, and asked about the
+same JPEG bytes: by its library with its own preprocessing, and through `Classifier`.
+"""
+
+import asyncio
+import io
+import json
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.offline import running_classifier
+from app.settings import read_settings
+from tests.support import encode, random_picture
+from tests.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()
+
+import timm  # noqa: E402
+import torchvision  # noqa: E402
+import transformers  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+from timm.data.model_config import resolve_input_data_config  # noqa: E402
+from timm.data.transforms_factory import create_transform  # noqa: E402
+from timm.models import save_for_hf  # noqa: E402
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil  # noqa: E402
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil  # noqa: E402
+from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil  # noqa: E402
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil  # noqa: E402
+
+Answer = Callable[[Image.Image], torch.Tensor]
+"""What the library says: an RGB picture -> logits (K,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """One configuration of one library."""
+
+    library: str
+    name: str
+    write: Callable[[Path], tuple[Path, Answer]]
+    """Saves the model below a folder; gives what the service is to load, and how the library answers."""
+    settings: tuple[tuple[str, Any], ...] = ()
+    """What the service must be told beside the path."""
+
+
+def randomise(model: Any) -> Any:
+    """Weights as wide as trained ones; libraries start heads and tokens at zero and LayerScale at next to nothing."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        with torch.no_grad():
+            if "gamma" in name or "lambda" in name:
+                parameter.uniform_(0.2, 1.0, generator=generator)
+            elif "norm" in name or ".ln" in name:
+                parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.1, generator=generator)
+            else:
+                parameter.normal_(0.0, 0.04, generator=generator)
+    return model.eval()
+
+
+def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -> Reference:
+    library_config = getattr(transformers, f"{architecture.partition('For')[0]}Config")
+    sizes = {"mlp_ratio": 4} if architecture.startswith("Dinov2") else {"intermediate_size": 192}
+    small = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "num_labels": 11}
+
+    def write(directory: Path) -> tuple[Path, Answer]:
+        model = randomise(getattr(transformers, architecture)(library_config(**{**small, **sizes, **changes})))
+        model.save_pretrained(directory)
+        content = {**processor.to_dict(), "image_processor_type": type(processor).__name__.removesuffix("Pil")}
+        (directory / "preprocessor_config.json").write_text(json.dumps(content))
+        return directory, lambda image: model(**processor(image, return_tensors="pt")).logits[0]
+
+    return Reference("transformers", name, write)
+
+
+def timm_hub(architecture: str, **arguments: Any) -> Reference:
+    def write(directory: Path) -> tuple[Path, Answer]:
+        model = randomise(timm.create_model(architecture, num_classes=11, **arguments))
+        save_for_hf(model, str(directory), safe_serialization=True)
+        return directory, timm_answer(model)
+
+    suffix = "".join(f", {name}={value}" for name, value in arguments.items())
+    return Reference("timm", architecture + suffix, write)
+
+
+def timm_file(architecture: str) -> Reference:
+    def write(directory: Path) -> tuple[Path, Answer]:
+        model = randomise(timm.create_model(architecture, num_classes=11))
+        directory.mkdir(exist_ok=True)
+        save_file(model.state_dict(), directory / "bare.safetensors")
+        return directory / "bare.safetensors", timm_answer(model)
+
+    return Reference("timm", f"{architecture}, bare file", write, (("architecture", f"timm/{architecture}"),))
+
+
+def timm_answer(model: Any) -> Answer:
+    transform = create_transform(**resolve_input_data_config(model))
+    return lambda image: model(transform(image)[None])[0]
+
+
+def torchvision_file(architecture: str, weights: Any, **arguments: Any) -> Reference:
+    def write(directory: Path) -> tuple[Path, Answer]:
+        model = randomise(getattr(torchvision.models, architecture)(num_classes=11, **arguments))
+        directory.mkdir(exist_ok=True)
+        torch.save(model.state_dict(), directory / "model.pth")
+        transform = weights.transforms(antialias=True)
+        return directory / "model.pth", lambda image: model(transform(image)[None])[0]
+
+    return Reference("torchvision", f"{architecture} {weights.name}", write, (("architecture", f"torchvision/{architecture}"),))
+
+
+def references() -> list[Reference]:
+    """All configurations of the three libraries."""
+    return [*hugging_face_references(), *timm_references(), *torchvision_references()]
+
+
+def hugging_face_references() -> list[Reference]:
+    vit = ViTImageProcessorPil(size={"height": 64, "width": 64})
+    deit = DeiTImageProcessorPil(size={"height": 72, "width": 72}, crop_size={"height": 64, "width": 64})
+    bit = BitImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56})
+    convnext = ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.875)
+    convnext_large = ConvNextImageProcessorPil(size={"shortest_edge": 384})
+    classes = "ForImageClassification"
+    small, dino = {"image_size": 64, "patch_size": 16}, {"image_size": 56, "patch_size": 14}
+    published = {"image_size": 518, "patch_size": 14}
+    return [
+        hugging_face("ViT", f"ViT{classes}", vit, **small),
+        hugging_face("ViT, no qkv bias, eps 1e-3", f"ViT{classes}", vit, **small, qkv_bias=False, layer_norm_eps=1e-3),
+        hugging_face("ViT, gelu_new", f"ViT{classes}", vit, **small, hidden_act="gelu_new"),
+        hugging_face("ViT, quick_gelu", f"ViT{classes}", vit, **small, hidden_act="quick_gelu"),
+        hugging_face("ViT, ConvNext processor", f"ViT{classes}", convnext, **small),
+        hugging_face("ViT at 384, ConvNext processor", f"ViT{classes}", convnext_large, image_size=384, patch_size=32),
+        hugging_face("DeiT", f"DeiT{classes}", deit, **small),
+        hugging_face("DeiT, two heads", f"DeiT{classes}WithTeacher", deit, **small),
+        hugging_face("DINOv2", f"Dinov2{classes}", bit, **dino),
+        hugging_face("DINOv2 of 518 at 56", f"Dinov2{classes}", bit, **published),
+        hugging_face("DINOv2, SwiGLU", f"Dinov2{classes}", bit, **dino, use_swiglu_ffn=True),
+        hugging_face("DINOv2, 4 registers", f"Dinov2WithRegisters{classes}", bit, **dino),
+        hugging_face("DINOv2 of 518 at 56, 4 registers", f"Dinov2WithRegisters{classes}", bit, **published),
+    ]
+
+
+def timm_references() -> list[Reference]:
+    return [
+        timm_hub("vit_tiny_patch16_224"),
+        timm_hub("vit_tiny_patch16_224", img_size=96),
+        timm_hub("vit_tiny_patch16_224", global_pool="avg"),
+        timm_hub("vit_tiny_patch16_224", global_pool="avg", class_token=False, reg_tokens=2),
+        timm_hub("vit_tiny_patch16_224", pre_norm=True, no_embed_class=True, init_values=0.1),
+        timm_hub("vit_small_patch32_224"),
+        timm_hub("vit_little_patch16_reg4_gap_256"),
+        timm_hub("vit_medium_patch16_gap_240"),
+        timm_hub("vit_xsmall_patch16_clip_224"),
+        timm_hub("vit_base_patch32_clip_quickgelu_224"),
+        timm_hub("vit_base_patch16_gap_224"),
+        timm_hub("vit_small_patch14_dinov2", img_size=98),
+        timm_hub("vit_small_patch14_reg4_dinov2", img_size=98),
+        timm_hub("deit_tiny_patch16_224"),
+        timm_hub("deit_tiny_distilled_patch16_224"),
+        timm_hub("deit3_small_patch16_224"),
+        timm_file("vit_small_patch16_224"),
+        timm_file("deit_small_distilled_patch16_224"),
+    ]
+
+
+def torchvision_references() -> list[Reference]:
+    models = torchvision.models
+    return [
+        torchvision_file("vit_b_16", models.ViT_B_16_Weights.IMAGENET1K_V1),
+        torchvision_file("vit_b_16", models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1, image_size=384),
+        torchvision_file("vit_b_32", models.ViT_B_32_Weights.IMAGENET1K_V1),
+    ]
+
+
+def photograph() -> bytes:
+    """A JPEG with something at every scale, and no side that is a multiple of anything."""
+    image = Image.blend(random_picture(5, 333, 250).resize((333, 251)), random_picture(6, 32, 24).resize((333, 251)), 0.6)
+    return encode(image, "JPEG", quality=92)
+
+
+async def our_logits(model: Path, settings: tuple[tuple[str, Any], ...], image_bytes: bytes) -> NDArray[np.float32]:
+    options = {"model": str(model), "dtype": "float32", "device": "cpu", "max_batch_size": 1, **dict(settings)}
+    async with running_classifier(read_settings(**options)) as classifier:
+        return (await classifier.classify(image_bytes)).logits
+
+
+def difference(reference: Reference, directory: Path) -> tuple[float, float]:
+    """The largest difference of a logit, and the largest logit."""
+    image_bytes = photograph()
+    model, answer = reference.write(directory)
+    with Image.open(io.BytesIO(image_bytes)) as image, torch.no_grad():
+        expected = answer(image.convert("RGB")).numpy()
+    logits = asyncio.run(our_logits(model, reference.settings, image_bytes))
+    return float(np.abs(logits - expected).max()), float(np.abs(expected).max())
+
+
+def main() -> None:
+    versions = f"transformers {transformers.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}"
+    sys.stdout.write(f"torch {torch.__version__}, {versions}; float32 on a CPU\n\n")
+    sys.stdout.write("| library | model | largest logit | largest difference | of the largest logit |\n|---|---|---|---|---|\n")
+    for reference in references():
+        with tempfile.TemporaryDirectory() as directory:
+            largest, scale = difference(reference, Path(directory) / "model")
+        row = (reference.library, reference.name, f"{scale:.2f}", f"{largest:.1e}", f"{largest / scale:.1e}")
+        sys.stdout.write(f"| {' | '.join(row)} |\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
