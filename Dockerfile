@@ -37,8 +37,10 @@ LABEL org.opencontainers.image.title="vit-serve" \
 COPY --from=dependencies /venv /venv
 COPY --from=package /package /venv
 # Inside a container, the loopback address is one that nobody outside can reach.
+# A model by hub id is kept in the one place that can be written; mount a volume there to keep it longer.
 ENV PATH=/venv/bin:$PATH \
-    VIT_HOST=0.0.0.0
+    VIT_HOST=0.0.0.0 \
+    HF_HOME=/tmp/huggingface
 EXPOSE 8000
 # A number, because Kubernetes cannot tell whether a name is root. It owns nothing: the image is only read.
 USER 10001:10001

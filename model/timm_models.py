@@ -36,7 +36,7 @@ _SIZES = {
 }
 
 _NAME = re.compile(
-    r"(?P<family>vit|deit|deit3)_(?P<size>[a-z]+)(?P<distilled>_distilled)?_patch(?P<patch>\d+)"
+    r"(?P<family>vit|deit|deit3)_(?P<size>[a-z]+)(?:_distilled)?_patch(?P<patch>\d+)"
     r"(?P<choices>(?:_(?:clip|quickgelu|plus|gap|reg\d+|dinov2|miil))*)(?:_(?P<image>\d+))?"
 )
 """`vit_base_patch16_clip_quickgelu_224`, `deit_tiny_distilled_patch16_224`, `vit_small_patch14_reg4_dinov2`, ..."""
@@ -112,23 +112,19 @@ def read_timm_file(path: Path, architecture: str, labels: tuple[str, ...] | None
 
 def _parse(architecture: str) -> _Name:
     match = _NAME.fullmatch(architecture.partition(".")[0])  # what follows the dot names the training, not the architecture
-    choices = frozenset(part for part in match["choices"].split("_") if part) if match else frozenset()
-    size = match["size"] if match else ""
-    for choice in ("plus", "gap", "dinov2"):
-        if (
-            choice in choices
-            and f"{size}_{choice}" in _SIZES
-            and not any(part.startswith("reg") for part in choices - {"dinov2"})
-        ):
-            size = f"{size}_{choice}"
-    if "dinov2" in choices and match and match["size"] == "giant":
-        size = "giant_dinov2"
+    choices = frozenset(match["choices"].split("_")[1:]) if match else frozenset()
+    size = _size_of(match["size"], choices) if match else ""
     if match is None or size not in _SIZES:
         raise ValueError(f"timm architecture {architecture!r} is not supported; supported are {SUPPORTED}")
-    if match["distilled"]:
-        choices |= {"distilled"}
     image_size = int(match["image"]) if match["image"] else (518 if "dinov2" in choices else 224)
     return _Name(match["family"], size, int(match["patch"]), choices, image_size)
+
+
+def _size_of(size: str, choices: frozenset[str]) -> str:
+    """A few choices come with sizes of their own; `gap` does only in the older models, which have no registers."""
+    registers = any(choice.startswith("reg") for choice in choices)
+    own = (f"{size}_{choice}" for choice in choices if not (choice == "gap" and registers))
+    return next((name for name in own if name in _SIZES), size)
 
 
 def _config(name: _Name, weights: WeightsFile, num_classes: int, image_size: int, global_pool: Any) -> ViTConfig:
