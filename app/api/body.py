@@ -1,0 +1,37 @@
+"""A request's body, piece by piece, and never more of it than is allowed."""
+
+from collections.abc import AsyncIterator
+
+from fastapi import Request
+from python_multipart.multipart import parse_options_header
+
+from app.errors import ImageTooLarge, UnsupportedImageFormat
+
+
+async def chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """Stops at the first piece that is too much, or before the first if the header says so.
+
+    Raises:
+        ImageTooLarge: more than `max_bytes`.
+        UnsupportedImageFormat: the body is compressed.
+    """
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedImageFormat("Compressed request bodies are not taken; send it without Content-Encoding.")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > max_bytes:
+        raise too_large(max_bytes)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise too_large(max_bytes)
+        yield chunk
+
+
+def media_type(request: Request) -> bytes:
+    media_type: bytes = parse_options_header(request.headers.get("content-type", ""))[0]
+    return media_type.lower()
+
+
+def too_large(max_bytes: int) -> ImageTooLarge:
+    return ImageTooLarge(f"The body is larger than the {max_bytes} bytes that are allowed.")
