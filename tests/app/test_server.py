@@ -36,7 +36,7 @@ async def until(server: Server, name: str, value: float) -> None:
 
 async def test_sigterm_under_load_answers_all_that_was_accepted_and_exits_with_0(tiny_checkpoint: Path) -> None:
     # a batch that is held open keeps all requests inside until well after the signal
-    with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=3000) as server:
+    with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=6000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
             requests = [asyncio.create_task(client.post("/predict", content=picture(seed))) for seed in range(32)]
             await until(server, "vit_images_waiting", 32)
