@@ -40,9 +40,12 @@ COPY --from=package /package /venv
 # A model by hub id is kept in the one place that can be written; mount a volume there to keep it longer.
 ENV PATH=/venv/bin:$PATH \
     VIT_HOST=0.0.0.0 \
+    VIT_CACHE_DIR=/cache \
     HF_HOME=/tmp/huggingface
 EXPOSE 8000
-# A number, because Kubernetes cannot tell whether a name is root. It owns nothing: the image is only read.
+# A number, because Kubernetes cannot tell whether a name is root. Of the image it owns nothing but the place to mount a
+# cache at; without a mount, on a read-only root, nothing is kept.
+RUN install --directory --owner 10001 --group 10001 --mode 700 /cache
 USER 10001:10001
 # A base may have set another one, and this is the one that lets accepted requests finish.
 STOPSIGNAL SIGTERM

@@ -1,10 +1,11 @@
 """The batcher: one bounded queue in front of one worker. asyncio only; knows neither torch nor HTTP.
 
-One in, one out: every image that is accepted gets exactly one outcome, its own. The batch is cut work-conserving: an idle
-worker takes what waits at once, and while it is busy the next batch gathers by itself.
+One in, one out: every image that is accepted gets exactly one outcome, its own. The batch is cut work-conserving: as long as
+the worker may begin another run, it takes what waits at once; while it may not, the next batch gathers by itself.
 """
 
 import asyncio
+import itertools
 import logging
 import math
 import time
@@ -55,6 +56,9 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: items in one run.
         max_queue_size: items accepted and not yet answered.
         max_queue_delay_s: how long an incomplete batch waits for more, from the arrival of its oldest item.
+        max_runs: runs under way at once.
+        side_by_side: runs do not wait for each other, as on the cores of a CPU: what waits is shared out among those that
+            may begin. Otherwise, as on a GPU, a run takes all it can, and the next only gets ready behind it.
     """
 
     def __init__(
@@ -64,15 +68,19 @@ class Batcher(Generic[Item, Result]):
         max_batch_size: int,
         max_queue_size: int,
         max_queue_delay_s: float = 0.0,
+        max_runs: int = 1,
+        side_by_side: bool = False,
     ) -> None:
         self._run = run
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
         self._max_queue_delay_s = max_queue_delay_s
+        self._max_runs = max_runs
+        self._side_by_side = side_by_side
         self._accepted = 0
         self._waiting: dict[_Job[Item, Result], None] = {}  # a queue from whose middle one can leave
-        self._running: Sequence[_Job[Item, Result]] = ()
-        self._arrived = asyncio.Event()
+        self._running: dict[int, Sequence[_Job[Item, Result]]] = {}
+        self._changed = asyncio.Event()  # something arrived, or a run has ended
         self._worker: asyncio.Task[None] | None = None
         self._stopped = False
         self._busy_since = 0.0
@@ -148,7 +156,7 @@ class Batcher(Generic[Item, Result]):
         self._check_alive()
         job = _Job[Item, Result](item, time.perf_counter(), deadline, asyncio.get_running_loop().create_future())
         self._waiting[job] = None
-        self._arrived.set()
+        self._changed.set()
         try:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
                 return await job.future
@@ -158,17 +166,21 @@ class Batcher(Generic[Item, Result]):
             self._waiting.pop(job, None)
 
     async def _work(self) -> None:
-        while True:
-            self._running = await self._collect()
-            await self._deliver(self._running)
-            self._running = ()
+        async with asyncio.TaskGroup() as runs:  # one that dies takes the worker with it
+            for number in itertools.count():
+                self._running[number] = await self._collect()
+                runs.create_task(self._run_one(number), name=f"run {number}")
+
+    async def _run_one(self, number: int) -> None:
+        await self._deliver(self._running[number])
+        del self._running[number]
+        self._changed.set()
 
     async def _collect(self) -> Sequence[_Job[Item, Result]]:
-        """Wait until there is something to run, and for company as long as the settings say; then cut a batch."""
+        """Wait until there is something to run and a run may begin, and for company as the settings say; then cut a batch."""
         while True:
-            while not self._waiting:
-                self._arrived.clear()
-                await self._arrived.wait()
+            while not self._waiting or len(self._running) >= self._max_runs:
+                await self._change()
             await self._gather()
             if batch := self._cut():
                 return batch
@@ -180,17 +192,22 @@ class Batcher(Generic[Item, Result]):
             wait_s = oldest.arrival + self._max_queue_delay_s - time.perf_counter()
             if wait_s <= 0:
                 return
-            self._arrived.clear()
             try:
                 async with asyncio.timeout(wait_s):
-                    await self._arrived.wait()
+                    await self._change()
             except TimeoutError:
                 return
 
+    async def _change(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
     def _cut(self) -> Sequence[_Job[Item, Result]]:
-        """Take the oldest items that still have a use."""
+        """Take the oldest items that still have a use, and leave to other runs that may begin now their share."""
+        sharers = self._max_runs - len(self._running) if self._side_by_side else 1
+        size = min(self._max_batch_size, math.ceil(len(self._waiting) / sharers))
         batch: list[_Job[Item, Result]] = []
-        while self._waiting and len(batch) < self._max_batch_size:
+        while self._waiting and len(batch) < size:
             job = next(iter(self._waiting))
             del self._waiting[job]
             if _is_wanted(job):
@@ -247,7 +264,7 @@ class Batcher(Generic[Item, Result]):
         else:
             _log.critical("the inference worker died", exc_info=worker.exception())
             error = NotReady("The inference worker has died.", retry_after_s=5.0)
-        for job in (*self._running, *self._waiting):
+        for job in itertools.chain(*self._running.values(), self._waiting):
             if not job.future.done():
                 job.future.set_exception(error)
 

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import structlog
@@ -15,7 +15,6 @@ from app.errors import DeadlineExceeded, Draining, InferenceFailed
 from app.images import ImageDecoder, Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
-from model.checkpoint import Checkpoint
 
 _log = structlog.get_logger(__name__)
 
@@ -67,6 +66,7 @@ class ModelDescription:
     image_size: int
     patch_size: int
     parameters: int
+    engine: str
     device: str
     dtype: str
     preprocessing: str
@@ -78,7 +78,7 @@ class Classifier:
     """Decodes in threads, gathers batches, and ranks what the model says.
 
     Args:
-        checkpoint: names and labels.
+        model: what is served.
         decoder: bytes -> pixels.
         runner: the device, warmed up.
         batcher: the queue in front of it.
@@ -88,7 +88,7 @@ class Classifier:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        model: ModelDescription,
         decoder: ImageDecoder,
         runner: ModelRunner,
         batcher: Batcher[Pixels, Scores],
@@ -96,13 +96,12 @@ class Classifier:
         decode_threads: int,
         metrics: Metrics,
     ) -> None:
-        self._checkpoint = checkpoint
+        self._model = model
         self._decoder = decoder
         self._runner = runner
         self._batcher = batcher
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._metrics = metrics
-        self._parameters = sum(parameter.numel() for parameter in checkpoint.model.parameters())
 
     def start(self) -> None:
         """Start the worker; to be called in the event loop that will classify."""
@@ -156,17 +155,17 @@ class Classifier:
             raise InferenceFailed("The model gave numbers that are not finite for this image.")
         timings = Timings(decode_s, served.queue_s, served.run_s)
         self._metrics.observe_timings(decode_s, served.queue_s, served.run_s)
-        return Classification(self._checkpoint.labels, scores.logits, scores.probabilities, timings)
+        return Classification(self._model.labels, scores.logits, scores.probabilities, timings)
 
     @property
     def name(self) -> str:
         """The model's name."""
-        return self._checkpoint.name
+        return self._model.name
 
     @property
     def labels(self) -> tuple[str, ...]:
         """The model's labels, in class order."""
-        return self._checkpoint.labels
+        return self._model.labels
 
     @property
     def alive(self) -> bool:
@@ -174,20 +173,8 @@ class Classifier:
         return self._batcher.alive
 
     def describe(self) -> ModelDescription:
-        config = self._checkpoint.model.config
-        return ModelDescription(
-            name=self._checkpoint.name,
-            architecture=self._checkpoint.architecture,
-            labels=self._checkpoint.labels,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            parameters=self._parameters,
-            device=str(self._runner.device),
-            dtype=str(self._runner.dtype).removeprefix("torch."),
-            preprocessing=self._checkpoint.preprocessing.describe(),
-            max_batch_size=self._batcher.max_batch_size,
-            compiled_batch_sizes=self._runner.batch_sizes,
-        )
+        """The model, with the batch size of now."""
+        return replace(self._model, max_batch_size=self._batcher.max_batch_size)
 
     async def close(self) -> None:
         """Stop the worker and the threads; whatever still waits fails with `Draining`."""

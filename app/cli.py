@@ -27,6 +27,9 @@ from app.settings import BUNDLED_MODEL, Settings, read_settings
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
+_CONCURRENCY = 128
+"""Pictures that commands have under way at once: more than any device runs and stages."""
+
 _out = Console()
 _err = Console(stderr=True)
 
@@ -164,11 +167,7 @@ def _offline_settings(model: str | None) -> Settings:
     settings = read_settings(model=model)
     configure_logging("warning", settings.log_format)
     # nobody waits in line here: as many images are under way as this process starts itself
-    return settings.model_copy(update={"max_queue_size": _concurrency(settings)})
-
-
-def _concurrency(settings: Settings) -> int:
-    return 2 * settings.max_batch_size
+    return settings.model_copy(update={"max_queue_size": _CONCURRENCY})
 
 
 async def _classify(settings: Settings, files: list[Path], top_k: int) -> list[dict[str, Any]]:
@@ -178,7 +177,7 @@ async def _classify(settings: Settings, files: list[Path], top_k: int) -> list[d
     async with running_classifier(settings) as classifier:
         images = ((file, partial(file.read_bytes)) for file in files)
         with _progress("classifying", len(files)) as advance:
-            async for file, outcome in classify_all(classifier, images, _concurrency(settings)):
+            async for file, outcome in classify_all(classifier, images, _CONCURRENCY):
                 if isinstance(outcome, ServiceError | OSError):
                     rows.append({"path": str(file), "error": str(outcome)})
                 else:
@@ -195,7 +194,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
     return {
         "name": checkpoint.name,
         "architecture": checkpoint.architecture,
-        "parameters": sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        "parameters": checkpoint.parameters,
         "image_size": config.image_size,
         "patch_size": config.patch_size,
         "tokens": config.num_tokens,
@@ -236,7 +235,7 @@ async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
         images = ((index, partial(_read, pictures, index)) for index in range(len(pictures)))
         probabilities = []
         with _progress("evaluating", len(pictures)) as advance:
-            async for index, outcome in classify_all(classifier, images, _concurrency(settings)):
+            async for index, outcome in classify_all(classifier, images, _CONCURRENCY):
                 if isinstance(outcome, ServiceError | OSError):
                     raise StartError(f"picture {index} of {data} cannot be classified: {outcome}")
                 probabilities.append(outcome.probabilities)

@@ -5,7 +5,6 @@ first frame and of all metadata only the EXIF orientation is read.
 """
 
 import io
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,13 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
+from app.geometry import Geometry
+from app.jpeg import decode_jpeg
 from model.preprocessing import Preprocessing
 
 Pixels = NDArray[np.uint8]
 """(C, H, W) uint8, RGB."""
-
-Size = tuple[int, int]
-"""(width, height) in pixels, in Pillow's order."""
 
 Image.MAX_IMAGE_PIXELS = None  # ours, which the settings give, is checked before decoding; Pillow's own would only warn
 
@@ -34,9 +32,6 @@ _JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]", flags=re.DOTALL)
 """A marker that is followed by a length, or the end of the image; not what stands within a scan's data."""
 
 _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
-
-_MAX_CROPPED_AWAY = 4
-"""Resized pixels for each one that the crop keeps; above it only what is kept is resized."""
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -60,13 +55,17 @@ class ImageDecoder:
         formats: what is decoded, of `jpeg`, `png`, `webp`, `gif` and `bmp`.
         max_bytes: of the encoded image.
         max_pixels: width times height.
+        exact: decode JPEGs to the bit as the checkpoint's library does, not the quick way.
     """
 
-    def __init__(self, preprocessing: Preprocessing, *, formats: frozenset[str], max_bytes: int, max_pixels: int) -> None:
+    def __init__(
+        self, preprocessing: Preprocessing, *, formats: frozenset[str], max_bytes: int, max_pixels: int, exact: bool
+    ) -> None:
         self._preprocessing = preprocessing
         self._formats = formats
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
+        self._exact = exact
 
     def decode(self, image_bytes: bytes) -> Pixels:
         """Encoded image -> (3, H, W) uint8, upright, resized and cropped.
@@ -82,6 +81,9 @@ class ImageDecoder:
                 raise ImageTooLarge(
                     f"The image has {image.width} x {image.height} pixels; at most {self._max_pixels} are allowed."
                 )
+            quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
+            if quick and (pixels := decode_jpeg(image_bytes, image.size, _orientation(image), self._preprocessing)) is not None:
+                return pixels
             image.load()  # before the metadata: PNG's getexif would load too, and its error would be taken for broken EXIF
             return _resize_and_crop(_to_rgb(_upright(image)), self._preprocessing)
 
@@ -151,12 +153,17 @@ def _decoding_errors() -> Iterator[None]:
         raise UndecodableImage("The image is truncated or corrupt.") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 is upright."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except Exception:  # broken metadata says nothing about the pixels
-        orientation = None
-    method = _TURN_UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in _TURN_UPRIGHT else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _TURN_UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
 
 
@@ -175,39 +182,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
     """RGB image -> (3, H, W) uint8, to the pixel what transformers' processors give (a thin image: to one step of 255)."""
     resampling = Image.Resampling[preprocessing.interpolation.upper()]
-    full = _resized(image.size, preprocessing.resize)
-    crop = full if preprocessing.crop is None else (preprocessing.crop[1], preprocessing.crop[0])
-    kept = (min(full[0], crop[0]), min(full[1], crop[1]))
-    left, top = (_margin(outer - inner, preprocessing.crop_rounding) for outer, inner in zip(full, kept, strict=True))
-    window = (left, top, left + kept[0], top + kept[1])
-    if full[0] * full[1] <= _MAX_CROPPED_AWAY * kept[0] * kept[1]:
-        image = image.resize(full, resampling).crop(window)
-    else:  # resize only what is kept: a picture of one pixel's width would become millions high
-        x_scale, y_scale = image.width / full[0], image.height / full[1]
-        box = (window[0] * x_scale, window[1] * y_scale, window[2] * x_scale, window[3] * y_scale)
-        image = image.resize(kept, resampling, box=(*box[:2], min(box[2], image.width), min(box[3], image.height)))
-    pixels = np.asarray(image)  # (H, W, 3)
-    if kept != crop:  # smaller than the crop: black around it
-        around = math.ceil if preprocessing.crop_rounding == "down" else math.floor
-        top, left = around((crop[1] - kept[1]) / 2), around((crop[0] - kept[0]) / 2)
-        canvas = np.zeros((crop[1], crop[0], 3), np.uint8)
-        canvas[top : top + kept[1], left : left + kept[0]] = pixels
-        pixels = canvas
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    geometry = Geometry.of(image.size, preprocessing)
+    if not geometry.is_wasteful:
+        return geometry.crop(_channels_first(image.resize(geometry.full, resampling)))
+    (width, height), (left, top) = geometry.kept, (geometry.left, geometry.top)  # only what is kept is resized
+    x_scale, y_scale = image.width / geometry.full[0], image.height / geometry.full[1]
+    right, bottom = min((left + width) * x_scale, image.width), min((top + height) * y_scale, image.height)
+    kept = image.resize(geometry.kept, resampling, box=(left * x_scale, top * y_scale, right, bottom))
+    return geometry.centre(_channels_first(kept))
 
 
-def _margin(difference: int, rounding: str) -> int:
-    """Pixels cut off before the crop, of `difference` in all."""
-    return difference // 2 if rounding == "down" else round(difference / 2)
-
-
-def _resized(size: Size, resize: int | tuple[int, int] | None) -> Size:
-    """Size of the whole image after resizing, rounded as transformers does."""
-    match resize:
-        case None:
-            return size
-        case (height, width):
-            return (width, height)
-        case edge:
-            width, height = size
-            return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+def _channels_first(image: Image.Image) -> Pixels:
+    return np.asarray(image).transpose(2, 0, 1)

@@ -2,20 +2,23 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 
 import structlog
 
 from app.batching import Batcher
-from app.classifier import Classifier
+from app.classifier import Classifier, ModelDescription
+from app.engines.choice import EngineOptions, choose_engine
 from app.errors import Draining, NotReady, StartError
 from app.images import ImageDecoder, Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
 from app.settings import Settings
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+
+Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
 
 _RETRY_AFTER_S = 2.0
 
@@ -34,42 +37,70 @@ def load(settings: Settings) -> Checkpoint:
         raise StartError(f"VIT_MODEL: {error}") from error
 
 
-def load_classifier(settings: Settings, metrics: Metrics) -> Classifier:
+def load_classifier(settings: Settings, metrics: Metrics, run: Run = ModelRunner.run) -> Classifier:
     """Load the checkpoint onto the device and warm it up. Blocks, for seconds to minutes.
+
+    Args:
+        settings: what to load.
+        metrics: where the classifier counts.
+        run: how the runner runs a batch.
 
     Raises:
         StartError: the checkpoint cannot be served, or the device is not there.
     """
     checkpoint = load(settings)
+    config, parameters = checkpoint.model.config, checkpoint.parameters  # of the checkpoint as it was published
     decoder = ImageDecoder(
         checkpoint.preprocessing,
         formats=settings.image_formats,
         max_bytes=settings.max_image_bytes,
         max_pixels=settings.max_image_pixels,
+        exact=settings.exact_decode,
     )
-    runner = ModelRunner(
+    engine = choose_engine(
         checkpoint,
-        device=settings.device,
-        dtype=settings.dtype,
-        compile_model=settings.compile,
-        max_batch_size=settings.max_batch_size,
-        threads=settings.inference_threads,
+        EngineOptions(
+            engine=settings.engine,
+            device=settings.device,
+            dtype=settings.dtype,
+            compile=settings.compile,
+            max_batch_size=settings.max_batch_size,
+            threads=settings.inference_threads,
+            cache=settings.cache_dir,
+        ),
     )
+    runner = ModelRunner(engine, (config.num_channels, config.image_size, config.image_size))
     runner.warm_up()
 
-    async def run(images: Sequence[Pixels]) -> Sequence[Scores]:
+    async def counted_run(images: Sequence[Pixels]) -> Sequence[Scores]:
         metrics.batch_size.observe(len(images))
-        return await runner.run(images)
+        return await run(runner, images)
 
     batcher = Batcher(
-        run,
-        max_batch_size=settings.max_batch_size,
+        counted_run,
+        max_batch_size=engine.max_batch_size,
         max_queue_size=settings.max_queue_size,
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
+        max_runs=engine.max_runs,
+        side_by_side=engine.side_by_side,
+    )
+    description = ModelDescription(
+        name=checkpoint.name,
+        architecture=checkpoint.architecture,
+        labels=checkpoint.labels,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        parameters=parameters,
+        engine=engine.name,
+        device=engine.device,
+        dtype=engine.dtype,
+        preprocessing=checkpoint.preprocessing.describe(),
+        max_batch_size=engine.max_batch_size,
+        compiled_batch_sizes=engine.batch_sizes,
     )
     metrics.gauge("vit_images_accepted", "Images accepted and not yet answered.", lambda: batcher.accepted)
     metrics.gauge("vit_images_waiting", "Images that wait for a run.", lambda: batcher.waiting)
-    return Classifier(checkpoint, decoder, runner, batcher, decode_threads=settings.decode_threads, metrics=metrics)
+    return Classifier(description, decoder, runner, batcher, decode_threads=settings.decode_threads, metrics=metrics)
 
 
 async def _in_daemon_thread(work: Callable[[], Classifier]) -> Classifier:
@@ -128,7 +159,9 @@ class Service:
         classifier.start()
         self._classifier = classifier
         model = classifier.describe()
-        _log.info("ready", model=model.name, device=model.device, dtype=model.dtype, classes=len(model.labels))
+        _log.info(
+            "ready", model=model.name, engine=model.engine, device=model.device, dtype=model.dtype, classes=len(model.labels)
+        )
 
     @property
     def why_not_ready(self) -> str | None:

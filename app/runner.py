@@ -1,4 +1,4 @@
-"""ModelRunner: the device and its one thread. The only file of the service that runs the model."""
+"""ModelRunner: the threads that an engine runs in, and what becomes of its logits."""
 
 import asyncio
 from collections.abc import Sequence
@@ -6,15 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from app.errors import EngineDead, OutOfMemory, StartError
+from app.engines import Engine
+from app.errors import OutOfMemory, StartError
 from app.images import Pixels
-from model.checkpoint import Checkpoint
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,58 +22,37 @@ class Scores:
 
 
 class ModelRunner:
-    """Runs batches of uint8 pixels, one after another, in a thread of its own.
-
-    Takes the checkpoint's model over: normalisation is absorbed into its patch embedding.
+    """Runs batches in as many threads as the engine has runs under way at once.
 
     Args:
-        checkpoint: the model, on the CPU in float32.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        dtype: `auto`, `float32`, `bfloat16` or `float16`.
-        compile_model: compile each batch size in `warm_up`; batches are then padded to these sizes.
-        max_batch_size: images in the largest batch.
-        threads: of one run on a CPU.
-
-    Raises:
-        StartError: the device is not there.
+        engine: computes logits.
+        image_shape: (C, H, W) of the pixels that it takes.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, *, device: str, dtype: str, compile_model: bool, max_batch_size: int, threads: int
-    ) -> None:
-        self.device = _device(device)
-        self.dtype = _dtype(dtype, self.device)
-        self.batch_sizes = padded_sizes(max_batch_size) if compile_model else ()
-        """Sizes that batches are padded to; empty where every size runs as it is."""
-        self._max_batch_size = max_batch_size
-        self._threads = threads
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="device")
-        preprocessing = checkpoint.preprocessing
-        self._image_shape = (3, checkpoint.model.config.image_size, checkpoint.model.config.image_size)
-        model = checkpoint.model
-        model.patch_embed.absorb_normalisation(preprocessing.scale, preprocessing.mean, preprocessing.std)
-        model = model.to(self.device, self.dtype)
-        self._model = torch.compile(model, dynamic=False) if compile_model else model
+    def __init__(self, engine: Engine, image_shape: tuple[int, int, int]) -> None:
+        self.engine = engine
+        self._image_shape = image_shape
+        self._threads = ThreadPoolExecutor(engine.max_runs, thread_name_prefix="run")
+        self._under_way = 0
 
     def warm_up(self) -> None:
-        """Run every batch size once, the largest first, so that the first caller waits for nothing. Blocks.
+        """Run the largest batch and a single image in every thread, so that the first caller waits for nothing. Blocks.
 
         Raises:
-            StartError: the model cannot be compiled here, the largest batch does not fit, or what comes out is not finite.
+            StartError: the largest batch does not fit, or what comes out is not finite.
         """
-        for size in sorted({1, self._max_batch_size, *self.batch_sizes}, reverse=True):
-            blank = np.zeros(self._image_shape, np.uint8)
+        blank = np.zeros(self._image_shape, np.uint8)
+        size = self.engine.max_batch_size
+        for batch, alone in (([blank] * size, False), ([blank], False), ([blank], True)):
+            runs = [self._threads.submit(self.engine.run, batch, alone=alone) for _ in range(self.engine.max_runs)]
             try:
-                scores = self._thread.submit(self._run, [blank] * size).result()
+                logits = np.concatenate([run.result() for run in runs])
             except OutOfMemory as error:
-                raise StartError(f"VIT_MAX_BATCH_SIZE: {size} images do not fit into the memory of {self.device}") from error
-            except RuntimeError as error:
-                if not self.batch_sizes:
-                    raise
-                reason = str(error).partition("\n")[0]
-                raise StartError(f"VIT_COMPILE: the model cannot be compiled here, start without it: {reason}") from error
-            if not np.isfinite(scores[0].logits).all():
-                raise StartError(f"VIT_MODEL: the model gives logits that are not finite, in {self.dtype} on {self.device}")
+                reason = f"{size} images do not fit into the memory of {self.engine.device}"
+                raise StartError(f"VIT_MAX_BATCH_SIZE: {reason}") from error
+            if not np.isfinite(logits).all():
+                where = f"in {self.engine.dtype} on {self.engine.device}"
+                raise StartError(f"VIT_MODEL: the model gives logits that are not finite, {where}")
 
     async def run(self, images: Sequence[Pixels]) -> Sequence[Scores]:
         """Classify a batch: pixels (3, H, W) uint8 each -> scores in the same order.
@@ -86,55 +61,26 @@ class ModelRunner:
             OutOfMemory: the batch does not fit on the device.
             EngineDead: the device cannot be used any more.
         """
-        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, images)
+        self._under_way += 1
+        try:
+            await asyncio.sleep(0)  # so that runs which begin at the same moment know of each other
+            alone = len(images) == 1 and self._under_way == 1
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, images, alone)
+        finally:
+            self._under_way -= 1
 
     def close(self) -> None:
-        """Let the thread end after what it is running."""
-        self._thread.shutdown(wait=False)
+        """Let the threads end after what they are running."""
+        self._threads.shutdown(wait=False)
 
-    def _run(self, images: Sequence[Pixels]) -> list[Scores]:
-        torch.set_num_threads(self._threads)  # a setting of the calling thread
-        try:
-            with torch.inference_mode():
-                logits = self._forward(torch.from_numpy(np.stack(images)))
-                probabilities = torch.softmax(logits, dim=-1)
-                logits, probabilities = logits.cpu(), probabilities.cpu()
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemory(str(error)) from error
-        except torch.AcceleratorError as error:  # sticky: every later call on this context fails too
-            raise EngineDead(str(error)) from error
-        return [Scores(*row) for row in zip(logits.numpy(), probabilities.numpy(), strict=True)]
-
-    def _forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 on the CPU -> logits (B, K) float32 on the device."""
-        batch = pixels.shape[0]
-        pixels = pad_batch(pixels, self.batch_sizes).to(self.device)
-        logits: Tensor = self._model(pixels.to(self.dtype))
-        return logits[:batch].float()
+    def _run(self, images: Sequence[Pixels], alone: bool) -> list[Scores]:
+        logits = self.engine.run(images, alone=alone)
+        return [Scores(*row) for row in zip(logits, softmax(logits), strict=True)]
 
 
-def padded_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """The short list of batch sizes that are compiled: 1, 2, 4, 8, ... and the largest."""
-    powers = [1 << exponent for exponent in range(max_batch_size.bit_length())]
-    return tuple(sorted({*powers, max_batch_size}))
-
-
-def pad_batch(pixels: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Fill the batch up with black images to the next of `sizes`: (B, C, H, W) -> (S, C, H, W), S >= B."""
-    batch = pixels.shape[0]
-    size = next((size for size in sizes if size >= batch), batch)
-    return pixels if size == batch else torch.cat((pixels, pixels.new_zeros(size - batch, *pixels.shape[1:])))
-
-
-def _device(name: str) -> torch.device:
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StartError(f"VIT_DEVICE: {name} is not there; CUDA devices found: {torch.cuda.device_count()}")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return _DTYPES[name]
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Over the classes, in float32: (B, K) -> (B, K), each row's sum 1."""
+    with np.errstate(invalid="ignore"):  # logits that are not finite: whoever reads them looks for that
+        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        probabilities: NDArray[np.float32] = exponentials / exponentials.sum(axis=-1, keepdims=True)
+    return probabilities

@@ -1,5 +1,6 @@
 """Settings: read once from VIT_* variables, checked, and handed inward as plain values."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +25,11 @@ def _split(value: Any) -> Any:
     return parts
 
 
+def _default_cache_dir() -> Path:
+    """Where the XDG Base Directory Specification wants it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit-serve"
+
+
 class Settings(BaseSettings):
     """Every setting with its unit, default and range; docs/settings.md says what happens at each limit."""
 
@@ -41,11 +47,22 @@ class Settings(BaseSettings):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
         "auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one."
     )
+    engine: Literal["auto", "torch", "openvino"] = Field(
+        "auto", description="What runs the model; `auto` is `torch` on CUDA and `openvino` on a CPU."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Number format of the model; `auto` is `bfloat16` on CUDA and `float32` on a CPU."
     )
-    compile: bool = Field(False, description="Compile the model for each batch size before ready (`torch.compile`).")
-    max_batch_size: int = Field(32, ge=1, le=1024, description="Images run at once.")
+    compile: bool | Literal["auto"] = Field(
+        "auto",
+        description="Compile the model for each batch size before ready (`torch.compile`); `auto`: on CUDA, if it is possible.",
+    )
+    cache_dir: Path = Field(
+        default_factory=_default_cache_dir, description="Directory where converted and compiled models are kept."
+    )
+    max_batch_size: int | None = Field(
+        None, ge=1, le=1024, description="Images in one run. Default: 64 on CUDA, as many as make 256 tokens on a CPU."
+    )
     max_queue_delay_ms: float = Field(
         0.0,
         ge=0,
@@ -77,11 +94,14 @@ class Settings(BaseSettings):
         le=256,
         description="Threads that decode images. Default: the number of CPU cores.",
     )
+    exact_decode: bool = Field(
+        False, description="Decode JPEGs to the bit as the model's own library does; slower, most of all for large pictures."
+    )
     inference_threads: int = Field(
         default_factory=available_cpus,
         ge=1,
         le=256,
-        description="Threads of one run of the model on a CPU. Default: the number of CPU cores.",
+        description="Cores for the model on a CPU. Default: the number of CPU cores.",
     )
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Keys that may call `/predict`, `/predict/batch` and `/model`; none: everybody may."

@@ -38,6 +38,11 @@ class Checkpoint:
     labels: tuple[str, ...]
     """In class order."""
 
+    @property
+    def parameters(self) -> int:
+        """Numbers that were trained."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
 
 def load_checkpoint(model: str | Path, architecture: str | None = None, image_size: int | None = None) -> Checkpoint:
     """Load a model of Hugging Face, timm or torchvision.

@@ -10,10 +10,12 @@ from tests.torchvision_operators import declare_missing_operators
 declare_missing_operators()  # before transformers looks whether torchvision is there
 
 from app.logs import configure_logging  # noqa: E402
-from tests.support import write_tiny_checkpoint  # noqa: E402
+from tests.support import CACHE, write_tiny_checkpoint  # noqa: E402
 
 configure_logging("info", "json")
 os.environ["VIT_DEVICE"] = "cpu"  # where the tolerances that are tested hold
+os.environ["VIT_ENGINE"] = "torch"  # converts nothing; processes of their own, and tests of OpenVINO, take the default
+os.environ["VIT_CACHE_DIR"] = CACHE.name
 
 
 @pytest.fixture(scope="session")

@@ -189,7 +189,14 @@ def photograph() -> bytes:
 
 
 async def our_logits(model: Path, settings: tuple[tuple[str, Any], ...], image_bytes: bytes) -> NDArray[np.float32]:
-    options = {"model": str(model), "dtype": "float32", "device": "cpu", "max_batch_size": 1, **dict(settings)}
+    options = {
+        "model": str(model),
+        "dtype": "float32",
+        "device": "cpu",
+        "engine": "torch",
+        "exact_decode": True,
+        **dict(settings),
+    }
     async with running_classifier(read_settings(**options)) as classifier:
         return (await classifier.classify(image_bytes)).logits
 

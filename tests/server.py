@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.support import CACHE
+
 _PATIENCE_S = 120
 
 
@@ -20,7 +22,8 @@ class Server:
 
     def __init__(self, **variables: object) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
-        environment |= {f"VIT_{name.upper()}": str(value) for name, value in {"port": 0, "device": "cpu", **variables}.items()}
+        given = {"port": 0, "device": "cpu", "cache_dir": CACHE.name, **variables}
+        environment |= {f"VIT_{name.upper()}": str(value) for name, value in given.items()}
         self.process = subprocess.Popen(
             [Path(sys.executable).parent / "vit-serve", "serve"],
             env={**environment, "VIT_LOG_FORMAT": "json"},

@@ -1,6 +1,7 @@
 """What tests build from: a tiny model with real weights, and pictures."""
 
 import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,9 @@ from model.preprocessing import Preprocessing
 from model.vit import VisionTransformer
 
 ROOT = Path(__file__).parent.parent
+
+CACHE = tempfile.TemporaryDirectory(prefix="vit-serve-tests-")
+"""Where all servers of a test run keep what they convert, so that only the first one does."""
 
 TINY_DINOV2 = ViTConfig(
     num_classes=10,

@@ -34,8 +34,9 @@ def test_the_model_knows_nothing_of_the_service(path: Path) -> None:
     [
         ("batching.py", ("torch", "fastapi", "starlette", "model", "PIL", "numpy")),
         ("errors.py", ("fastapi", "starlette", "http", "app", "model")),
-        ("images.py", ("torch", "fastapi", "starlette", "app.batching", "app.runner")),
-        ("runner.py", ("fastapi", "starlette", "app.batching")),
+        ("images.py", ("torch", "fastapi", "starlette", "app.batching", "app.runner", "app.engines")),
+        ("jpeg.py", ("PIL", "fastapi", "starlette", "app.batching", "app.runner", "app.engines")),
+        ("runner.py", ("torch", "openvino", "fastapi", "starlette", "app.batching", "model")),
         ("classifier.py", ("fastapi", "starlette", "app.api", "torch")),
         ("lifecycle.py", ("fastapi", "starlette", "app.api", "torch")),
         ("settings.py", ("fastapi", "starlette", "torch", "model")),
@@ -46,10 +47,16 @@ def test_each_room_knows_only_what_it_may(file: str, unknown: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_the_server_builds_the_app_and_only_the_runner_meets_torch(path: Path) -> None:
+def test_only_the_server_builds_the_app_and_few_meet_torch(path: Path) -> None:
     name = str(path.relative_to(ROOT))
     assert name == "app/server.py" or not reaches(path, "app.main")
-    assert name.startswith("model/") or name == "app/runner.py" or not reaches(path, "torch")
+    assert name.startswith(("model/", "app/engines/")) or name == "app/jpeg.py" or not reaches(path, "torch")
+    assert name == "app/engines/openvino.py" or not reaches(path, "openvino")
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("app/engines/*.py")), ids=lambda path: path.name)
+def test_engines_know_neither_the_queue_nor_the_wire(path: Path) -> None:
+    assert not reaches(path, "fastapi", "starlette", "app.batching", "app.runner", "app.classifier", "app.settings")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("app/*.py")), ids=lambda path: path.name)

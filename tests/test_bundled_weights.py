@@ -15,6 +15,7 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
+from app.classifier import Classification
 from app.offline import running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
 from tests.server import Server, running_server
@@ -60,19 +61,29 @@ def reference_logits(paths: list[Path]) -> Any:
     return np.stack(logits)
 
 
-async def logits_of_the_service(images: list[bytes]) -> Any:
-    async with running_classifier(read_settings(model=BUNDLED_MODEL)) as classifier:
-        answers = await asyncio.gather(*(classifier.classify(image_bytes) for image_bytes in images))
-    return np.stack([answer.logits for answer in answers])
+async def answers_of_the_service(images: list[bytes], **settings: object) -> list[Classification]:
+    async with running_classifier(read_settings(model=BUNDLED_MODEL, **settings)) as classifier:
+        return await asyncio.gather(*(classifier.classify(image_bytes) for image_bytes in images))
 
 
-def test_logits_equal_those_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_logits_equal_those_of_transformers(tmp_path: Path, engine: str) -> None:
     (tmp_path / "alpha.png").write_bytes(encode(random_picture(0, 300, 200).convert("RGBA").rotate(20)))
     (tmp_path / "grey.jpg").write_bytes(encode(random_picture(1, 64, 64).convert("L"), "JPEG"))
     (tmp_path / "portrait.webp").write_bytes(encode(random_picture(2, 120, 400), "WEBP"))
     paths = [PICTURES / "cat.jpg", PICTURES / "espresso.jpg", *sorted(tmp_path.iterdir())]
-    logits = asyncio.run(logits_of_the_service([path.read_bytes() for path in paths]))
+    images = [path.read_bytes() for path in paths]
+    answers = asyncio.run(answers_of_the_service(images, engine=engine, exact_decode=True))
+    logits = np.stack([answer.logits for answer in answers])
     np.testing.assert_allclose(logits, reference_logits(paths), rtol=0, atol=1e-3)
+
+
+def test_quick_decoding_changes_next_to_nothing() -> None:
+    images = [(PICTURES / name).read_bytes() for name in ("cat.jpg", "espresso.jpg")]
+    quick, exact = (asyncio.run(answers_of_the_service(images, exact_decode=exact)) for exact in (False, True))
+    for one, other in zip(quick, exact, strict=True):
+        assert one.top(1)[0].label == other.top(1)[0].label
+        np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=0, atol=0.01)
 
 
 def test_the_labels_are_64_everyday_things() -> None:

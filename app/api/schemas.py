@@ -76,10 +76,11 @@ class ModelBody(BaseModel):
     image_size: Annotated[int, Field(description="Side of the model's square input, in pixels.")]
     patch_size: Annotated[int, Field(description="Side of a patch, in pixels.")]
     parameters: int
+    engine: Annotated[str, Field(description="`torch` or `openvino`.")]
     device: str
     dtype: str
     preprocessing: str
-    max_batch_size: Annotated[int, Field(description="Images run at once.")]
+    max_batch_size: Annotated[int, Field(description="Images in one run.")]
     compiled_batch_sizes: Annotated[
         list[int], Field(description="Batches are padded to these sizes; empty if every size runs as it is.")
     ]

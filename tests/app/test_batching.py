@@ -85,6 +85,33 @@ async def test_the_next_batch_gathers_while_one_runs_and_is_cut_at_its_size() ->
     await batcher.stop()
 
 
+async def test_runs_side_by_side_share_what_waits() -> None:
+    run = Squares()
+    batcher = await started(run, max_runs=3, side_by_side=True)
+    tasks = await while_busy(run, batcher)  # one of three is busy
+    tasks += submit(batcher, 1, 2, 3, 4, 5)
+    await turns(10)
+    assert run.batches == [[100], [1, 2, 3], [4, 5]]
+    tasks += submit(batcher, 6, 7)
+    await turns(10)
+    assert (batcher.waiting, len(run.batches)) == (2, 3)  # no run may begin
+    run.gate.set()
+    assert await results(tasks) == [10_000, 1, 4, 9, 16, 25, 36, 49]
+    await batcher.stop()
+
+
+async def test_a_run_behind_another_takes_all_it_can() -> None:
+    run = Squares()
+    batcher = await started(run, max_runs=3)
+    tasks = await while_busy(run, batcher)
+    tasks += submit(batcher, 1, 2, 3, 4, 5)
+    await turns(10)
+    assert run.batches == [[100], [1, 2, 3, 4], [5]]
+    run.gate.set()
+    assert await results(tasks) == [10_000, 1, 4, 9, 16, 25]
+    await batcher.stop()
+
+
 async def test_a_delay_holds_an_incomplete_batch_until_it_is_full() -> None:
     run = Squares()
     batcher = await started(run, max_queue_delay_s=3600)
@@ -241,6 +268,22 @@ async def test_a_dead_engine_fails_all_who_wait_and_refuses_the_next() -> None:
         pytest.fail("nobody would ever run it")
 
 
+async def test_an_engine_that_dies_in_one_run_fails_the_other_runs_too() -> None:
+    run = Squares()
+
+    async def dies(items: Sequence[int]) -> Sequence[int]:
+        if items == [7]:
+            raise EngineDead("the device is gone")
+        return await run(items)
+
+    batcher = await started(dies, max_runs=2)
+    tasks = await while_busy(run, batcher)
+    tasks += submit(batcher, 7)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [NotReady] * 2
+    assert not batcher.alive
+
+
 async def test_a_stopped_batcher_is_draining_and_not_dead() -> None:
     batcher = await started(Squares())
     await batcher.stop()
@@ -276,28 +319,41 @@ EVENTS = st.lists(
 )
 
 
-@given(events=EVENTS, max_batch_size=st.integers(1, 5), max_queue_delay_s=st.sampled_from([0.0, 0.001]))
+OPTIONS = st.fixed_dictionaries(
+    {
+        "max_batch_size": st.integers(1, 5),
+        "max_queue_delay_s": st.sampled_from([0.0, 0.001]),
+        "max_runs": st.integers(1, 3),
+        "side_by_side": st.booleans(),
+    }
+)
+
+
+@given(events=EVENTS, options=OPTIONS)
 @settings(max_examples=150, deadline=None)
 def test_whatever_happens_every_item_gets_exactly_its_own_outcome(
-    events: list[tuple[str, int]], max_batch_size: int, max_queue_delay_s: float
+    events: list[tuple[str, int]], options: dict[str, Any]
 ) -> None:
-    asyncio.run(live_through(events, max_batch_size, max_queue_delay_s))
+    asyncio.run(live_through(events, options))
 
 
-async def live_through(events: list[tuple[str, int]], max_batch_size: int, max_queue_delay_s: float) -> None:
+async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -> None:
     ran: list[int] = []
+    under_way = 0
 
     async def run(items: Sequence[tuple[int, int]]) -> Sequence[int]:
-        assert 1 <= len(items) <= max_batch_size
+        nonlocal under_way
+        assert 1 <= len(items) <= options["max_batch_size"]
+        under_way += 1
+        assert under_way <= options["max_runs"]
         await asyncio.sleep(0)
+        under_way -= 1
         if any(value % 7 == 0 for _, value in items):
             raise ValueError
         ran.extend(number for number, _ in items)
         return [value * value for _, value in items]
 
-    batcher = Batcher[tuple[int, int], int](
-        run, max_batch_size=max_batch_size, max_queue_size=1000, max_queue_delay_s=max_queue_delay_s
-    )
+    batcher = Batcher[tuple[int, int], int](run, max_queue_size=1000, **options)
     batcher.start()
     tasks: list[tuple[str, int, asyncio.Task[Served[int]]]] = []
     cancelled: set[int] = set()

@@ -2,18 +2,17 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from app.batching import Batcher
 from app.classifier import Classifier
 from app.errors import DeadlineExceeded, Draining, QueueFull
 from app.images import ImageDecoder, Pixels
+from app.lifecycle import load_classifier
 from app.metrics import Metrics
-from app.runner import ModelRunner, Scores
-from model.checkpoint import load_checkpoint
+from app.settings import read_settings
 from tests.support import picture
 
 
@@ -33,16 +32,9 @@ class HeldDecoder(ImageDecoder):
 
 @pytest.fixture
 async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDecoder]]:
-    checkpoint = load_checkpoint(tiny_checkpoint)
-    formats = frozenset({"png"})
-    decoder = HeldDecoder(ImageDecoder(checkpoint.preprocessing, formats=formats, max_bytes=10**6, max_pixels=10**6))
-    runner = ModelRunner(checkpoint, device="cpu", dtype="float32", compile_model=False, max_batch_size=4, threads=1)
-
-    async def run(images: Sequence[Pixels]) -> Sequence[Scores]:
-        return await runner.run(images)
-
-    batcher = Batcher(run, max_batch_size=4, max_queue_size=3)
-    classifier = Classifier(checkpoint, decoder, runner, batcher, decode_threads=1, metrics=Metrics())
+    settings = read_settings(model=str(tiny_checkpoint), max_queue_size=3, decode_threads=1)
+    classifier = load_classifier(settings, Metrics())
+    decoder = classifier._decoder = HeldDecoder(classifier._decoder)
     classifier.start()
     yield classifier, decoder
     decoder.gate.set()

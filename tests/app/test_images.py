@@ -25,7 +25,7 @@ HALF = (0.5, 0.5, 0.5)
 def decoder(preprocessing: Preprocessing | None = None, **limits: Any) -> ImageDecoder:
     return ImageDecoder(
         preprocessing or Preprocessing(None, None, "bicubic", HALF, HALF),
-        **{"formats": FORMATS, "max_bytes": 10_000_000, "max_pixels": 1_000_000, **limits},
+        **{"formats": FORMATS, "max_bytes": 10_000_000, "max_pixels": 1_000_000, "exact": True, **limits},
     )
 
 

@@ -95,7 +95,7 @@ LIBRARIES = {
 
 def ours(preprocessing: Preprocessing, image_bytes: bytes) -> Pixels:
     formats = frozenset({"jpeg", "png", "webp"})
-    return ImageDecoder(preprocessing, formats=formats, max_bytes=10**8, max_pixels=10**7).decode(image_bytes)
+    return ImageDecoder(preprocessing, formats=formats, max_bytes=10**8, max_pixels=10**7, exact=True).decode(image_bytes)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

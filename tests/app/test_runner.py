@@ -1,109 +1,99 @@
 import asyncio
 import threading
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 
-from app.errors import StartError
+from app.engines import Logits
+from app.errors import OutOfMemory, StartError
 from app.images import Pixels
-from app.runner import ModelRunner, pad_batch, padded_sizes
-from model.checkpoint import Checkpoint
-from tests.support import TINY_LABELS, TINY_PREPROCESSING, tiny_model
+from app.runner import ModelRunner, softmax
 
 
-def runner_of(**options: Any) -> ModelRunner:
-    checkpoint = Checkpoint("tiny", "Dinov2ForImageClassification", tiny_model(), TINY_PREPROCESSING, TINY_LABELS)
-    defaults = {"device": "cpu", "dtype": "float32", "compile_model": False, "max_batch_size": 8, "threads": 1}
-    return ModelRunner(checkpoint, **{**defaults, **options})
+class Echo:
+    """An engine whose logits are the first three pixels. Its runs wait until `gathered` of them are under way."""
+
+    name, device, dtype = "echo", "cpu", "float32"
+    batch_sizes = ()
+    side_by_side = True
+
+    def __init__(self, *, max_runs: int = 1, gathered: int = 1) -> None:
+        self.max_batch_size, self.max_runs = 4, max_runs
+        self.calls: list[tuple[int, bool]] = []
+        self.threads: set[int] = set()
+        self._gathering = threading.Barrier(gathered)
+
+    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+        self._gathering.wait(60)
+        self.calls.append((len(images), alone))
+        self.threads.add(threading.get_ident())
+        return np.stack([image.ravel()[:3] for image in images]).astype(np.float32)
 
 
-def model_of(runner: ModelRunner) -> torch.nn.Module:
-    model: Any = runner._model
-    assert isinstance(model, torch.nn.Module)
-    return model
+class Failing(Echo):
+    """An engine for which two images are too many, or whose logits are no numbers."""
+
+    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+        if len(images) > self.max_runs:
+            raise OutOfMemory
+        return np.full((len(images), 3), np.nan, np.float32)
 
 
-def random_pixels(count: int) -> list[Pixels]:
-    return list(np.random.default_rng(0).integers(0, 256, (count, 3, 28, 28), dtype=np.uint8))
+def image(value: int) -> Pixels:
+    return np.full((3, 2, 2), value, np.uint8)
 
 
-def expected_logits(images: list[Pixels]) -> torch.Tensor:
-    """What the model gives for images that were normalised the plain way."""
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (TINY_PREPROCESSING.mean, TINY_PREPROCESSING.std))
-    with torch.no_grad():
-        return tiny_model()((torch.from_numpy(np.stack(images)) / 255 - mean) / std)
+async def test_each_image_gets_its_own_logits_and_their_softmax() -> None:
+    runner = ModelRunner(Echo(), (3, 2, 2))
+    scores = await runner.run([image(1), image(7)])
+    assert [row.logits.tolist() for row in scores] == [[1, 1, 1], [7, 7, 7]]
+    np.testing.assert_allclose(scores[0].probabilities, [1 / 3] * 3, rtol=1e-6)
 
 
-async def test_raw_pixels_give_the_logits_of_normalised_images() -> None:
-    images = random_pixels(5)
-    scores = await runner_of().run(images)
-    logits = np.stack([row.logits for row in scores])
-    np.testing.assert_allclose(logits, expected_logits(images).numpy(), rtol=0, atol=1e-4)
-    for row in scores:
-        assert row.logits.dtype == row.probabilities.dtype == np.float32
-        assert row.probabilities.sum() == pytest.approx(1, abs=1e-6)
-        np.testing.assert_allclose(row.probabilities, torch.softmax(torch.from_numpy(row.logits), 0), atol=1e-6)
+def test_softmax_is_torchs_and_survives_what_is_not_finite() -> None:
+    logits = np.random.default_rng(0).normal(0, 30, (5, 1000)).astype(np.float32)
+    np.testing.assert_allclose(softmax(logits), torch.softmax(torch.from_numpy(logits), -1), rtol=2e-5, atol=1e-12)
+    np.testing.assert_allclose(softmax(logits).sum(axis=1), 1, rtol=1e-6)
+    assert not np.isfinite(softmax(np.array([[np.inf, 1]], np.float32))).all()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-async def test_half_precision_stays_close(dtype: str) -> None:
-    images = random_pixels(3)
-    scores = await runner_of(dtype=dtype).run(images)
-    reference = expected_logits(images).numpy()
-    np.testing.assert_allclose(np.stack([row.logits for row in scores]), reference, rtol=0, atol=0.05 * np.abs(reference).max())
+async def test_a_lone_image_may_have_all_cores() -> None:
+    engine = Echo(max_runs=2)
+    runner = ModelRunner(engine, (3, 2, 2))
+    await runner.run([image(1)])
+    await runner.run([image(1), image(2)])
+    assert engine.calls == [(1, True), (2, False)]
 
 
-def test_batches_are_padded_to_the_next_size_with_black() -> None:
-    assert padded_sizes(1) == (1,)
-    assert padded_sizes(8) == (1, 2, 4, 8)
-    assert padded_sizes(12) == (1, 2, 4, 8, 12)
-    pixels = torch.ones(3, 3, 2, 2, dtype=torch.uint8)
-    padded = pad_batch(pixels, (1, 2, 4, 8))
-    assert padded.shape == (4, 3, 2, 2)
-    assert torch.equal(padded[:3], pixels)
-    assert not padded[3].any()
-    assert pad_batch(pixels, ()) is pixels
-    assert pad_batch(pixels, (1, 3)) is pixels
+async def test_runs_under_way_at_once_share_the_cores() -> None:
+    engine = Echo(max_runs=2, gathered=2)
+    runner = ModelRunner(engine, (3, 2, 2))
+    await asyncio.gather(runner.run([image(1)]), runner.run([image(2)]))
+    assert engine.calls == [(1, False), (1, False)]
+    assert len(engine.threads) == 2
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, at import
-async def test_a_compiled_model_pads_and_gives_the_same_logits() -> None:
-    runner = runner_of(compile_model=True, max_batch_size=2)
-    assert runner.batch_sizes == (1, 2)
-    await asyncio.to_thread(runner.warm_up)
-    for count in (1, 2):
-        images = random_pixels(count)
-        logits = np.stack([row.logits for row in await runner.run(images)])
-        np.testing.assert_allclose(logits, expected_logits(images).numpy(), rtol=0, atol=1e-4)
+async def test_one_run_at_a_time_takes_turns_in_one_thread() -> None:
+    engine = Echo(max_runs=1)
+    runner = ModelRunner(engine, (3, 2, 2))
+    await asyncio.gather(*(runner.run([image(value)]) for value in range(6)))
+    assert len(engine.threads) == 1
 
 
-async def test_runs_of_many_callers_take_turns_in_one_thread() -> None:
-    runner, threads = runner_of(), set()
-    model_of(runner).register_forward_hook(lambda *_: threads.add(threading.get_ident()))
-    images = random_pixels(6)
-    scores = await asyncio.gather(*(runner.run([image]) for image in images))
-    assert len(threads) == 1
-    logits = np.stack([rows[0].logits for rows in scores])
-    np.testing.assert_allclose(logits, expected_logits(images).numpy(), rtol=0, atol=1e-4)
+def test_warming_up_runs_everything_that_a_caller_will_in_every_thread() -> None:
+    engine = Echo(max_runs=2, gathered=2)  # a thread that did not take part would be waited for
+    ModelRunner(engine, (3, 2, 2)).warm_up()
+    assert set(engine.calls) == {(4, False), (1, False), (1, True)}
+    assert len(engine.threads) == 2
 
 
-def test_auto_takes_what_is_there() -> None:
-    runner = runner_of(device="auto", dtype="auto")
-    cuda = torch.cuda.is_available()
-    assert runner.device.type == ("cuda" if cuda else "cpu")
-    assert runner.dtype == (torch.bfloat16 if cuda else torch.float32)
-
-
-def test_a_device_that_is_not_there_stops_the_start() -> None:
-    with pytest.raises(StartError, match=r"VIT_DEVICE: cuda:63 is not there; CUDA devices found: \d+"):
-        runner_of(device="cuda:63")
+def test_a_batch_that_does_not_fit_stops_the_start() -> None:
+    with pytest.raises(StartError, match="VIT_MAX_BATCH_SIZE: 4 images do not fit into the memory of cpu"):
+        ModelRunner(Failing(), (3, 2, 2)).warm_up()
 
 
 def test_a_model_that_only_gives_nan_stops_the_start() -> None:
-    runner = runner_of()
-    with torch.no_grad():
-        model_of(runner).get_parameter("head.bias").fill_(torch.nan)
-    with pytest.raises(StartError, match="logits that are not finite"):
-        runner.warm_up()
+    with pytest.raises(StartError, match="VIT_MODEL: the model gives logits that are not finite, in float32 on cpu"):
+        ModelRunner(Failing(max_runs=4), (3, 2, 2)).warm_up()

@@ -35,6 +35,7 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
         ),
         "max_batch_size": 4,
         "compiled_batch_sizes": [],
+        "engine": "torch",
     }
 
 

@@ -1,0 +1,106 @@
+"""Which engine serves a checkpoint, by the settings and by what is there."""
+
+import math
+import shutil
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import structlog
+import torch
+
+from app.engines import Engine
+from app.engines.pixel_model import PixelModel
+from app.engines.torch_cpu import TorchCpuEngine
+from app.engines.torch_staged import StagedTorchEngine
+from app.errors import StartError
+from model.checkpoint import Checkpoint
+
+_TOKENS_IN_A_RUN = 256
+"""On a core: more rows make no product of matrices faster (benchmarks/README.md), and whoever waits, waits longer."""
+
+_GPU_BATCH_SIZE = 64
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """What the settings say of the engine; see docs/settings.md."""
+
+    engine: Literal["auto", "torch", "openvino"]
+    device: str
+    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    compile: bool | Literal["auto"]
+    max_batch_size: int | None
+    threads: int
+    cache: Path
+
+
+def choose_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
+    """Make the engine, ready to run. It takes the checkpoint's model over. Blocks, for seconds to minutes.
+
+    Raises:
+        StartError: the device is not there, or the engine that was asked for cannot do what was asked.
+    """
+    device = _device(options.device)
+    model = PixelModel(checkpoint.model, checkpoint.preprocessing)
+    if device.type == "cuda":
+        if options.engine == "openvino":
+            raise StartError("VIT_ENGINE: openvino is for CPUs; take auto, or set VIT_DEVICE=cpu")
+        return _staged(model, device, options, compile_model=_can_compile() if options.compile == "auto" else options.compile)
+    if options.compile is True:
+        if options.engine == "openvino":
+            raise StartError("VIT_COMPILE: only torch is compiled; leave it out, or set VIT_ENGINE=torch")
+        return _staged(model, device, options, compile_model=True)
+    if options.engine == "torch" or (options.engine == "auto" and options.dtype not in ("auto", "float32")):
+        return _torch_cpu(model, options)
+    return _openvino(model, options)
+
+
+def _staged(model: PixelModel, device: torch.device, options: EngineOptions, *, compile_model: bool) -> Engine:
+    dtype = ("bfloat16" if device.type == "cuda" else "float32") if options.dtype == "auto" else options.dtype
+    size = options.max_batch_size or _GPU_BATCH_SIZE
+    return StagedTorchEngine(
+        model, device=device, dtype=dtype, compile_model=compile_model, max_batch_size=size, cache=options.cache
+    )
+
+
+def _torch_cpu(model: PixelModel, options: EngineOptions) -> Engine:
+    dtype = "float32" if options.dtype == "auto" else options.dtype
+    return TorchCpuEngine(model, dtype=dtype, max_batch_size=_cpu_batch_size(model, options), threads=options.threads)
+
+
+def _openvino(model: PixelModel, options: EngineOptions) -> Engine:
+    from app.engines.openvino import OpenVinoEngine  # a large import, for nobody with a GPU
+
+    if options.dtype not in ("auto", "float32"):
+        raise StartError(f"VIT_DTYPE: openvino runs in float32 here, not in {options.dtype}; set VIT_ENGINE=torch")
+    size = _cpu_batch_size(model, options)
+    try:
+        return OpenVinoEngine(model, max_batch_size=size, threads=options.threads, cache=options.cache / "openvino")
+    except StartError as error:
+        if options.engine == "openvino":
+            raise
+        _log.warning("serving with torch, which is slower", reason=str(error))
+        return _torch_cpu(model, options)
+
+
+def _cpu_batch_size(model: PixelModel, options: EngineOptions) -> int:
+    return options.max_batch_size or math.ceil(_TOKENS_IN_A_RUN / model.config.num_tokens)
+
+
+def _device(name: str) -> torch.device:
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise StartError(f"VIT_DEVICE: {name} is not there; CUDA devices found: {torch.cuda.device_count()}")
+    return device
+
+
+def _can_compile() -> bool:
+    """Whether torch.compile has what it needs on CUDA: Triton, and a C compiler."""
+    missing = "Triton" if find_spec("triton") is None else "a C compiler" if shutil.which("cc") is None else None
+    if missing:
+        _log.info("the model is not compiled", missing=missing)
+    return missing is None

@@ -1,0 +1,156 @@
+"""OpenVINO on a CPU: the same model, converted when it is first served, and kept on disk."""
+
+import hashlib
+import os
+import sys
+import tempfile
+import threading
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import structlog
+import torch
+
+from app.engines import Logits
+from app.engines.pixel_model import PixelModel
+from app.errors import StartError
+from app.images import Pixels
+
+# openvino's packages report their use to their maker. A service has no business there, and goes without: they do, too.
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused
+import openvino  # noqa: E402
+
+_CONVERSION = 1
+"""To be raised when what is kept on disk would be made otherwise."""
+
+_TOLERANCE = 1e-3
+"""Of the largest logit: how far those of OpenVINO may be from torch's."""
+
+_log = structlog.get_logger(__name__)
+
+
+class OpenVinoEngine:
+    """float32 in OpenVINO, one core a run. A run that is alone gets all cores, from a second copy of the model.
+
+    The converted model is checked against torch at every start, whether it was just made or was kept.
+
+    Args:
+        model: on the CPU, in float32. Not kept.
+        max_batch_size: images in one run.
+        threads: cores.
+        cache: directory where the converted model is kept; made if it is not there.
+
+    Raises:
+        StartError: the model cannot be converted, or its logits are not torch's.
+    """
+
+    name = "openvino"
+    device = "cpu"
+    dtype = "float32"
+    batch_sizes = ()
+    side_by_side = True
+
+    def __init__(self, model: PixelModel, *, max_batch_size: int, threads: int, cache: Path) -> None:
+        self.max_batch_size = max_batch_size
+        self.max_runs = threads
+        self._requests = threading.local()
+        kept = cache / f"{_fingerprint(model)}.xml"
+        reference = _reference(model, threads)
+        if kept.exists():
+            try:
+                self._compile(openvino.Core().read_model(kept))
+                self._compare(*reference)
+                return
+            except (RuntimeError, StartError) as error:
+                _log.warning(
+                    "the kept OpenVINO model is not usable, converting again", file=str(kept), reason=_first_line(error)
+                )
+        _log.info("converting the model for OpenVINO; the next start finds it", file=str(kept))
+        try:
+            self._compile(_keep(_convert(model), kept))
+        except Exception as error:  # torch.export and OpenVINO raise whatever they like
+            raise StartError(f"VIT_ENGINE: OpenVINO cannot run this model: {_first_line(error)}") from error
+        self._compare(*reference)
+
+    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+        if alone:
+            return self._infer("wide", self._wide, np.stack(images))
+        return self._infer("narrow", self._narrow, np.stack(images))
+
+    def _compile(self, model: openvino.Model) -> None:
+        """`narrow` runs in as many streams as there are cores, `wide` once in all of them."""
+        model.reshape([-1, *model.inputs[0].get_partial_shape()[1:]])
+        threads = self.max_runs
+        self._narrow = _compiled(model, streams=threads, threads=threads)
+        self._wide = self._narrow if threads == 1 else _compiled(model, streams=1, threads=threads)
+
+    def _infer(self, name: str, compiled: openvino.CompiledModel, pixels: Pixels) -> Logits:
+        request = getattr(self._requests, name, None)  # each thread has its own
+        if request is None:
+            request = compiled.create_infer_request()
+            setattr(self._requests, name, request)
+        logits: Logits = request.infer(pixels, share_inputs=True)[0]
+        return logits
+
+    def _compare(self, pixels: Pixels, expected: Logits) -> None:
+        for alone in (True, False):
+            difference = np.abs(self.run(list(pixels), alone=alone) - expected).max()
+            if difference > _TOLERANCE * np.abs(expected).max():
+                raise StartError(f"VIT_ENGINE: logits of OpenVINO are {difference:.2g} away from torch's; serve with torch")
+
+
+def _compiled(model: openvino.Model, *, streams: int, threads: int) -> openvino.CompiledModel:
+    return openvino.Core().compile_model(
+        model,
+        "CPU",
+        {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"},
+    )
+
+
+def _convert(model: PixelModel) -> openvino.Model:
+    """torch -> OpenVINO, for any number of images."""
+    pixels = torch.zeros(2, *model.image_shape, dtype=torch.uint8)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's own code about itself
+        exported = torch.export.export(model, (pixels,), dynamic_shapes={"pixels": {0: torch.export.Dim.DYNAMIC}})
+        converted = openvino.convert_model(exported)
+    converted.reshape([-1, *model.image_shape])
+    return converted
+
+
+def _keep(model: openvino.Model, file: Path) -> openvino.Model:
+    """Write the model whole or not at all, and read it back, so that its weights are pages of the file and not a copy."""
+    try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as directory:
+            written = Path(directory, file.name)
+            openvino.save_model(model, written, compress_to_fp16=False)
+            for suffix in (".bin", ".xml"):  # the one that is looked for comes last
+                os.replace(written.with_suffix(suffix), file.with_suffix(suffix))
+    except (OSError, RuntimeError) as error:
+        _log.warning("the OpenVINO model cannot be kept; every start will convert it again", reason=_first_line(error))
+        return model
+    return openvino.Core().read_model(file)
+
+
+def _fingerprint(model: PixelModel) -> str:
+    """A name that no other weights, model or version of the libraries has."""
+    digest = hashlib.sha256(f"{_CONVERSION} {openvino.get_version()} {torch.__version__} {model.config}".encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()[:32]
+
+
+def _reference(model: PixelModel, threads: int) -> tuple[Pixels, Logits]:
+    """Two images, each unlike the other, and their logits by torch."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *model.image_shape), dtype=np.uint8)
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        return pixels, model(torch.from_numpy(pixels)).numpy()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

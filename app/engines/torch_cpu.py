@@ -1,0 +1,41 @@
+"""Eager torch on a CPU."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from app.engines import Logits
+from app.engines.pixel_model import PixelModel, parse_dtype
+from app.images import Pixels
+
+
+class TorchCpuEngine:
+    """The model as it is, one core a run. A run that is alone gets all cores.
+
+    Several runs of one thread are faster together than one run of several threads: its threads wait for each other after
+    every operation, and whatever else the process does stops one of them.
+
+    Args:
+        model: on the CPU, in float32.
+        dtype: `float32`, `bfloat16` or `float16`.
+        max_batch_size: images in one run.
+        threads: cores.
+    """
+
+    name = "torch"
+    device = "cpu"
+    batch_sizes = ()
+    side_by_side = True
+
+    def __init__(self, model: PixelModel, *, dtype: str, max_batch_size: int, threads: int) -> None:
+        self.dtype = dtype
+        self.max_batch_size = max_batch_size
+        self.max_runs = threads
+        self._model = model.to(parse_dtype(dtype))
+
+    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+        torch.set_num_threads(self.max_runs if alone else 1)  # a setting of the calling thread
+        with torch.inference_mode():
+            logits: Logits = self._model(torch.from_numpy(np.stack(images))).numpy()
+        return logits

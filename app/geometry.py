@@ -1,0 +1,74 @@
+"""Where the pixels of a picture end: its size after resizing, and what the crop keeps of that."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.preprocessing import Preprocessing
+
+Size = tuple[int, int]
+"""(width, height) in pixels, in Pillow's order."""
+
+_MAX_CROPPED_AWAY = 4
+"""Resized pixels for each one that the crop keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Resize to `full`, keep the window of size `kept` at (`left`, `top`), and centre it in `output`."""
+
+    full: Size
+    kept: Size
+    left: int
+    top: int
+    output: Size
+    around: Size
+    """Black columns on the left and rows on top, where the resized picture is smaller than the crop."""
+
+    @classmethod
+    def of(cls, size: Size, preprocessing: Preprocessing) -> "Geometry":
+        """What transformers' processors and timm's and torchvision's transforms do with a picture of this size."""
+        full = _resized(size, preprocessing.resize)
+        output = full if preprocessing.crop is None else (preprocessing.crop[1], preprocessing.crop[0])
+        kept = (min(full[0], output[0]), min(full[1], output[1]))
+        left, top = (_margin(outer - inner, preprocessing.crop_rounding) for outer, inner in zip(full, kept, strict=True))
+        round_around = math.ceil if preprocessing.crop_rounding == "down" else math.floor
+        around = (round_around((output[0] - kept[0]) / 2), round_around((output[1] - kept[1]) / 2))
+        return cls(full, kept, left, top, output, around)
+
+    @property
+    def is_wasteful(self) -> bool:
+        """Whether little of the resized picture would be kept: one of one pixel's width becomes millions high."""
+        return self.full[0] * self.full[1] > _MAX_CROPPED_AWAY * self.kept[0] * self.kept[1]
+
+    def crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(C, *full) -> (C, *output)."""
+        return self.centre(pixels[:, self.top : self.top + self.kept[1], self.left : self.left + self.kept[0]])
+
+    def centre(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(C, *kept) -> (C, *output), contiguous."""
+        if self.kept == self.output:
+            return np.ascontiguousarray(pixels)
+        canvas = np.zeros((pixels.shape[0], self.output[1], self.output[0]), np.uint8)
+        left, top = self.around
+        canvas[:, top : top + self.kept[1], left : left + self.kept[0]] = pixels
+        return canvas
+
+
+def _margin(difference: int, rounding: str) -> int:
+    """Pixels cut off before the crop, of `difference` in all."""
+    return difference // 2 if rounding == "down" else round(difference / 2)
+
+
+def _resized(size: Size, resize: int | tuple[int, int] | None) -> Size:
+    """Size of the whole image after resizing, rounded as transformers does."""
+    match resize:
+        case None:
+            return size
+        case (height, width):
+            return (width, height)
+        case edge:
+            width, height = size
+            return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)

@@ -1,0 +1,74 @@
+"""What the numbers were measured on, and the floor: what this machine could do at best."""
+
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from app.cpus import available_cpus
+
+_PACKAGES = ("torch", "openvino", "pillow", "simplejpeg", "fastapi", "uvicorn", "uvloop", "numpy")
+_SIDE = 2048
+"""Of the matrices: large enough for every library's best, small enough for a round."""
+
+_BYTES = 512 * 2**20
+
+
+def describe() -> dict[str, object]:
+    """Hardware, versions and commit."""
+    facts: dict[str, object] = {
+        "cpu": _cpu(),
+        "cores": available_cpus(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in _PACKAGES},
+        "commit": _commit(),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def matrix_flops() -> float:
+    """Floating-point operations a second of a product of matrices: float32 on the CPU's cores, bfloat16 on a GPU."""
+    device, dtype, side = ("cuda", torch.bfloat16, 8192) if torch.cuda.is_available() else ("cpu", torch.float32, _SIDE)
+    torch.set_num_threads(available_cpus())
+    left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / _best_time(lambda: torch.mm(left, right), device)
+
+
+def memory_bandwidth() -> float:
+    """Bytes a second, read and written, of a copy that no cache holds."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(available_cpus())
+    source = torch.ones(_BYTES, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2 * _BYTES / _best_time(lambda: target.copy_(source), device)
+
+
+def _best_time(work: object, device: str) -> float:
+    """Seconds of the quickest of some runs: a floor is what nothing disturbed."""
+    assert callable(work)
+    times = []
+    for _ in range(6):
+        started = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times)
+
+
+def _cpu() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _commit() -> str:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    return subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"

@@ -1,0 +1,124 @@
+"""Every engine gives the logits of the plain model, whatever is under way beside it."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.engines import Engine, Logits
+from app.engines.choice import EngineOptions, choose_engine
+from app.engines.torch_staged import StagedTorchEngine, padded_sizes
+from app.errors import StartError
+from app.images import Pixels
+from model.checkpoint import Checkpoint
+from tests.support import TINY_LABELS, TINY_PREPROCESSING, tiny_model
+
+DEFAULTS = EngineOptions("auto", "cpu", "auto", compile="auto", max_batch_size=4, threads=2, cache=Path("/nowhere"))
+
+
+def engine_of(cache: Path, **options: object) -> Engine:
+    checkpoint = Checkpoint("tiny", "Dinov2ForImageClassification", tiny_model(), TINY_PREPROCESSING, TINY_LABELS)
+    fields = {name: getattr(DEFAULTS, name) for name in EngineOptions.__dataclass_fields__}
+    return choose_engine(checkpoint, EngineOptions(**{**fields, "cache": cache, **options}))
+
+
+def random_pixels(count: int, seed: int = 0) -> list[Pixels]:
+    return list(np.random.default_rng(seed).integers(0, 256, (count, 3, 28, 28), dtype=np.uint8))
+
+
+def expected_logits(images: list[Pixels]) -> Logits:
+    """What the model gives for images that were normalised the plain way."""
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (TINY_PREPROCESSING.mean, TINY_PREPROCESSING.std))
+    with torch.no_grad():
+        logits: Logits = tiny_model()((torch.from_numpy(np.stack(images)) / 255 - mean) / std).numpy()
+    return logits
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, at import
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"engine": "torch"}, "torch"),
+        ({"engine": "torch", "threads": 1}, "torch"),
+        ({"engine": "openvino"}, "openvino"),
+        ({"engine": "openvino", "threads": 1}, "openvino"),
+        ({"compile": True}, "torch"),
+        ({"max_batch_size": None}, "openvino"),
+    ],
+)
+def test_every_engine_gives_the_logits_of_the_plain_model(cache: Path, options: dict[str, object], name: str) -> None:
+    engine = engine_of(cache, **options)
+    assert (engine.name, engine.device, engine.dtype) == (name, "cpu", "float32")
+    for count in (1, 3, engine.max_batch_size):
+        for alone in (True, False):
+            images = random_pixels(count)
+            np.testing.assert_allclose(engine.run(images, alone=alone), expected_logits(images), rtol=0, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize("options", [{"engine": "torch"}, {"engine": "openvino"}, {"compile": True}])
+def test_runs_at_once_do_not_mix(cache: Path, options: dict[str, object]) -> None:
+    engine = engine_of(cache, **options)
+    batches = [random_pixels(1 + seed % 4, seed) for seed in range(24)]
+    with ThreadPoolExecutor(engine.max_runs) as threads:
+        results = list(threads.map(lambda batch: engine.run(batch, alone=False), batches))
+    for batch, logits in zip(batches, results, strict=True):
+        np.testing.assert_allclose(logits, expected_logits(batch), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_is_torchs_and_stays_close(cache: Path, dtype: str) -> None:
+    engine = engine_of(cache, dtype=dtype)
+    assert (engine.name, engine.dtype) == ("torch", dtype)
+    images = random_pixels(3)
+    reference = expected_logits(images)
+    np.testing.assert_allclose(engine.run(images, alone=True), reference, rtol=0, atol=0.05 * np.abs(reference).max())
+
+
+def test_on_a_cpu_a_batch_is_as_large_as_it_pays(cache: Path) -> None:
+    assert engine_of(cache, engine="torch", max_batch_size=None).max_batch_size == 16  # of 17 tokens each
+    assert engine_of(cache, engine="torch", max_batch_size=3).max_batch_size == 3
+
+
+def test_batches_are_padded_to_a_short_list_of_sizes() -> None:
+    assert padded_sizes(1) == (1,)
+    assert padded_sizes(8) == (1, 2, 4, 8)
+    assert padded_sizes(12) == (1, 2, 4, 8, 12)
+
+
+def test_a_staged_batch_runs_at_the_next_prepared_size(cache: Path) -> None:
+    engine = engine_of(cache, compile=True, max_batch_size=3)
+    assert isinstance(engine, StagedTorchEngine)
+    assert engine.batch_sizes == (1, 2, 3)
+    ran: list[int] = []
+    forward = engine._forward
+    engine._forward = lambda pixels: (ran.append(len(pixels)), forward(pixels))[1]  # type: ignore[func-returns-value,method-assign]
+    for count in (1, 2, 3):
+        engine.run(random_pixels(count), alone=False)
+    assert ran == [1, 2, 3]
+
+
+def test_auto_takes_torch_on_a_gpu_and_openvino_on_a_cpu(cache: Path) -> None:
+    engine = engine_of(cache, device="auto")
+    expected = ("torch", "bfloat16") if torch.cuda.is_available() else ("openvino", "float32")
+    assert (engine.name, engine.dtype) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"device": "cuda:63"}, r"VIT_DEVICE: cuda:63 is not there; CUDA devices found: \d+"),
+        ({"engine": "openvino", "dtype": "bfloat16"}, "VIT_DTYPE: openvino runs in float32 here, not in bfloat16"),
+        ({"engine": "openvino", "compile": True}, "VIT_COMPILE: only torch is compiled"),
+    ],
+)
+def test_what_cannot_be_had_stops_the_start(cache: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(StartError, match=message):
+        engine_of(cache, **options)

@@ -1,0 +1,143 @@
+"""What OpenVINO's engine keeps on disk, and what it does when that, or OpenVINO itself, is not to be trusted."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+import torch
+
+from app.engines.openvino import OpenVinoEngine
+from app.engines.pixel_model import PixelModel
+from app.errors import StartError
+from model.config import ViTConfig
+from model.vit import VisionTransformer
+from tests.support import TINY_DINOV2, TINY_PREPROCESSING, tiny_model
+
+
+def engine_of(cache: Path, model: VisionTransformer | None = None) -> OpenVinoEngine:
+    return OpenVinoEngine(pixel_model(model), max_batch_size=4, threads=2, cache=cache)
+
+
+def pixel_model(model: VisionTransformer | None = None) -> PixelModel:
+    return PixelModel(model or tiny_model(), TINY_PREPROCESSING)
+
+
+def kept(cache: Path) -> list[Path]:
+    return sorted(cache.iterdir())
+
+
+def first_logit(engine: OpenVinoEngine) -> float:
+    return float(engine.run([np.zeros((3, 28, 28), np.uint8)], alone=True)[0, 0])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the tiny model in it."""
+    directory = tmp_path_factory.mktemp("cache")
+    engine_of(directory)
+    return directory
+
+
+@pytest.fixture
+def count_conversions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    count, convert = [0], openvino.convert_model
+
+    def counted(*arguments: object) -> object:
+        count[0] += 1
+        return convert(*arguments)
+
+    monkeypatch.setattr(openvino, "convert_model", counted)
+    return lambda: count[0]
+
+
+def test_the_second_start_finds_what_the_first_converted(tmp_path: Path, count_conversions: Callable[[], int]) -> None:
+    cache = tmp_path / "below" / "what is made"
+    first = first_logit(engine_of(cache))
+    assert [file.suffix for file in kept(cache)] == [".bin", ".xml"]
+    assert first_logit(engine_of(cache)) == pytest.approx(first, abs=1e-5)
+    assert count_conversions() == 1
+
+
+def test_other_weights_are_another_model(tmp_path: Path, count_conversions: Callable[[], int]) -> None:
+    engine_of(tmp_path)
+    other = tiny_model()
+    with torch.no_grad():
+        other.head.bias[0] += 1e-3  # less than the check of the logits would see
+    engine_of(tmp_path, other)
+    assert count_conversions() == 2
+    assert len(kept(tmp_path)) == 4
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".bin"])
+@pytest.mark.parametrize("content", [b"", b"\xff" * 300_000], ids=["empty", "garbage"])
+def test_a_broken_file_is_converted_again(
+    tmp_path: Path, cache: Path, count_conversions: Callable[[], int], suffix: str, content: bytes
+) -> None:
+    shutil.copytree(cache, tmp_path, dirs_exist_ok=True)
+    (file,) = tmp_path.glob(f"*{suffix}")
+    file.write_bytes(content)
+    assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
+    assert count_conversions() == 1
+
+
+def test_where_nothing_can_be_kept_it_is_converted_at_every_start(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert np.isfinite(first_logit(engine_of(tmp_path / "file" / "no directory")))
+
+
+def test_a_conversion_that_gives_other_logits_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(_: object) -> openvino.Model:
+        other = pixel_model()
+        with torch.no_grad():
+            other.vit.head.bias[:] = 1
+            return convert(torch.export.export(other, (torch.zeros(2, 3, 28, 28, dtype=torch.uint8),)))
+
+    convert = openvino.convert_model
+    monkeypatch.setattr(openvino, "convert_model", wrong)
+    with pytest.raises(StartError, match=r"logits of OpenVINO are .* away from torch's"):
+        engine_of(tmp_path)
+
+
+def test_a_model_that_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("Check failed\nfor reasons of its own")
+
+    monkeypatch.setattr(openvino, "convert_model", fails)
+    with pytest.raises(StartError, match=r"^VIT_ENGINE: OpenVINO cannot run this model: Check failed$"):
+        engine_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pooling": "token", "layer_scale": False},
+        {"swiglu": True, "mlp_dim": 64, "activation": "silu"},
+        {"reg_tokens": 2, "embedded": "class+patches"},
+        {"pooling": "avg", "class_token": False, "fc_norm": True},
+        {"pre_norm": True, "activation": "quick_gelu"},
+        {"dist_token": True, "head_dist": True, "pooling": "token"},
+        {"qkv_bias": False, "activation": "gelu_tanh"},
+    ],
+    ids=str,
+)
+def test_every_kind_of_model_is_converted_right(tmp_path: Path, options: dict[str, object]) -> None:
+    fields = {name: getattr(TINY_DINOV2, name) for name in ViTConfig.__dataclass_fields__}
+    model = VisionTransformer(ViTConfig(**{**fields, **options}))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    reference = pixel_model(model)
+    images = np.random.default_rng(3).integers(0, 256, (3, 3, 28, 28), dtype=np.uint8)
+    expected = reference(torch.from_numpy(images)).numpy()
+    engine = OpenVinoEngine(reference, max_batch_size=4, threads=2, cache=tmp_path)
+    np.testing.assert_allclose(engine.run(list(images), alone=False), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_nothing_is_reported_to_anybody() -> None:
+    code = "import app.engines.openvino, openvino, sys; print([m for m in sys.modules if m.startswith('openvino_telemetry.')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
