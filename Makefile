@@ -2,12 +2,13 @@
 # make test    install the development tools as well, and run all tests
 # make lint    formatting, lint rules, types
 # make references    compare with transformers, timm and torchvision, model by model
+# make bench   measure this machine, the engines, decoding, the service and its peers; takes an hour and 10 GB of disk
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint format references
+.PHONY: serve test lint format references bench
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed
@@ -24,6 +25,11 @@ lint: $(VENV)/installed-dev
 # the table of docs/models.md
 references: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.references
+
+# progress on standard error; the table on standard output, all numbers in .bench/results.json
+bench: $(VENV)/installed-dev
+	@$(BIN)/python -m benchmarks.peers.install
+	@$(BIN)/python -m benchmarks
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -1,0 +1,246 @@
+"""Measure everything, and write one table and one JSON file: python -m benchmarks [--quick] [--models ...] [--peers ...]
+
+Progress goes to standard error, the table to standard output.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from app.cpus import available_cpus
+from benchmarks import inside, machine
+from benchmarks.contenders import OURS, Contender, check_answers, contenders, mean_batch_size, start_ours, wait_until_healthy
+from benchmarks.load import Load, closed_loop, open_loop
+from benchmarks.measure import Samples, interleaved
+from benchmarks.models import MODELS, BenchmarkModel
+from benchmarks.peers import PEERS, Peer
+from benchmarks.pictures import PICTURE_SETS, WEB
+from benchmarks.report import Row, Section, as_markdown, floor_rows, load_rows, rate_rows
+
+_WORK = Path(__file__).parent.parent / ".bench"
+_CLIENTS = (1, 8, 32, 128)
+_COMPARED_AT = (1, 32)
+_RATES = (0.5, 0.8, 1.0, 1.5)
+_BATCH_SIZES = (1, 2, 4, 8, 16)
+
+
+def main() -> None:
+    arguments = _arguments()
+    models = [model for model in MODELS if model.name in arguments.models]
+    peers = [peer for peer in PEERS if peer.environment in arguments.peers]
+    sections: list[Section] = []
+    report = {
+        "machine": machine.describe(),
+        "command": " ".join(["python -m benchmarks", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime()),
+        "rounds": arguments.rounds,
+    }
+    for section in _sections(models, peers, arguments.rounds, arguments.scale, arguments.only):
+        sections.append(section)
+        report["sections"] = [each.as_json() for each in sections]
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")  # after each, so that nothing is lost
+        sys.stdout.write(as_markdown(section) + "\n")
+        sys.stdout.flush()
+
+
+def _sections(
+    models: Sequence[BenchmarkModel], peers: Sequence[Peer], rounds: int, scale: float, only: Sequence[str]
+) -> Iterable[Section]:
+    if "floor" in only:
+        yield _floor(rounds)
+    if "decode" in only:
+        yield from (_decoding(model, rounds, scale) for model in models if model.name != "vit-base")
+    if "engine" in only:
+        yield from (_engine(model, rounds, scale) for model in models)
+    if "start" in only:
+        yield _start(rounds)
+    if "service" in only:
+        for model in models:
+            yield from _service(model, peers, rounds, scale)
+
+
+def _floor(rounds: int) -> Section:
+    samples = interleaved(
+        "floor", [("matrix product, FLOP/s", machine.matrix_flops), ("memory copy, B/s", machine.memory_bandwidth)], rounds
+    )
+    return Section("Floor", "what this machine does at best", floor_rows(samples))
+
+
+def _engine(model: BenchmarkModel, rounds: int, scale: float) -> Section:
+    made = inside.load(model.directory(_WORK / "models"), _WORK / "cache", ("torch", "openvino"))
+    sizes = [size for size in _BATCH_SIZES if model.name != "vit-base" or size <= 4]
+    cases = [("matrix product", machine.matrix_flops), *inside.engine_cases(made, sizes, model.slice_s * scale / 3)]
+    samples = interleaved(f"engine, {model.name}", cases, rounds)
+    peak = samples.pop("matrix product")
+    share = {name: Samples(tuple(value * made.flops for value in each.values)).over(peak) for name, each in samples.items()}
+    base = samples["torch, one image alone"]
+    return Section(
+        f"Engine: {model.title}",
+        f"{made.flops / 1e9:.2f} GFLOP an image; ratio to eager torch with one image; share of the matrix product's rate",
+        rate_rows(samples, base, {name: f"{value:.0%}" for name, value in share.items()}, "of matrix product"),
+    )
+
+
+def _decoding(model: BenchmarkModel, rounds: int, scale: float) -> Section:
+    made = inside.load(model.directory(_WORK / "models"), _WORK / "cache")
+    pictures = {each.name: _bytes(each.files(_WORK / "pictures")) for each in PICTURE_SETS}
+    samples = interleaved(f"decode for {model.name}", list(inside.decode_cases(made, pictures, scale)), rounds)
+    rows = []
+    for name, each in samples.items():
+        rows += rate_rows({name: each}, samples[name.replace("quick", "exact")], {}, "")
+    return Section(
+        f"Decode and resize: for {model.title}", "pictures a second; ratio to the exact way with as many threads", rows
+    )
+
+
+def _start(rounds: int) -> Section:
+    """From `vit-serve serve` to ready, with nothing kept and with what the first start kept."""
+    with tempfile.TemporaryDirectory() as directory:
+        cache = Path(directory, "cache")
+
+        def ready(*, first: bool) -> float:
+            if first:
+                shutil.rmtree(cache, ignore_errors=True)
+            began = time.perf_counter()
+            server, port = start_ours(MODELS[0].directory(_WORK), {"cache_dir": cache}, subprocess.DEVNULL)
+            try:
+                wait_until_healthy(port)
+                return time.perf_counter() - began
+            finally:
+                server.stop()
+
+        def importing() -> float:
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", "import torch"], check=True)
+            return time.perf_counter() - began
+
+        cases = [
+            ("first start", lambda: ready(first=True)),
+            ("second start", lambda: ready(first=False)),
+            ("python -c 'import torch'", importing),
+        ]
+        samples = interleaved("start", cases, 1)  # so that something is kept, and the disk's cache is warm
+        samples = interleaved("start", cases[1:], rounds) | {"first start": samples["first start"]}
+    rows = [Row((name,), {"seconds": each.median}, {"seconds": f"{each.median:.2f}"}, each) for name, each in samples.items()]
+    return Section(f"Start: {MODELS[0].title}", "from the command to ready", rows)
+
+
+def _service(model: BenchmarkModel, peers: Sequence[Peer], rounds: int, scale: float) -> Iterable[Section]:
+    """Ours and the peers over HTTP, with the pipeline that has no HTTP in the same rounds."""
+    directory = model.directory(_WORK / "models")
+    made = inside.load(directory, _WORK / "cache")
+    pictures = _bytes(WEB.files(_WORK / "pictures"))
+    slice_s = model.slice_s * scale
+    if model.name == "vit-base":  # each of its cells takes half a minute; the slow layouts are told by the other models
+        peers = [peer for peer in peers if peer.name in ("fastapi", "litserve-workers", "mosec-workers")]
+    _WORK.mkdir(exist_ok=True)
+    with contenders(
+        directory, peers, model.peer_batch_size, pictures, _WORK, cache_dir=_WORK / "cache", request_timeout_s=120
+    ) as found:
+        check_answers(found, tolerance=0.02)
+        ours = next(contender for contender in found if contender.ours)
+        yield _compared(model, made, pictures, found, rounds, slice_s)
+        with ours.at_work():
+            batch = mean_batch_size(ours)
+        memory = {contender.name: contender.memory_mib for contender in found}
+        yield Section(
+            f"Memory: {model.title}",
+            f"after all of the above; ours ran batches of {batch:.1f} images on average",
+            [Row((name,), {"MiB": value}, {"MiB (PSS)": f"{value:.0f}"}, None) for name, value in memory.items()],
+        )
+        yield _alone(model, ours, rounds, slice_s)
+        after = ours.memory_mib
+        sys.stderr.write(f"memory of ours: {memory[OURS]:.0f} MiB, later {after:.0f} MiB\n")
+
+
+def _compared(
+    model: BenchmarkModel,
+    made: inside.Inside,
+    pictures: Sequence[bytes],
+    found: Sequence[Contender],
+    rounds: int,
+    slice_s: float,
+) -> Section:
+    cases = [
+        ("pipeline", inside.pipeline_case(made, pictures, slice_s)),
+        ("engine and decode, alone", inside.lone_case(made, pictures, slice_s)),
+    ]
+    loads: dict[str, list[Load]] = {}
+    for clients in _COMPARED_AT:
+        for contender in found:
+            cases.append((f"{contender.name}, {clients}", _measured(loads, contender, clients, slice_s)))
+    samples = interleaved(f"service, {model.name}", cases, rounds)
+    return Section(
+        f"Service and peers: {model.title}",
+        f"JPEGs of {sum(map(len, pictures)) / len(pictures) / 1e3:.0f} KB; load generator on the same {available_cpus()} cores",
+        load_rows(samples, loads, {contender.name: contender.layout for contender in found}),
+    )
+
+
+def _measured(loads: dict[str, list[Load]], contender: Contender, clients: int, slice_s: float) -> Any:
+    name = f"{contender.name}, {clients}"
+    # nobody is measured before its queue has filled and emptied once
+    seconds, warm_up_s = slice_s * (2 if clients > 1 else 1), slice_s * (0.75 if clients > 1 else 0.25)
+
+    def measure() -> float:
+        with contender.at_work():
+            load = closed_loop(contender.target, clients, seconds, warm_up_s)
+        loads.setdefault(name, []).append(load)
+        return load.throughput
+
+    return measure
+
+
+def _alone(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float) -> Section:
+    """Ours by the number of clients, and by the rate at which requests come."""
+    loads: dict[str, list[Load]] = {}
+    closed = [(f"{ours.name}, {clients}", _measured(loads, ours, clients, slice_s)) for clients in _CLIENTS]
+    samples = interleaved(f"closed loop, {model.name}", closed, rounds)
+    saturation = samples[f"{ours.name}, 32"].median
+
+    def offered(share: float) -> Any:
+        def measure() -> float:
+            with ours.at_work():
+                load = open_loop(ours.target, share * saturation, 4 * slice_s, seed=len(loads.get(name, [])))
+            loads.setdefault(name, []).append(load)
+            return load.throughput
+
+        name = f"{ours.name}, {share:g} of saturation"
+        return name, measure
+
+    samples |= interleaved(f"open loop, {model.name}", [offered(share) for share in _RATES], rounds)
+    return Section(
+        f"Service by load: {model.title}",
+        f"saturation is {saturation:.1f} images a second, of 32 clients",
+        load_rows(samples, loads, {}),
+    )
+
+
+def _bytes(files: Sequence[Path]) -> list[bytes]:
+    return [file.read_bytes() for file in files]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [model.name for model in MODELS]
+    environments = list(dict.fromkeys(peer.environment for peer in PEERS))
+    sections = ["floor", "decode", "engine", "start", "service"]
+    parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
+    parser.add_argument("--peers", nargs="*", choices=environments, default=environments, help="none: ours alone")
+    parser.add_argument("--only", nargs="+", choices=sections, default=sections)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0, help="of the seconds that a measurement takes")
+    parser.add_argument("--output", type=Path, default=_WORK / "results.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

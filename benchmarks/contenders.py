@@ -1,0 +1,183 @@
+"""Servers under test, ours and the peers: started once, all resident, all but the one that is measured stopped."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.load import Load, Target, ask
+from benchmarks.measure import progress
+from benchmarks.peers import Peer, Server
+
+_PATIENCE_S = 120.0
+_BOUNDARY = "vit-serve-benchmark"
+
+
+@dataclass
+class Contender:
+    """A server at work."""
+
+    name: str
+    layout: str
+    server: Server
+    target: Target
+    loads: dict[str, list[Load]] = field(default_factory=dict)
+    """What was measured, by what was offered."""
+
+    @property
+    def memory_mib(self) -> float:
+        """Proportional set size of all its processes: pages that several share count once."""
+        return sum(_pss_kib(pid) for pid in self.server.pids()) / 1024
+
+    @property
+    def ours(self) -> bool:
+        return self.name == OURS
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Let it run for a while; it stays stopped otherwise."""
+        self.server.resume()
+        try:
+            yield
+        finally:
+            self.server.pause()
+
+
+OURS = "vit-serve"
+
+
+@contextmanager
+def contenders(
+    model: Path, peers: Sequence[Peer], max_batch_size: int, pictures: Sequence[bytes], directory: Path, **settings: object
+) -> Iterator[list[Contender]]:
+    """Ours and these peers, ready, each asked for every picture once; their output goes to files in `directory`."""
+    with ExitStack() as stack:
+        found: list[Contender] = []
+        for name in (OURS, *(peer.name for peer in peers)):
+            port = _free_port()
+            log = stack.enter_context((directory / f"{name}.log").open("wb"))
+            peer = next((peer for peer in peers if peer.name == name), None)
+            progress(f"starting {name}")
+            if peer is None:
+                server, layout, target = (
+                    _start_ours(model, port, log.fileno(), settings),
+                    "",
+                    _raw(port, "/predict?vectors=false", pictures),
+                )
+            else:
+                server, layout = peer.start(model, port, max_batch_size, log), peer.layout
+                target = (
+                    _raw(port, peer.path, pictures) if peer.body == "raw" else _multipart(port, peer.path, peer.field, pictures)
+                )
+            stack.callback(server.stop)
+            _wait_until_ready(name, server, target)
+            found.append(Contender(name, layout, server, target))
+            server.pause()
+        yield found
+
+
+def check_answers(found: Sequence[Contender], tolerance: float) -> None:
+    """All say the same of every picture: the probability of the first class, to `tolerance`.
+
+    Raises:
+        SystemExit: one does not, so that nothing can be compared.
+    """
+    answers = {}
+    for contender in found:
+        with contender.at_work():
+            answers[contender.name] = [_first_class(body) for _, body in ask(contender.target)]
+    for name, predictions in answers.items():
+        for index, (theirs, ours) in enumerate(zip(predictions, answers[OURS], strict=True)):
+            if abs(theirs["probability"] - ours["probability"]) > tolerance:
+                raise SystemExit(f"{name} says {theirs} of picture {index}, and {OURS} {ours}")
+
+
+def _first_class(body: bytes) -> dict[str, Any]:
+    answer = json.loads(body)
+    predictions = (answer[0] if isinstance(answer, list) else answer)["predictions"]  # BentoML gives a list of one
+    first: dict[str, Any] = predictions[0]
+    return first
+
+
+def mean_batch_size(contender: Contender) -> float:
+    """Of all runs of ours so far."""
+    text = httpx.get(f"http://127.0.0.1:{contender.target.port}/metrics").text
+    numbers = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[:1] != "#"}
+    return numbers["vit_batch_size_images_sum"] / numbers["vit_batch_size_images_count"]
+
+
+def start_ours(model: Path, settings: dict[str, object], log: int) -> tuple[Server, int]:
+    """Our server alone, and its port; not ready yet."""
+    port = _free_port()
+    return _start_ours(model, port, log, settings), port
+
+
+def wait_until_healthy(port: int) -> None:
+    """Return as soon as ours is ready."""
+    give_up_at = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < give_up_at:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.02)
+    raise SystemExit(f"{OURS} is not ready after {_PATIENCE_S:.0f} s")
+
+
+def _start_ours(model: Path, port: int, log: int, settings: dict[str, object]) -> Server:
+    variables = {"model": model, "port": port, **settings}
+    mark = f"VIT_BENCHMARK_RUN={uuid.uuid4()}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
+    environment |= {f"VIT_{name.upper()}": str(value) for name, value in variables.items()}
+    environment |= dict([mark.split("=", 1)])
+    command = [str(Path(sys.executable).parent / "vit-serve"), "serve"]
+    return Server(subprocess.Popen(command, env=environment, stderr=log, start_new_session=True), mark)
+
+
+def _wait_until_ready(name: str, server: Server, target: Target) -> None:
+    first = Target(target.port, target.path, target.bodies[:1], target.content_type)
+    give_up_at = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < give_up_at and server.process.poll() is None:
+        try:
+            if ask(first)[0][0] == 200:
+                ask(target)
+                return
+        except (OSError, TimeoutError):
+            pass
+        time.sleep(0.2)
+    raise SystemExit(f"{name} does not answer; its log tells why")
+
+
+def _raw(port: int, path: str, pictures: Sequence[bytes]) -> Target:
+    return Target(port, path, pictures, "image/jpeg")
+
+
+def _multipart(port: int, path: str, field: str, pictures: Sequence[bytes]) -> Target:
+    disposition = f'Content-Disposition: form-data; name="{field}"; filename="picture.jpg"'
+    head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
+    tail = f"\r\n--{_BOUNDARY}--\r\n".encode()
+    bodies = [head + picture + tail for picture in pictures]
+    return Target(port, path, bodies, f"multipart/form-data; boundary={_BOUNDARY}")
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _pss_kib(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))

@@ -1,0 +1,137 @@
+"""What happens inside the service, each part alone and both overlapped, in threads and without HTTP."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.cpus import available_cpus
+from app.engines import Engine
+from app.engines.choice import EngineOptions, choose_engine
+from app.images import ImageDecoder
+from benchmarks.measure import Case
+from model.checkpoint import load_checkpoint
+
+FORMATS = frozenset({"jpeg"})
+
+
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """A model's engines and decoders."""
+
+    engines: dict[str, Engine]
+    quick: ImageDecoder
+    exact: ImageDecoder
+    image_size: int
+    flops: int
+    """Of one image."""
+
+    @property
+    def engine(self) -> Engine:
+        """The one that `auto` takes."""
+        return self.engines["auto"]
+
+
+def load(model: Path, cache: Path, engines: Sequence[str] = ("auto",)) -> Inside:
+    """Every engine from a checkpoint of its own, because it takes the model over."""
+    checkpoint = load_checkpoint(model)
+    quick, exact = (
+        ImageDecoder(checkpoint.preprocessing, formats=FORMATS, max_bytes=10**9, max_pixels=10**9, exact=exact)
+        for exact in (False, True)
+    )
+    config = checkpoint.model.config
+    made = {name: choose_engine(load_checkpoint(model), _options(name, cache)) for name in engines}
+    return Inside(made, quick, exact, config.image_size, config.flops)
+
+
+def _options(engine: str, cache: Path) -> EngineOptions:
+    assert engine in ("auto", "torch", "openvino")
+    return EngineOptions(
+        engine=engine,  # type: ignore[arg-type]  # as it was just asserted
+        device="auto",
+        dtype="auto",
+        compile="auto",
+        max_batch_size=None,
+        threads=available_cpus(),
+        cache=cache,
+    )
+
+
+def engine_cases(inside: Inside, batch_sizes: Sequence[int], slice_s: float) -> Iterator[Case]:
+    """Images a second: a lone image after another, and batches of each size in as many runs as the engine takes."""
+    for name, engine in inside.engines.items():
+        yield f"{name}, one image alone", _engine_case(inside, engine, 1, slice_s, alone=True)
+        for size in batch_sizes:
+            yield f"{name}, {engine.max_runs} x {size}", _engine_case(inside, engine, size, slice_s, alone=False)
+
+
+def _engine_case(inside: Inside, engine: Engine, size: int, slice_s: float, *, alone: bool) -> Callable[[], float]:
+    pixels = np.random.default_rng(0).integers(0, 256, (size, 3, inside.image_size, inside.image_size), dtype=np.uint8)
+
+    def one() -> int:
+        return len(engine.run(list(pixels), alone=alone))
+
+    return lambda: rate(one, threads=1 if alone else engine.max_runs, seconds=slice_s)
+
+
+def decode_cases(inside: Inside, pictures: dict[str, Sequence[bytes]], slice_s: float) -> Iterator[Case]:
+    """Pictures a second, by size, way and threads."""
+    for name, files in pictures.items():
+        for way, decoder in (("exact", inside.exact), ("quick", inside.quick)):
+            for threads in dict.fromkeys((1, available_cpus())):
+                yield f"{name}, {way}, {threads} threads", _decode_case(decoder, files, threads, slice_s)
+
+
+def _decode_case(decoder: ImageDecoder, files: Sequence[bytes], threads: int, slice_s: float) -> Callable[[], float]:
+    turns = itertools.cycle(files)
+
+    def one() -> int:
+        decoder.decode(next(turns))
+        return 1
+
+    return lambda: rate(one, threads=threads, seconds=slice_s)
+
+
+def pipeline_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callable[[], float]:
+    """Images a second of decoding and running overlapped: every thread decodes a batch and runs it. Nothing waits for anything:
+    this is what the service would do if HTTP and the queue cost nothing."""
+    engine, turns = inside.engine, itertools.cycle(files)
+
+    def one() -> int:
+        batch = [inside.quick.decode(next(turns)) for _ in range(engine.max_batch_size)]
+        return len(engine.run(batch, alone=False))
+
+    return lambda: rate(one, threads=engine.max_runs, seconds=slice_s)
+
+
+def lone_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callable[[], float]:
+    """Seconds of decoding one picture and running it alone: what a single caller would wait without HTTP."""
+    turns = itertools.cycle(files)
+
+    def one() -> int:
+        return len(inside.engine.run([inside.quick.decode(next(turns))], alone=True))
+
+    return lambda: 1 / rate(one, threads=1, seconds=slice_s)
+
+
+def rate(one: Callable[[], int], *, threads: int, seconds: float) -> float:
+    """Items a second of threads that each call `one` (which says how many items it did) until the time is up."""
+    rates = [0.0] * threads
+    began = time.perf_counter()
+
+    def work(index: int) -> None:
+        items = 0
+        while items == 0 or time.perf_counter() < began + seconds:
+            items += one()
+        rates[index] = items / (time.perf_counter() - began)  # of its own time: the last call ends later than the slice
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    return sum(rates)

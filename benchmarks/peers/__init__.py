@@ -1,0 +1,178 @@
+"""Other servers that do the same work as ours, to be measured beside it.
+
+Standard library only: the harness imports this in our environment, the servers run in their own.
+"""
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+CPUS = int(os.environ.get("VIT_BENCH_CPUS") or os.cpu_count() or 1)
+"""Cores that every peer is laid out for."""
+
+ROOT = Path(__file__).resolve().parents[2]
+ENVIRONMENTS = ROOT / ".bench" / "environments"
+
+_HERE = Path(__file__).resolve().parent
+_QUIET = {
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "ignore",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+_OF_THE_HARNESS = ("MKL_", "OMP_", "PEER_", "PYTHON", "VIRTUAL_ENV", "VIT_")
+"""Variables that a peer must not inherit, by their first letters."""
+
+_ORPHANS_GRACE_S = 2
+
+
+def python_of(environment: str) -> Path:
+    """The interpreter of a peer's environment, installed or not."""
+    return ENVIRONMENTS / environment / "bin" / "python"
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A server in one layout: how to start it, and how to ask it."""
+
+    name: str
+    layout: str
+    """Worker processes x torch threads in each."""
+    environment: str
+    command: tuple[str, ...]
+    """What follows the interpreter of the environment, run in this directory; `{port}` stands for the port."""
+    variables: dict[str, str]
+    path: str
+    body: Literal["raw", "multipart"]
+    field: str = ""
+    """The multipart field of the picture."""
+
+    def argv(self, port: int) -> list[str]:
+        """The command line."""
+        return [str(python_of(self.environment)), *(argument.format(port=port) for argument in self.command)]
+
+    def environ(self, model: str | Path, port: int, max_batch_size: int) -> dict[str, str]:
+        """All variables of the server's process; `model` is a directory in Hugging Face layout."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_HARNESS)}
+        asked = {"PEER_MODEL": str(Path(model).resolve()), "PEER_PORT": str(port), "PEER_MAX_BATCH_SIZE": str(max_batch_size)}
+        return inherited | _QUIET | self.variables | asked
+
+    def start(self, model: str | Path, port: int, max_batch_size: int, log: IO[bytes] | int) -> "Server":
+        """Start it on 127.0.0.1, with what it prints going to `log`; it is ready when a picture posted to it answers 200."""
+        mark = f"PEER_RUN={os.getpid()}.{time.monotonic_ns()}"
+        name, _, value = mark.partition("=")
+        process = subprocess.Popen(
+            self.argv(port),
+            cwd=_HERE,
+            env=self.environ(model, port, max_batch_size) | {name: value},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        return Server(process, mark)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A peer that was started, with all its processes.
+
+    A signal to the process group would miss most of Ray's processes, and one to the session BentoML's workers. All
+    inherit a mark among their variables, except where a process writes its title over them, as Ray's do.
+    """
+
+    process: subprocess.Popen[bytes]
+    mark: str
+    """NAME=value, unlike any other server's."""
+
+    def pids(self) -> list[int]:
+        """Its living processes."""
+        return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if self._owns(entry)]
+
+    def pause(self) -> None:
+        """Take it off the cores; connections to it stay open."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        self._signal(signal.SIGCONT)
+
+    def stop(self, grace_s: float = 15) -> None:
+        """End it, paused or not: by a SIGTERM to its first process, and whatever is left after `grace_s` seconds by force."""
+        self.resume()
+        self.process.terminate()
+        give_up_at = time.monotonic() + grace_s
+        while self.pids():
+            now = time.monotonic()
+            if now > give_up_at:
+                self._signal(signal.SIGKILL)
+            elif self.process.poll() is not None:  # what outlives the first, as LitServe's workers do, waits for nothing
+                give_up_at = min(give_up_at, now + _ORPHANS_GRACE_S)
+            time.sleep(0.05)
+        self.process.wait()
+
+    def _owns(self, entry: Path) -> bool:
+        try:
+            # behind the name in brackets, which may hold anything: state, parent, group, session
+            state, _, _, session, *_ = (entry / "stat").read_text().rpartition(")")[2].split()
+            ours = int(session) == self.process.pid or self.mark.encode() in (entry / "environ").read_bytes().split(b"\0")
+        except OSError:  # it has ended, or is another user's
+            return False
+        return ours and state not in "ZX"
+
+    def _signal(self, what: signal.Signals) -> None:
+        for pid in self.pids():
+            with suppress(ProcessLookupError):
+                os.kill(pid, what)
+
+
+def _layouts(
+    name: str,
+    environment: str,
+    command: tuple[str, ...],
+    path: str,
+    field: str = "",
+    variables: dict[str, str] | None = None,
+) -> tuple[Peer, ...]:
+    """One worker with a thread for each core, and one worker for each core with a thread."""
+    peers = []
+    for suffix, workers, threads in (("", 1, CPUS), ("-workers", CPUS, 1)):
+        sizes = {"PEER_WORKERS": str(workers), "PEER_THREADS": str(threads)}
+        peers.append(
+            Peer(
+                name=name + suffix,
+                layout=f"{workers} x {threads}",
+                environment=environment,
+                command=tuple(argument.replace("{workers}", str(workers)) for argument in command),
+                variables=sizes | (variables or {}),
+                path=path,
+                body="multipart" if field else "raw",
+                field=field,
+            )
+        )
+    return tuple(peers)
+
+
+_UVICORN = ("--host", "127.0.0.1", "--port", "{port}", "--workers", "{workers}", "--no-access-log", "--log-level", "warning")
+_BENTOML = ("-m", "bentoml", "serve", "bentoml_service:Classifier", "--host", "127.0.0.1", "--port", "{port}")
+_BENTOML_VARIABLES = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(ENVIRONMENTS / "bentoml" / "home")}
+_RAY_VARIABLES = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes 127.0.0.1 the node's address, on Linux too
+}
+_MOSEC = ("mosec_server.py", "--address", "127.0.0.1", "--port", "{port}", "--timeout", "120000", "--log-level", "error")
+
+PEERS = (
+    *_layouts("fastapi", "fastapi", ("-m", "uvicorn", "fastapi_server:app", *_UVICORN), "/predict", "image"),
+    *_layouts("litserve", "litserve", ("litserve_server.py",), "/predict", "request"),
+    *_layouts("bentoml", "bentoml", _BENTOML, "/predict", "images", _BENTOML_VARIABLES),
+    *_layouts("ray", "ray", ("ray_server.py",), "/", variables=_RAY_VARIABLES),
+    *_layouts("mosec", "mosec", _MOSEC, "/inference"),
+)

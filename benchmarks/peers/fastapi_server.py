@@ -1,0 +1,15 @@
+"""FastAPI as people write it in an afternoon: a plain `def` endpoint, an upload, the model in the same process."""
+
+from typing import Any
+
+from common import model_from_environment
+from fastapi import FastAPI, UploadFile
+
+app = FastAPI()
+model = model_from_environment()
+
+
+@app.post("/predict")
+def predict(image: UploadFile) -> dict[str, Any]:
+    batch = model.decode(image.file.read()).unsqueeze(0)
+    return model.classify(batch)[0]

@@ -1,0 +1,105 @@
+"""The load generator, against a small server that answers as a test wants."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.load import Target, ask, closed_loop, open_loop
+from benchmarks.measure import Samples, interleaved
+
+
+class Echo:
+    """Answers with the body, and with 500 to a body `bad`; tells how many it had under way at once."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.under_way = self.most_under_way = 0
+        self.bodies: list[bytes] = []
+        self._started, self._stopping = threading.Event(), asyncio.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+
+    def __enter__(self) -> "Echo":
+        self._thread.start()
+        self._started.wait(60)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        self._thread.join()
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        server = await asyncio.start_server(self._talk, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+        self._started.set()
+        await self._stopping.wait()
+        server.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while head := await reader.readuntil(b"\r\n\r\n"):
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                body = await reader.readexactly(length)
+                self.bodies.append(body)
+                self.under_way += 1
+                self.most_under_way = max(self.most_under_way, self.under_way)
+                await asyncio.sleep(0.002)
+                self.under_way -= 1
+                status = b"500 Oh" if body == b"bad" else b"200 OK"
+                writer.write(b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, length, body))
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    with Echo() as echo:
+        yield echo
+
+
+def target(echo: Echo, *bodies: bytes) -> Target:
+    return Target(echo.port, "/", bodies, "text/plain")
+
+
+def test_every_body_is_asked_once_and_its_answer_is_its_own(echo: Echo) -> None:
+    assert ask(target(echo, b"one", b"two", b"bad")) == [(200, b"one"), (200, b"two"), (500, b"bad")]
+
+
+def test_in_a_closed_loop_there_are_never_more_requests_than_clients(echo: Echo) -> None:
+    load = closed_loop(target(echo, b"one", b"two"), clients=3, seconds=0.3, warm_up_s=0.1)
+    assert echo.most_under_way == 3
+    assert load.errors == 0
+    assert 0 < load.throughput * 0.3 <= len(echo.bodies)
+    assert 0.002 <= load.p50 <= load.p95 <= load.p99
+    assert set(echo.bodies) == {b"one", b"two"}
+
+
+def test_in_an_open_loop_requests_come_whatever_becomes_of_them(echo: Echo) -> None:
+    load = open_loop(target(echo, b"one", b"bad"), rate=200, seconds=0.5)
+    assert len(echo.bodies) == pytest.approx(100, abs=40)  # of a Poisson process: four deviations
+    assert load.errors == len(echo.bodies) // 2
+    assert load.throughput < 200
+
+
+def test_what_does_not_answer_is_an_error() -> None:
+    with Echo() as echo:
+        port = echo.port
+    assert open_loop(Target(port, "/", [b"one"], "text/plain"), rate=50, seconds=0.1).throughput == 0
+
+
+def test_rounds_go_forwards_and_backwards() -> None:
+    order: list[str] = []
+
+    def case(name: str) -> tuple[str, object]:
+        return name, lambda: order.append(name) or float(len(order))  # type: ignore[func-returns-value]
+
+    samples = interleaved("test", [case("a"), case("b"), case("c")], rounds=3)  # type: ignore[list-item]
+    assert order == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
+    assert samples["b"].values == (2.0, 5.0, 8.0)
+
+
+def test_ratios_are_taken_within_each_round() -> None:
+    ours, theirs = Samples((10.0, 20.0, 90.0)), Samples((5.0, 20.0, 30.0))
+    assert ours.over(theirs) == 2.0

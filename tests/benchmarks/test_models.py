@@ -1,0 +1,24 @@
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.models import BenchmarkModel
+from benchmarks.pictures import PictureSet
+from model.checkpoint import load_checkpoint
+
+
+def test_a_random_model_is_one_that_the_service_loads(tmp_path: Path) -> None:
+    directory = BenchmarkModel("small", "", width=64, slice_s=1, peer_batch_size=1).directory(tmp_path)
+    checkpoint = load_checkpoint(directory)
+    assert (checkpoint.model.config.num_tokens, checkpoint.model.config.num_heads, len(checkpoint.labels)) == (197, 1, 1000)
+
+
+def test_pictures_are_the_same_in_every_run_and_differ_from_each_other(tmp_path: Path) -> None:
+    pictures = PictureSet("tiny", (64, 48), 4)
+    first = [file.read_bytes() for file in pictures.files(tmp_path / "first")]
+    assert first == [file.read_bytes() for file in pictures.files(tmp_path / "second")]
+    assert len(set(first)) == 4
+    with Image.open(pictures.files(tmp_path / "first")[0]) as image:
+        assert image.size == (64, 48)
+        assert np.asarray(image).std() > 10
