@@ -16,7 +16,7 @@ from typing import Any
 
 from app.cpus import available_cpus
 from benchmarks import inside, machine
-from benchmarks.contenders import OURS, Contender, check_answers, contenders, mean_batch_size, start_ours, wait_until_healthy
+from benchmarks.contenders import Contender, check_answers, contenders, mean_batch_size, start_ours, wait_until_healthy
 from benchmarks.load import Load, closed_loop, open_loop
 from benchmarks.measure import Samples, interleaved
 from benchmarks.models import MODELS, BenchmarkModel
@@ -62,9 +62,11 @@ def _sections(
         yield from (_engine(model, rounds, scale) for model in models)
     if "start" in only:
         yield _start(rounds)
-    if "service" in only:
-        for model in models:
-            yield from _service(model, peers, rounds, scale)
+    for model in models:
+        if "peers" in only:
+            yield from _service_and_peers(model, peers, rounds, scale)
+        if "load" in only:
+            yield _service_by_load(model, rounds, scale)
 
 
 def _floor(rounds: int) -> Section:
@@ -133,7 +135,7 @@ def _start(rounds: int) -> Section:
     return Section(f"Start: {MODELS[0].title}", "from the command to ready", rows)
 
 
-def _service(model: BenchmarkModel, peers: Sequence[Peer], rounds: int, scale: float) -> Iterable[Section]:
+def _service_and_peers(model: BenchmarkModel, peers: Sequence[Peer], rounds: int, scale: float) -> Iterable[Section]:
     """Ours and the peers over HTTP, with the pipeline that has no HTTP in the same rounds."""
     directory = model.directory(_WORK / "models")
     made = inside.load(directory, _WORK / "cache")
@@ -156,9 +158,6 @@ def _service(model: BenchmarkModel, peers: Sequence[Peer], rounds: int, scale: f
             f"after all of the above; ours ran batches of {batch:.1f} images on average",
             [Row((name,), {"MiB": value}, {"MiB (PSS)": f"{value:.0f}"}, None) for name, value in memory.items()],
         )
-        yield _alone(model, ours, rounds, slice_s)
-        after = ours.memory_mib
-        sys.stderr.write(f"memory of ours: {memory[OURS]:.0f} MiB, later {after:.0f} MiB\n")
 
 
 def _compared(
@@ -199,9 +198,17 @@ def _measured(loads: dict[str, list[Load]], contender: Contender, clients: int, 
     return measure
 
 
-def _alone(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float) -> Section:
+def _service_by_load(model: BenchmarkModel, rounds: int, scale: float) -> Section:
     """Ours by the number of clients, and by the rate at which requests come."""
+    pictures = _bytes(WEB.files(_WORK / "pictures"))
+    settings: dict[str, object] = {"cache_dir": _WORK / "cache", "request_timeout_s": 120}
+    with contenders(model.directory(_WORK / "models"), (), model.peer_batch_size, pictures, _WORK, **settings) as (ours,):
+        return _by_load(model, ours, rounds, model.slice_s * scale)
+
+
+def _by_load(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float) -> Section:
     loads: dict[str, list[Load]] = {}
+    memory = [ours.memory_mib]
     closed = [(f"{ours.name}, {clients}", _measured(loads, ours, clients, slice_s)) for clients in _CLIENTS]
     samples = interleaved(f"closed loop, {model.name}", closed, rounds)
     saturation = samples[f"{ours.name}, 32"].median
@@ -217,9 +224,10 @@ def _alone(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float) 
         return name, measure
 
     samples |= interleaved(f"open loop, {model.name}", [offered(share) for share in _RATES], rounds)
+    memory.append(ours.memory_mib)
     return Section(
         f"Service by load: {model.title}",
-        f"saturation is {saturation:.1f} images a second, of 32 clients",
+        f"saturation is {saturation:.1f} a second, of 32 clients; {memory[0]:.0f} MiB of memory before, {memory[1]:.0f} after",
         load_rows(samples, loads, {}),
     )
 
@@ -232,7 +240,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [model.name for model in MODELS]
     environments = list(dict.fromkeys(peer.environment for peer in PEERS))
-    sections = ["floor", "decode", "engine", "start", "service"]
+    sections = ["floor", "decode", "engine", "start", "peers", "load"]
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--peers", nargs="*", choices=environments, default=environments, help="none: ours alone")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)

@@ -105,7 +105,12 @@ def _compiled(model: openvino.Model, *, streams: int, threads: int) -> openvino.
     return openvino.Core().compile_model(
         model,
         "CPU",
-        {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"},
+        {
+            "NUM_STREAMS": streams,
+            "INFERENCE_NUM_THREADS": threads,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,  # two containers with a quota each would pin themselves to the same cores
+        },
     )
 
 
