@@ -26,8 +26,9 @@ def _split(value: Any) -> Any:
 
 
 def _default_cache_dir() -> Path:
-    """Where the XDG Base Directory Specification wants it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vit-serve"
+    """By the XDG Base Directory Specification. Who has no home directory keeps nothing: a shared one is not safe."""
+    home = os.path.expanduser("~")
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(home if home != "~" else "/nonexistent", ".cache"), "vit-serve")
 
 
 class Settings(BaseSettings):

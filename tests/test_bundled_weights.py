@@ -45,6 +45,11 @@ def test_a_photo_of_a_cat_is_a_cat(server: Server, request_: dict[str, Any]) -> 
     assert answer["predictions"][0]["label"] in {"tabby cat", "Persian cat"}
 
 
+def test_a_cpu_serves_with_openvino(server: Server) -> None:
+    model = httpx.get(f"{server.url}/model", timeout=60).json()
+    assert (model["engine"], model["device"], model["dtype"], model["max_batch_size"]) == ("openvino", "cpu", "float32", 7)
+
+
 def test_a_photo_of_an_espresso_is_an_espresso(server: Server) -> None:
     answer = httpx.post(f"{server.url}/predict", content=(PICTURES / "espresso.jpg").read_bytes(), timeout=60).json()
     assert answer["predictions"][0]["label"] == "espresso"

@@ -24,11 +24,26 @@ def test_variables_are_read_with_their_lists(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(
+    ("xdg", "home", "directory"),
+    [("/of/mine", "/home/me", "/of/mine/vit-serve"), ("", "/home/me", "/home/me/.cache/vit-serve")],
+)
+def test_what_is_kept_goes_where_the_system_keeps_such_things(
+    monkeypatch: pytest.MonkeyPatch, xdg: str, home: str, directory: str
+) -> None:
+    monkeypatch.delenv("VIT_CACHE_DIR")
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    monkeypatch.setenv("HOME", home)
+    assert read_settings().cache_dir == Path(directory)
+
+
+@pytest.mark.parametrize(
     ("name", "value", "message"),
     [
         ("VIT_PORT", "99999", "VIT_PORT: input should be less than or equal to 65535"),
         ("VIT_MAX_BATCH_SIZE", "many", "VIT_MAX_BATCH_SIZE: input should be a valid integer"),
         ("VIT_REQUEST_TIMEOUT_S", "0", "VIT_REQUEST_TIMEOUT_S: input should be greater than 0"),
+        ("VIT_ENGINE", "onnx", "VIT_ENGINE: input should be 'auto', 'torch' or 'openvino'"),
+        ("VIT_COMPILE", "maybe", "VIT_COMPILE: input should be a valid boolean"),
         ("VIT_DEVICE", "tpu", "VIT_DEVICE: string should match pattern"),
         ("VIT_API_KEYS", "one,,two", "VIT_API_KEYS: there is nothing between two commas"),
         ("VIT_API_KEYS", ",", "VIT_API_KEYS: there is nothing between two commas"),
