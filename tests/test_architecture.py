@@ -1,9 +1,14 @@
 """Imports go one way, and each room knows only what it may."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+
+from app.api import health, model, predict
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("app/**/*.py"), *ROOT.glob("model/**/*.py")])
@@ -62,3 +67,17 @@ def test_engines_know_neither_the_queue_nor_the_wire(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(ROOT.glob("app/*.py")), ids=lambda path: path.name)
 def test_only_main_knows_the_wire(path: Path) -> None:
     assert path.name == "main.py" or not reaches(path, "app.api")
+
+
+@pytest.mark.parametrize("router", [predict.router, model.router, health.router], ids=["predict", "model", "health"])
+def test_no_request_changes_threads_to_be_understood(router: APIRouter) -> None:
+    calls = []
+    for route in router.routes:
+        assert isinstance(route, APIRoute)
+        dependants = [route.dependant]
+        while dependants:
+            dependant = dependants.pop()
+            calls.append(dependant.call)
+            dependants += dependant.dependencies
+    assert calls
+    assert [call for call in calls if not (inspect.iscoroutinefunction(call) or inspect.isasyncgenfunction(call))] == []

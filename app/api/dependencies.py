@@ -1,4 +1,8 @@
-"""What routes are given: the service, a checked caller, a classifier, a deadline; and how a vanished caller ends the work."""
+"""What routes are given: the service, a checked caller, a classifier, a deadline; and how a vanished caller ends the work.
+
+All of it is `async`, though little of it waits: FastAPI calls a plain function in a thread, and each change of thread costs a
+busy machine more than the function.
+"""
 
 import asyncio
 import hmac
@@ -17,17 +21,17 @@ from app.settings import Settings
 T = TypeVar("T")
 
 
-def get_settings(request: Request) -> Settings:
+async def get_settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-def get_service(request: Request) -> Service:
+async def get_service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def get_metrics(request: Request) -> Metrics:
+async def get_metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
 
@@ -37,7 +41,7 @@ ServiceDep = Annotated[Service, Depends(get_service)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 
 
-def check_api_key(
+async def check_api_key(
     settings: SettingsDep,
     authorization: Annotated[str, Header(include_in_schema=False)] = "",
     x_api_key: Annotated[str, Header(include_in_schema=False)] = "",
@@ -62,13 +66,13 @@ async def accept(service: ServiceDep, _: Annotated[None, Depends(check_api_key)]
         yield classifier
 
 
-def with_room(classifier: Annotated[Classifier, Depends(accept)]) -> Classifier:
+async def with_room(classifier: Annotated[Classifier, Depends(accept)]) -> Classifier:
     """The same for a request that brings images: a full queue refuses it before they have come."""
     classifier.check_room()
     return classifier
 
 
-def get_deadline(
+async def get_deadline(
     request: Request,
     settings: SettingsDep,
     x_request_timeout_ms: Annotated[
