@@ -77,7 +77,7 @@ def _floor(rounds: int) -> Section:
 
 
 def _engine(model: BenchmarkModel, rounds: int, scale: float) -> Section:
-    made = inside.load(model.directory(_WORK / "models"), _WORK / "cache", ("torch", "openvino"))
+    made = inside.load(model.directory(_WORK / "models"), _WORK / "cache", machine.engines())
     sizes = [size for size in _BATCH_SIZES if model.name != "vit-base" or size <= 4]
     cases = [("matrix product", machine.matrix_flops), *inside.engine_cases(made, sizes, model.slice_s * scale / 3)]
     samples = interleaved(f"engine, {model.name}", cases, rounds)

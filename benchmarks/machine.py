@@ -34,6 +34,11 @@ def describe() -> dict[str, object]:
     return facts
 
 
+def engines() -> tuple[str, ...]:
+    """Those that can be compared here."""
+    return ("torch",) if torch.cuda.is_available() else ("torch", "openvino")
+
+
 def matrix_flops() -> float:
     """Floating-point operations a second of a product of matrices: float32 on the CPU's cores, bfloat16 on a GPU."""
     device, dtype, side = ("cuda", torch.bfloat16, 8192) if torch.cuda.is_available() else ("cpu", torch.float32, _SIDE)
