@@ -55,10 +55,12 @@ class Batcher(Generic[Item, Result]):
             (the batch is split until only the culprit fails).
         max_batch_size: items in one run.
         max_queue_size: items accepted and not yet answered.
+        max_queue_bytes: that requests hold while they arrive and until they are answered.
         max_queue_delay_s: how long an incomplete batch waits for more, from the arrival of its oldest item.
         max_runs: runs under way at once.
         side_by_side: runs do not wait for each other, as on the cores of a CPU: what waits is shared out among those that
             may begin. Otherwise, as on a GPU, a run takes all it can, and the next only gets ready behind it.
+        max_run_s: a run that takes longer hangs, and with it the device: it counts as `EngineDead`.
     """
 
     def __init__(
@@ -67,27 +69,38 @@ class Batcher(Generic[Item, Result]):
         *,
         max_batch_size: int,
         max_queue_size: int,
+        max_queue_bytes: float = math.inf,
         max_queue_delay_s: float = 0.0,
         max_runs: int = 1,
         side_by_side: bool = False,
+        max_run_s: float = math.inf,
     ) -> None:
         self._run = run
         self._max_batch_size = max_batch_size
         self._max_queue_size = max_queue_size
+        self._max_queue_bytes = max_queue_bytes
         self._max_queue_delay_s = max_queue_delay_s
         self._max_runs = max_runs
         self._side_by_side = side_by_side
+        self._max_run_s = max_run_s
         self._accepted = 0
+        self._held_bytes = 0
         self._waiting: dict[_Job[Item, Result], None] = {}  # a queue from whose middle one can leave
         self._running: dict[int, Sequence[_Job[Item, Result]]] = {}
         self._changed = asyncio.Event()  # something arrived, or a run has ended
         self._worker: asyncio.Task[None] | None = None
         self._stopped = False
+        self._on_death: Callable[[], None] = lambda: None
         self._busy_since = 0.0
         self._left: deque[float] = deque(maxlen=_RATE_WINDOW)  # when the last ones left their places, while busy
 
-    def start(self) -> None:
-        """Start the worker. To be called in the event loop that will submit."""
+    def start(self, on_death: Callable[[], None] = lambda: None) -> None:
+        """Start the worker. To be called in the event loop that will submit.
+
+        Args:
+            on_death: called if the worker dies, when everything that waited has been told.
+        """
+        self._on_death = on_death
         self._worker = asyncio.create_task(self._work(), name="batcher")
         self._worker.add_done_callback(self._ended)
 
@@ -118,6 +131,11 @@ class Batcher(Generic[Item, Result]):
         """Items that wait for a run."""
         return len(self._waiting)
 
+    @property
+    def held_bytes(self) -> int:
+        """Bytes that requests hold now."""
+        return self._held_bytes
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold one of the `max_queue_size` places, so that a full queue refuses before any work is done on an item.
@@ -139,6 +157,27 @@ class Batcher(Generic[Item, Result]):
         finally:
             self._accepted -= 1
             self._left.append(time.perf_counter())
+
+    @contextmanager
+    def bytes_held(self) -> Iterator[Callable[[int], None]]:
+        """Account for the bytes of one request: gives a function to be called with the size of each piece before it is kept.
+
+        Raises:
+            QueueFull: from that function; all requests together would hold more than `max_queue_bytes`.
+        """
+        held = 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            if self._held_bytes + size > self._max_queue_bytes:
+                raise QueueFull("Too many bytes are waiting.", retry_after_s=self._drain_time())
+            self._held_bytes += size
+            held += size
+
+        try:
+            yield hold
+        finally:
+            self._held_bytes -= held
 
     async def submit(self, item: Item, deadline: float = math.inf) -> Served[Result]:
         """Wait for the item's turn and its result. Cancelling this call takes the item out of the queue.
@@ -218,7 +257,7 @@ class Batcher(Generic[Item, Result]):
         """Run a batch and hand out its results; if it fails, its halves, so that at last only the culprit fails."""
         started = time.perf_counter()
         try:
-            results = await self._run([job.item for job in jobs])
+            results = await self._run_in_time([job.item for job in jobs])
             if len(results) != len(jobs):
                 raise RuntimeError(f"a run of {len(jobs)} items gave {len(results)} results")
         except EngineDead:
@@ -231,18 +270,29 @@ class Batcher(Generic[Item, Result]):
                 if not job.future.done():
                     job.future.set_result(Served(result, started - job.arrival, run_s, len(jobs)))
 
+    async def _run_in_time(self, items: Sequence[Item]) -> Sequence[Result]:
+        try:
+            async with asyncio.timeout(None if self._max_run_s == math.inf else self._max_run_s) as limit:
+                return await self._run(items)
+        except TimeoutError as error:
+            if not limit.expired():  # the run's own
+                raise
+            raise EngineDead(f"a run of {len(items)} did not end within {self._max_run_s:g} s") from error
+
     async def _split(self, jobs: Sequence[_Job[Item, Result]], error: Exception) -> None:
-        if isinstance(error, OutOfMemory) and len(jobs) > 1:
-            self._max_batch_size = min(self._max_batch_size, len(jobs) // 2)
-            _log.warning("a batch of %d did not fit into memory; from now on at most %d", len(jobs), self._max_batch_size)
         if len(jobs) == 1:
             _log.error("the model failed on an image", exc_info=error)
             if not jobs[0].future.done():
                 jobs[0].future.set_exception(InferenceFailed("The model failed on this image."))
             return
-        middle = len(jobs) // 2
-        for half in (jobs[:middle], jobs[middle:]):
-            if wanted := [job for job in half if _is_wanted(job)]:
+        half = math.ceil(len(jobs) / 2)
+        if isinstance(error, OutOfMemory):
+            self._max_batch_size = min(self._max_batch_size, half)
+            _log.warning("a batch of %d did not fit into memory; from now on at most %d", len(jobs), self._max_batch_size)
+        rest = deque(jobs)
+        while rest:  # whose turn comes when the first piece did not fit either is cut smaller from the start
+            piece = [rest.popleft() for _ in range(min(half, self._max_batch_size, len(rest)))]
+            if wanted := [job for job in piece if _is_wanted(job)]:
                 await self._deliver(wanted)
 
     def _check_alive(self) -> None:
@@ -267,6 +317,8 @@ class Batcher(Generic[Item, Result]):
         for job in itertools.chain(*self._running.values(), self._waiting):
             if not job.future.done():
                 job.future.set_exception(error)
+        if not worker.cancelled():
+            self._on_death()
 
 
 def _is_wanted(job: _Job[Item, Result]) -> bool:

@@ -3,7 +3,9 @@
 import asyncio
 import math
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -103,9 +105,13 @@ class Classifier:
         self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._metrics = metrics
 
-    def start(self) -> None:
-        """Start the worker; to be called in the event loop that will classify."""
-        self._batcher.start()
+    def start(self, on_death: Callable[[], None] = lambda: None) -> None:
+        """Start the worker; to be called in the event loop that will classify.
+
+        Args:
+            on_death: called if the worker dies, when everything that waited has been told.
+        """
+        self._batcher.start(on_death)
 
     def check_room(self) -> None:
         """Tell whether an image would be taken now, before its bytes have come.
@@ -115,6 +121,10 @@ class Classifier:
         """
         with self._batcher.place():
             pass
+
+    def bytes_held(self) -> AbstractContextManager[Callable[[int], None]]:
+        """Account for the bytes that one request holds; see `Batcher.bytes_held`."""
+        return self._batcher.bytes_held()
 
     async def classify(self, image_bytes: bytes, deadline: float = math.inf) -> Classification:
         """Classify one encoded image. Cancelling this call drops the work wherever it waits.

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -67,9 +67,7 @@ def serve(
     with _explained():
         settings = read_settings(model=model, host=host, port=port)
     configure_logging(settings.log_level, settings.log_format)
-    status = run_server(settings)
-    logging.shutdown()
-    os._exit(status)  # a thread that is loading a model, or hangs in a device, cannot be waited for
+    end(run_server(settings))
 
 
 @cli.command()
@@ -161,6 +159,12 @@ def train(
     except (CheckpointError, DatasetError, TrainError) as error:
         _fail(str(error))
     _out.print(f"wrote {output}; measure it with: vit-serve evaluate DATA --model {output}", highlight=False)
+
+
+def end(status: int) -> NoReturn:
+    """End the process now: a thread that is loading a model, or hangs in a device, cannot be waited for."""
+    logging.shutdown()
+    os._exit(status)
 
 
 def _offline_settings(model: str | None) -> Settings:

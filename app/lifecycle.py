@@ -5,13 +5,14 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import TypeVar
 
 import structlog
 
 from app.batching import Batcher
 from app.classifier import Classifier, ModelDescription
 from app.engines.choice import EngineOptions, choose_engine
-from app.errors import Draining, NotReady, StartError
+from app.errors import DeadlineExceeded, Draining, NotReady, StartError
 from app.images import ImageDecoder, Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
@@ -19,6 +20,8 @@ from app.settings import Settings
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
+
+Body = TypeVar("Body")
 
 _RETRY_AFTER_S = 2.0
 
@@ -73,16 +76,18 @@ def load_classifier(settings: Settings, metrics: Metrics, run: Run = ModelRunner
     runner.warm_up()
 
     async def counted_run(images: Sequence[Pixels]) -> Sequence[Scores]:
-        metrics.batch_size.observe(len(images))
-        return await run(runner, images)
+        with metrics.outcome_of_run(len(images)):
+            return await run(runner, images)
 
     batcher = Batcher(
         counted_run,
         max_batch_size=engine.max_batch_size,
         max_queue_size=settings.max_queue_size,
+        max_queue_bytes=settings.max_queue_bytes,
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
         max_runs=engine.max_runs,
         side_by_side=engine.side_by_side,
+        max_run_s=settings.run_timeout_s,
     )
     description = ModelDescription(
         name=checkpoint.name,
@@ -100,6 +105,7 @@ def load_classifier(settings: Settings, metrics: Metrics, run: Run = ModelRunner
     )
     metrics.gauge("vit_images_accepted", "Images accepted and not yet answered.", lambda: batcher.accepted)
     metrics.gauge("vit_images_waiting", "Images that wait for a run.", lambda: batcher.waiting)
+    metrics.gauge("vit_held_bytes", "Bytes of requests that arrive or wait for their answer.", lambda: batcher.held_bytes)
     return Classifier(description, decoder, runner, batcher, decode_threads=settings.decode_threads, metrics=metrics)
 
 
@@ -142,21 +148,26 @@ class Service:
         self._load = load
         self._classifier: Classifier | None = None
         self._requests = 0
+        self._uploads: set[asyncio.Timeout] = set()
         self._draining = asyncio.Event()
+        self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
         metrics.gauge("vit_ready", "1 while the service takes requests.", lambda: self.why_not_ready is None)
         metrics.gauge("vit_requests_accepted", "Requests accepted and not yet answered.", lambda: self._requests)
 
-    async def start(self) -> None:
+    async def start(self, on_death: Callable[[], None] = lambda: None) -> None:
         """Load, warm up, and be ready.
+
+        Args:
+            on_death: called if the engine dies later on, when everything that waited has been told.
 
         Raises:
             StartError: in one sentence, why that is not possible.
         """
         _log.info("loading", model=self._settings.model)
         classifier = await _in_daemon_thread(partial(self._load, self._settings, self._metrics))
-        classifier.start()
+        classifier.start(on_death)
         self._classifier = classifier
         model = classifier.describe()
         _log.info(
@@ -210,6 +221,25 @@ class Service:
             if self._requests == 0:
                 self._idle.set()
 
+    async def upload(self, deadline: float, reading: Awaitable[Body]) -> Body:
+        """Await a request's body, which comes as slowly as its caller likes.
+
+        Raises:
+            DeadlineExceeded: it did not come in time.
+            Draining: the service was closed meanwhile.
+        """
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                self._uploads.add(limit)
+                try:
+                    return await reading
+                finally:
+                    self._uploads.remove(limit)
+        except TimeoutError:
+            if self._closed:
+                raise Draining("The service is shutting down.", _RETRY_AFTER_S) from None
+            raise DeadlineExceeded("The deadline passed before the whole request had arrived.") from None
+
     async def drain(self, timeout_s: float) -> bool:
         """Let nobody in any more and wait for those inside; tells whether all of them left in time."""
         self._draining.set()
@@ -223,7 +253,10 @@ class Service:
         return True
 
     async def close(self) -> None:
-        """Stop the classifier; what still waits fails with `Draining`."""
+        """Stop the classifier; what still waits or arrives fails with `Draining`."""
         self._draining.set()
+        self._closed = True
+        for limit in self._uploads:
+            limit.reschedule(asyncio.get_running_loop().time())
         if self._classifier is not None:
             await self._classifier.close()

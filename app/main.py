@@ -25,21 +25,22 @@ def create_app(
     settings: Settings,
     *,
     load: Callable[[Settings, Metrics], Classifier] = load_classifier,
-    on_start_error: Callable[[], None] = lambda: None,
+    on_failure: Callable[[str], None] = lambda reason: None,
 ) -> FastAPI:
     """Build the application. The model is loaded in the background once the server runs, so that probes are answered.
 
     Args:
         settings: all of the service's.
         load: makes the classifier.
-        on_start_error: called when the model could not be loaded, after the reason was logged.
+        on_failure: called with the reason when the service cannot do its work, because the model could not be loaded or its
+            engine died.
     """
     metrics = Metrics()
     service = Service(settings, metrics, load)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        starting = app.state.starting = asyncio.create_task(_start(service, on_start_error))
+        starting = app.state.starting = asyncio.create_task(_start(service, on_failure))
         try:
             yield
         finally:
@@ -70,13 +71,13 @@ def create_app(
     return app
 
 
-async def _start(service: Service, on_start_error: Callable[[], None]) -> None:
+async def _start(service: Service, on_failure: Callable[[str], None]) -> None:
     try:
-        await service.start()
+        await service.start(on_death=lambda: on_failure("the engine died"))
     except StartError as error:
         _log.critical("cannot start", reason=str(error))
         _log.debug("cannot start", exc_info=True)
-        on_start_error()
+        on_failure("the model could not be loaded")
     except Exception:
         _log.critical("cannot start", exc_info=True)
-        on_start_error()
+        on_failure("the model could not be loaded")

@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from app.errors import ServiceError
+from app.errors import EngineDead, OutOfMemory, ServiceError
 
 # a time of birth for each series doubles their number and serves nobody
 disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus_client leaves it unannotated
@@ -40,11 +40,14 @@ class Metrics:
             registry=registry,
         )
         self.images = Counter("vit_images", "Images by outcome: `ok` or what went wrong.", ("outcome",), registry=registry)
+        self.runs = Counter(
+            "vit_runs", "Runs of the model by outcome: `ok` or what went wrong.", ("outcome",), registry=registry
+        )
         self.decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoding thread, and decoding, an image.")
         self.queue_seconds = self._seconds("vit_queue_seconds", "An image's wait for its batch to run.")
         self.inference_seconds = self._seconds("vit_inference_seconds", "The run of the batch that an image was in.")
         self.batch_size = Histogram(
-            "vit_batch_size_images", "Images in a run of the model.", buckets=_BATCH_SIZES, registry=registry
+            "vit_batch_size_images", "Images in a run of the model that went well.", buckets=_BATCH_SIZES, registry=registry
         )
 
     def _seconds(self, name: str, documentation: str) -> Histogram:
@@ -70,6 +73,27 @@ class Metrics:
             raise
         else:
             self.images.labels("ok").inc()
+
+    @contextmanager
+    def outcome_of_run(self, batch_size: int) -> Iterator[None]:
+        """Count what becomes of one run of the model."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.runs.labels("cut_off").inc()
+            raise
+        except OutOfMemory:
+            self.runs.labels("out_of_memory").inc()
+            raise
+        except EngineDead:
+            self.runs.labels("engine_dead").inc()
+            raise
+        except Exception:
+            self.runs.labels("failed").inc()
+            raise
+        else:
+            self.runs.labels("ok").inc()
+            self.batch_size.observe(batch_size)
 
     def observe_timings(self, decode_s: float, queue_s: float, inference_s: float) -> None:
         self.decode_seconds.observe(decode_s)

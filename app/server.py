@@ -1,25 +1,33 @@
 """Run the application under uvicorn, and stop it without losing an accepted request."""
 
 import asyncio
+from collections.abc import Callable
 from types import FrameType
 
 import structlog
 import uvicorn
 
-from app.lifecycle import Service
+from app.classifier import Classifier
+from app.lifecycle import Service, load_classifier
 from app.main import create_app
+from app.metrics import Metrics
 from app.settings import Settings
 
-_START_FAILED = 1
+_FAILED = 1
 _FLUSH_S = 5
 """How long a stop waits for answers that are written but not yet read by their callers, in seconds."""
 
 _log = structlog.get_logger(__name__)
 
 
-def serve(settings: Settings) -> int:
-    """Serve until a signal says to stop; returns the process's exit status."""
-    app = create_app(settings, on_start_error=lambda: server.give_up())
+def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = load_classifier) -> int:
+    """Serve until a signal says to stop; returns the process's exit status.
+
+    Args:
+        settings: all of the service's.
+        load: makes the classifier.
+    """
+    app = create_app(settings, load=load, on_failure=lambda reason: server.give_up(reason))
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -33,8 +41,11 @@ def serve(settings: Settings) -> int:
     try:
         server.run()
     except SystemExit as ended:  # uvicorn could not listen, and has logged why; or a signal came before its handler did
-        return _START_FAILED if ended.code else 0
-    return _START_FAILED if server.failed else 0
+        return _FAILED if ended.code else 0
+    if server.failure is None:
+        return 0
+    _log.critical("ended", reason=server.failure)
+    return _FAILED
 
 
 class DrainingServer(uvicorn.Server):
@@ -43,7 +54,7 @@ class DrainingServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float) -> None:
         super().__init__(config)
-        self.failed = False
+        self.failure: str | None = None
         self._service = service
         self._drain_timeout_s = drain_timeout_s
         self._stopping: asyncio.Task[None] | None = None
@@ -57,9 +68,9 @@ class DrainingServer(uvicorn.Server):
         self._loop = asyncio.get_running_loop()
         await super().serve()
 
-    def give_up(self) -> None:
-        """Stop because the model could not be loaded."""
-        self.failed = True
+    def give_up(self, reason: str) -> None:
+        """Stop because the service cannot do its work; whoever started the process is told by its status."""
+        self.failure = reason
         self.should_exit = True
 
     def _on_signal(self) -> None:

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.cpus import available_cpus
@@ -23,6 +23,13 @@ def _split(value: Any) -> Any:
     if not all(parts):
         raise ValueError("there is nothing between two commas, or beside one")
     return parts
+
+
+def _holds_a_request(value: int, info: ValidationInfo) -> int:
+    largest = max(info.data.get("max_image_bytes", 0), info.data.get("max_request_bytes", 0))
+    if value < largest:
+        raise ValueError(f"must hold at least one request, whose limit is {largest}")
+    return value
 
 
 def _default_cache_dir() -> Path:
@@ -73,6 +80,9 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(
         256, ge=1, le=100_000, description="Images accepted and not yet answered; more are refused with 429."
     )
+    run_timeout_s: float = Field(
+        60.0, gt=0, le=3600, description="A run of the model that takes longer hangs: the process fails what waits, and ends."
+    )
     request_timeout_s: float = Field(
         30.0, gt=0, le=3600, description="Deadline of a request from its arrival; later answers are 504."
     )
@@ -83,6 +93,11 @@ class Settings(BaseSettings):
     )
     max_request_bytes: int = Field(
         64 * 2**20, ge=1, description="Bytes of one `POST /predict/batch`; more are refused with 413."
+    )
+    max_queue_bytes: Annotated[int, AfterValidator(_holds_a_request)] = Field(
+        256 * 2**20,
+        ge=1,
+        description="Bytes that all requests together hold, from their arrival to their answer; more are refused with 429.",
     )
     image_formats: Annotated[frozenset[ImageFormat], NoDecode, BeforeValidator(_split)] = Field(
         frozenset({"jpeg", "png", "webp", "gif", "bmp"}),

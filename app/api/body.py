@@ -1,18 +1,22 @@
 """A request's body, piece by piece, and never more of it than is allowed."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 
 from app.errors import ImageTooLarge, UnsupportedImageFormat
 
+Hold = Callable[[int], None]
+"""Called with the size of each piece of a body before it is kept. Raises `QueueFull`: all bodies together are too much."""
 
-async def chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+
+async def chunks(request: Request, max_bytes: int, hold: Hold) -> AsyncIterator[bytes]:
     """Stops at the first piece that is too much, or before the first if the header says so.
 
     Raises:
         ImageTooLarge: more than `max_bytes`.
+        QueueFull: more than `hold` allows.
         UnsupportedImageFormat: the body is compressed.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
@@ -25,6 +29,7 @@ async def chunks(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
         received += len(chunk)
         if received > max_bytes:
             raise too_large(max_bytes)
+        hold(len(chunk))
         yield chunk
 
 

@@ -12,8 +12,9 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
 
+from app.api.body import Hold
 from app.classifier import Classifier
-from app.errors import DeadlineExceeded, InvalidParameter, Unauthorized
+from app.errors import InvalidParameter, Unauthorized
 from app.lifecycle import Service
 from app.metrics import Metrics
 from app.settings import Settings
@@ -72,6 +73,12 @@ async def with_room(classifier: Annotated[Classifier, Depends(accept)]) -> Class
     return classifier
 
 
+async def hold_bytes(classifier: Annotated[Classifier, Depends(with_room)]) -> AsyncIterator[Hold]:
+    """What the request's body is accounted by, until it is answered."""
+    with classifier.bytes_held() as hold:
+        yield hold
+
+
 async def get_deadline(
     request: Request,
     settings: SettingsDep,
@@ -100,16 +107,8 @@ async def get_deadline(
 
 ClassifierDep = Annotated[Classifier, Depends(accept)]
 RoomyClassifierDep = Annotated[Classifier, Depends(with_room)]
+HoldDep = Annotated[Hold, Depends(hold_bytes)]
 DeadlineDep = Annotated[float, Depends(get_deadline)]
-
-
-async def in_time(deadline: float, work: Coroutine[Any, Any, T]) -> T:
-    """Await something that knows no deadline of its own, such as a slow caller's body."""
-    try:
-        async with asyncio.timeout_at(deadline):
-            return await work
-    except TimeoutError:
-        raise DeadlineExceeded("The deadline passed before the whole request had arrived.") from None
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import Request
 
-from app.api.body import chunks, media_type
+from app.api.body import Hold, chunks, media_type
 from app.api.multipart import read_multipart
 from app.errors import InvalidParameter, MalformedRequest
 
@@ -33,24 +33,26 @@ class BodyLimits:
     """In a request with several images."""
 
 
-async def read_image(request: Request, limits: BodyLimits) -> bytes:
+async def read_image(request: Request, limits: BodyLimits, hold: Hold) -> bytes:
     """The one image of `POST /predict`: multipart, raw, or base64 in JSON.
 
     Raises:
         MalformedRequest: a broken body, or not exactly one image in it.
         ImageTooLarge: more bytes than allowed; the rest of the body is not read.
         UnsupportedImageFormat: the body is compressed.
+        QueueFull: by `hold`.
     """
     match media_type(request):
         case b"multipart/form-data":
             # a second image is enough to see that there are too many
             bound = limits.max_image_bytes + _FRAMING_BYTES
-            images = await read_multipart(request, _SINGLE_NAMES, bound, limits.max_image_bytes, max_images=2)
+            images = await read_multipart(request, hold, _SINGLE_NAMES, bound, limits.max_image_bytes, max_images=2)
         case b"application/json":
-            content = await _read_json(request, _base64_length(limits.max_image_bytes) + _FRAMING_BYTES, max_images=1)
+            bound = _base64_length(limits.max_image_bytes) + _FRAMING_BYTES
+            content = await _read_json(request, hold, bound, max_images=1)
             images = await asyncio.to_thread(_from_base64, [content["image"]]) if "image" in content else []
         case _:
-            body = b"".join([chunk async for chunk in chunks(request, limits.max_image_bytes)])
+            body = b"".join([chunk async for chunk in chunks(request, limits.max_image_bytes, hold)])
             images = [body] if body else []
     if not images:
         raise MalformedRequest("There is no image: send it as multipart part `image`, as the raw body, or as base64 in JSON.")
@@ -59,7 +61,7 @@ async def read_image(request: Request, limits: BodyLimits) -> bytes:
     return _not_empty(images)[0]
 
 
-async def read_images(request: Request, limits: BodyLimits) -> list[bytes]:
+async def read_images(request: Request, limits: BodyLimits, hold: Hold) -> list[bytes]:
     """The images of `POST /predict/batch`, in the order sent: multipart parts `images`, or base64 in JSON.
 
     Raises:
@@ -67,12 +69,13 @@ async def read_images(request: Request, limits: BodyLimits) -> list[bytes]:
         ImageTooLarge: more bytes than allowed in all; the rest of the body is not read.
         InvalidParameter: more images than allowed.
         UnsupportedImageFormat: the body is compressed.
+        QueueFull: by `hold`.
     """
     match media_type(request):
         case b"multipart/form-data":
-            images = await read_multipart(request, _BATCH_NAMES, limits.max_request_bytes, None, limits.max_images + 1)
+            images = await read_multipart(request, hold, _BATCH_NAMES, limits.max_request_bytes, None, limits.max_images + 1)
         case b"application/json":
-            encoded = (await _read_json(request, limits.max_request_bytes, limits.max_images)).get("images", [])
+            encoded = (await _read_json(request, hold, limits.max_request_bytes, limits.max_images)).get("images", [])
             if not isinstance(encoded, list):
                 raise MalformedRequest("`images` must be a list of base64 strings.")
             images = await asyncio.to_thread(_from_base64, encoded[: limits.max_images + 1])
@@ -85,8 +88,8 @@ async def read_images(request: Request, limits: BodyLimits) -> list[bytes]:
     return images
 
 
-async def _read_json(request: Request, max_bytes: int, max_images: int) -> dict[str, Any]:
-    body = b"".join([chunk async for chunk in chunks(request, max_bytes)])
+async def _read_json(request: Request, hold: Hold, max_bytes: int, max_images: int) -> dict[str, Any]:
+    body = b"".join([chunk async for chunk in chunks(request, max_bytes, hold)])
     # millions of tiny values would stop the event loop for seconds; base64 has none of these characters
     if sum(body.count(character) for character in (b"[", b"{", b",")) > _OTHER_VALUES + 8 * max_images:
         raise MalformedRequest("The JSON body holds far more than images.")

@@ -7,7 +7,7 @@ from fastapi import Request
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.api.body import chunks, too_large
+from app.api.body import Hold, chunks, too_large
 from app.errors import MalformedRequest
 
 _OTHER_PARTS = 8
@@ -73,12 +73,18 @@ class _ImageParts:
 
 
 async def read_multipart(
-    request: Request, names: frozenset[bytes], max_bytes: int, max_image_bytes: int | None, max_images: int
+    request: Request,
+    hold: Hold,
+    names: frozenset[bytes],
+    max_bytes: int,
+    max_image_bytes: int | None,
+    max_images: int,
 ) -> list[bytes]:
     """The image parts of a multipart body, in the order sent; at most `max_images`, and nothing of other parts.
 
     Args:
         request: its body is read, as far as it is allowed.
+        hold: what its bytes are accounted by.
         names: of parts that are images.
         max_bytes: of the whole body.
         max_image_bytes: of one image, if that is less.
@@ -88,6 +94,7 @@ async def read_multipart(
         MalformedRequest: broken, cut off, nameless parts, or many that are no images.
         ImageTooLarge: more bytes than allowed; the rest of the body is not read.
         UnsupportedImageFormat: the body is compressed.
+        QueueFull: by `hold`.
     """
     boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
     if not boundary:
@@ -95,7 +102,7 @@ async def read_multipart(
     parts = _ImageParts(names, max_images, max_image_bytes)
     try:
         parser = MultipartParser(boundary, parts.callbacks())
-        async for chunk in chunks(request, max_bytes):
+        async for chunk in chunks(request, max_bytes, hold):
             parser.write(chunk)
     except FormParserError as error:
         raise MalformedRequest("The multipart body is broken.") from error

@@ -1,6 +1,7 @@
 """The one table: exception -> status code -> problem body (RFC 9457, https://www.rfc-editor.org/rfc/rfc9457)."""
 
 import math
+import random
 from http import HTTPStatus
 from typing import Any
 
@@ -90,5 +91,6 @@ def problem_headers(error: errors.ServiceError) -> dict[str, str]:
         case errors.Unauthorized():
             return {"WWW-Authenticate": "Bearer"}
         case errors.Refused():
-            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}
+            # with jitter, so that those who were refused together do not come back together
+            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s * random.uniform(0.8, 1.2))))}
     return {}

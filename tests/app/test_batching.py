@@ -242,7 +242,7 @@ async def test_out_of_memory_splits_the_batch_and_keeps_later_ones_small() -> No
     batcher = await started(small, max_batch_size=8)
     assert await results(submit(batcher, *range(8))) == [n * n for n in range(8)]
     assert batcher.max_batch_size == 2
-    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+    assert sizes == [8, 4, 2, 2, 2, 2]  # the second half is not tried in a size that was just found too large
     sizes.clear()
     await results(submit(batcher, *range(8)))
     assert sizes == [2, 2, 2, 2]
@@ -266,6 +266,72 @@ async def test_a_dead_engine_fails_all_who_wait_and_refuses_the_next() -> None:
         await batcher.submit(1)
     with pytest.raises(NotReady), batcher.place():
         pytest.fail("nobody would ever run it")
+
+
+async def test_an_image_that_is_cancelled_in_a_failing_run_is_not_run_again() -> None:
+    run = Squares()
+
+    async def fails_together(items: Sequence[int]) -> Sequence[int]:
+        squares = await run(items)
+        if len(items) > 1:
+            raise ValueError
+        return squares
+
+    batcher = await started(fails_together)
+    tasks = await while_busy(run, batcher, 1, 2)
+    run.gate.set()
+    await tasks[0]
+    run.gate.clear()
+    await turns(3)
+    assert run.batches == [[100], [1, 2]]
+    tasks[2].cancel()
+    await turns(1)
+    run.gate.set()
+    assert await results([tasks[1]]) == [1]
+    assert run.batches == [[100], [1, 2], [1]]
+    await batcher.stop()
+
+
+async def test_a_run_that_hangs_is_a_dead_engine_and_whoever_waits_is_told() -> None:
+    run, died = Squares(), asyncio.Event()
+    run.gate.clear()
+    batcher = Batcher[int, int](run, max_batch_size=1, max_queue_size=10, max_run_s=0.01)
+    batcher.start(died.set)
+    outcomes = await asyncio.gather(*submit(batcher, 1, 2, 3), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [NotReady] * 3
+    await died.wait()
+    assert run.batches == [[1]]
+
+
+async def test_a_run_that_raises_a_timeout_of_its_own_is_only_a_failure() -> None:
+    async def late(items: Sequence[int]) -> Sequence[int]:
+        raise TimeoutError
+
+    batcher = await started(late, max_run_s=60)
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(1)
+    assert batcher.alive
+    await batcher.stop()
+
+
+async def test_stopping_is_no_death() -> None:
+    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_queue_size=1)
+    batcher.start(lambda: pytest.fail("it did not die"))
+    await batcher.stop()
+
+
+async def test_bytes_are_bounded_over_all_requests_and_given_back() -> None:
+    batcher = await started(Squares(), max_queue_bytes=100)
+    with batcher.bytes_held() as first:
+        first(60)
+        with batcher.bytes_held() as second:
+            second(40)
+            with pytest.raises(QueueFull):
+                first(1)
+        assert batcher.held_bytes == 60
+        first(40)
+    assert batcher.held_bytes == 0
+    await batcher.stop()
 
 
 async def test_an_engine_that_dies_in_one_run_fails_the_other_runs_too() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -189,6 +190,52 @@ async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
                 ids.append(line.split()[1].decode())
     writer.close()
     assert ids == ["n0", "n1", "n2", "n3", "n4"]
+
+
+async def test_sigterm_lets_an_upload_finish(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint) as server:
+        reader, writer = await half_an_upload(server)
+        server.stop()
+        server.wait_for_log("draining")
+        writer.write(picture(0)[10:])
+        assert b" 200 " in await reader.readline()
+        writer.close()
+        assert await asyncio.to_thread(server.wait) == 0
+
+
+async def test_an_upload_that_does_not_end_is_refused_when_the_drain_is_over(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, drain_timeout_s=0.1) as server:
+        reader, writer = await half_an_upload(server)
+        server.stop()
+        answer = await reader.read()
+        writer.close()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert b'"code":"draining"' in answer
+        assert await asyncio.to_thread(server.wait) == 0
+
+
+async def half_an_upload(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await connect(server)
+    writer.write(head("POST /predict", len(picture(0))) + picture(0)[:10])
+    await until(server, "vit_held_bytes", 10)
+    return reader, writer
+
+
+@pytest.mark.parametrize("fault", ["hang", "poisoned"])
+async def test_a_device_that_is_lost_ends_the_process_after_all_who_wait_are_told(tiny_checkpoint: Path, fault: str) -> None:
+    command = [sys.executable, "-m", "tests.faulty_server", fault]
+    server = Server(command, model=tiny_checkpoint, engine="torch", max_batch_size=1, inference_threads=1, run_timeout_s=1)
+    try:
+        server.wait_until_ready()
+        async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
+            responses = await asyncio.gather(*(client.post("/predict", content=picture(seed)) for seed in range(16)))
+        assert [response.status_code for response in responses].count(200) == 2
+        assert {response.json()["code"] for response in responses if response.status_code != 200} == {"not_ready"}
+        assert "the inference worker died" in server.wait_for_log("the inference worker died")["event"]
+        assert server.wait_for_log("ended")["reason"] == "the engine died"
+        assert server.wait() == 1
+    finally:
+        server.process.kill()
 
 
 async def connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -59,6 +59,11 @@ def test_a_wrong_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: st
     assert "\n" not in str(caught.value)
 
 
+def test_the_bytes_that_may_wait_must_hold_one_request() -> None:
+    with pytest.raises(StartError, match="VIT_MAX_QUEUE_BYTES: must hold at least one request, whose limit is 67108864"):
+        read_settings(max_queue_bytes=2**20)
+
+
 def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIT_API_KEYS", "hunter2")
     assert "hunter2" not in repr(read_settings())

@@ -9,7 +9,8 @@ import httpx
 import numpy as np
 import pytest
 
-from app.errors import EngineDead
+from app.api.problems import problem_headers
+from app.errors import EngineDead, QueueFull
 from app.images import Pixels
 from app.runner import ModelRunner
 from tests.app.api.conftest import OpenClient
@@ -294,6 +295,33 @@ async def test_a_full_queue_is_429_with_a_time_to_come_back(open_client: OpenCli
     assert not read
     assert int(refused.headers["retry-after"]) >= 1
     assert ready.status_code == 200
+
+
+async def test_bodies_that_are_too_much_together_are_429(open_client: OpenClient) -> None:
+    arrived, go_on = asyncio.Event(), asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield picture(0)[:-1]
+        arrived.set()
+        await go_on.wait()
+        yield picture(0)[-1:]
+
+    size = len(picture(0))
+    async with open_client(max_image_bytes=size, max_request_bytes=size, max_queue_bytes=2 * size - 2) as client:
+        first = asyncio.create_task(client.post("/predict", content=slow()))
+        await arrived.wait()
+        refused = await client.post("/predict", content=picture(0))
+        go_on.set()
+        assert (await first).status_code == 200
+        assert (await client.post("/predict", content=picture(0))).status_code == 200
+    assert_problem(refused, 429, "queue_full")
+    assert int(refused.headers["retry-after"]) >= 1
+
+
+async def test_those_who_are_refused_together_are_not_all_told_the_same_time() -> None:
+    times = {problem_headers(QueueFull("full", retry_after_s=100))["Retry-After"] for _ in range(50)}
+    assert len(times) > 1
+    assert {80 <= int(time) <= 120 for time in times} == {True}
 
 
 async def test_a_passed_deadline_is_504_and_the_image_is_not_run(open_client: OpenClient) -> None:

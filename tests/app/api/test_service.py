@@ -71,11 +71,11 @@ async def test_a_model_that_cannot_be_loaded_ends_the_service(tiny_checkpoint: A
     def impossible(settings: Settings, metrics: Metrics) -> Classifier:
         raise StartError("VIT_MODEL: no")
 
-    ended = asyncio.Event()
-    app = create_app(read_settings(model=tiny_checkpoint), load=impossible, on_start_error=ended.set)
+    reasons: list[str] = []
+    app = create_app(read_settings(model=tiny_checkpoint), load=impossible, on_failure=reasons.append)
     async with app.router.lifespan_context(app):
         await app.state.starting
-    assert ended.is_set()
+    assert reasons == ["the model could not be loaded"]
 
 
 async def test_a_draining_service_finishes_its_work_and_takes_no_more(open_client: OpenClient) -> None:
