@@ -66,8 +66,8 @@ def serve(
 
     with _explained():
         settings = read_settings(model=model, host=host, port=port)
-    configure_logging(settings.log_level, settings.log_format)
-    status = run_server(settings)
+        configure_logging(settings.log_level, settings.log_format)
+        status = run_server(settings)
     logging.shutdown()
     os._exit(status)  # a thread that is loading a model, or hangs in a device, cannot be waited for
 

@@ -1,6 +1,7 @@
 """create_app: the service as an ASGI application. State lives in the lifespan; nothing is global."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -11,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import health, model, predict
 from app.api.context import RequestContext
+from app.api.keys import ApiKeys
 from app.api.problems import install_problem_handlers
 from app.classifier import Classifier
 from app.errors import StartError
@@ -33,6 +35,9 @@ def create_app(
         settings: all of the service's.
         load: makes the classifier.
         on_start_error: called when the model could not be loaded, after the reason was logged.
+
+    Raises:
+        StartError: the file of API keys cannot be used.
     """
     metrics = Metrics()
     service = Service(settings, metrics, load)
@@ -55,6 +60,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.settings, app.state.service, app.state.metrics = settings, service, metrics
+    app.state.keys = ApiKeys((os.fsencode(key.get_secret_value()) for key in settings.api_keys), settings.api_keys_file)
     for router in (predict.router, model.router, health.router):
         app.include_router(router)
     install_problem_handlers(app)

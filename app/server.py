@@ -18,7 +18,11 @@ _log = structlog.get_logger(__name__)
 
 
 def serve(settings: Settings) -> int:
-    """Serve until a signal says to stop; returns the process's exit status."""
+    """Serve until a signal says to stop; returns the process's exit status.
+
+    Raises:
+        StartError: something other than the model keeps the service from starting.
+    """
     app = create_app(settings, on_start_error=lambda: server.give_up())
     config = uvicorn.Config(
         app,

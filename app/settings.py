@@ -107,6 +107,9 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Keys that may call `/predict`, `/predict/batch` and `/model`; none: everybody may."
     )
+    api_keys_file: Path | None = Field(
+        None, description="File with more such keys, one a line; read again while the service runs."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Web pages' origins that may call from a browser."
     )

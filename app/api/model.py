@@ -5,11 +5,11 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends
 
 from app import errors
-from app.api.dependencies import ClassifierDep, check_api_key
+from app.api.dependencies import ClassifierDep, check_caller
 from app.api.problems import problem_responses
 from app.api.schemas import ModelBody
 
-router = APIRouter(tags=["model"], dependencies=[Depends(check_api_key)])
+router = APIRouter(tags=["model"], dependencies=[Depends(check_caller)])
 
 
 @router.get("/model", responses=problem_responses(errors.Unauthorized, errors.NotReady, errors.Draining))
