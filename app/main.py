@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import health, model, predict
+from app.api import docs, health, metrics, model, predict
 from app.api.context import RequestContext
 from app.api.keys import ApiKeys
 from app.api.problems import install_problem_handlers
@@ -39,8 +39,8 @@ def create_app(
     Raises:
         StartError: the file of API keys cannot be used.
     """
-    metrics = Metrics()
-    service = Service(settings, metrics, load)
+    measured = Metrics()
+    service = Service(settings, measured, load)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -58,11 +58,18 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.docs else None,
+        docs_url=None,
+        redoc_url=None,
     )
-    app.state.settings, app.state.service, app.state.metrics = settings, service, metrics
+    app.state.settings, app.state.service, app.state.metrics = settings, service, measured
     app.state.keys = ApiKeys((os.fsencode(key.get_secret_value()) for key in settings.api_keys), settings.api_keys_file)
     for router in (predict.router, model.router, health.router):
         app.include_router(router)
+    if settings.docs:
+        app.include_router(docs.router)
+    if settings.metrics and settings.metrics_port is None:
+        app.include_router(metrics.router)
     install_problem_handlers(app)
     if settings.cors_origins:
         app.add_middleware(
@@ -72,7 +79,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
-    app.add_middleware(RequestContext, service=service, metrics=metrics)
+    app.add_middleware(RequestContext, service=service, metrics=measured)
     return app
 
 

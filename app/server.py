@@ -5,7 +5,9 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from prometheus_client import CollectorRegistry, start_http_server
 
+from app.errors import StartError
 from app.lifecycle import Service
 from app.main import create_app
 from app.settings import Settings
@@ -33,12 +35,23 @@ def serve(settings: Settings) -> int:
         server_header=False,
         timeout_graceful_shutdown=_FLUSH_S,
     )
+    if settings.metrics and settings.metrics_port is not None:
+        _serve_metrics(settings.host, settings.metrics_port, app.state.metrics.registry)
     server = DrainingServer(config, app.state.service, settings.drain_timeout_s)
     try:
         server.run()
     except SystemExit as ended:  # uvicorn could not listen, and has logged why; or a signal came before its handler did
         return _START_FAILED if ended.code else 0
     return _START_FAILED if server.failed else 0
+
+
+def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
+    """Answer with the metrics on a port of their own, in threads that end with the process."""
+    try:
+        listening, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise StartError(f"VIT_METRICS_PORT: cannot listen on {host}, port {port}: {error.strerror}") from error
+    _log.info("serving metrics", host=host, port=listening.server_port)
 
 
 class DrainingServer(uvicorn.Server):

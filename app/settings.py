@@ -113,6 +113,11 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Web pages' origins that may call from a browser."
     )
+    docs: bool = Field(True, description="Whether `/docs` and `/openapi.json` are there.")
+    metrics: bool = Field(True, description="Whether `/metrics` is there.")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="Port of its own for `/metrics`; none: the service's; 0 takes a free one."
+    )
     host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in the container.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(

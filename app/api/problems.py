@@ -65,11 +65,9 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
         phrase = HTTPStatus(error.status_code).phrase
-        details = {
-            404: "There is nothing at this path; see /docs.",
-            405: "This path does not take this method; see /docs.",
-        }
-        detail = details.get(error.status_code, f"{phrase}.")
+        details = {404: "There is nothing at this path", 405: "This path does not take this method"}
+        hint = "; see /docs." if request.app.openapi_url else "."
+        detail = details.get(error.status_code, phrase) + (hint if error.status_code in details else ".")
         problem = _problem(error.status_code, phrase.lower().replace(" ", "_"), detail)
         return _response(problem, dict(error.headers or {}))
 
