@@ -1,7 +1,6 @@
 """create_app: the service as an ASGI application. State lives in the lifespan; nothing is global."""
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -11,8 +10,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import docs, health, metrics, model, predict
+from app.api.access import Access
 from app.api.context import RequestContext
-from app.api.keys import ApiKeys
 from app.api.problems import install_problem_handlers
 from app.classifier import Classifier
 from app.errors import StartError
@@ -37,7 +36,7 @@ def create_app(
         on_start_error: called when the model could not be loaded, after the reason was logged.
 
     Raises:
-        StartError: the file of API keys cannot be used.
+        StartError: the file of API keys cannot be used, or a limit has nothing to count by.
     """
     measured = Metrics()
     service = Service(settings, measured, load)
@@ -63,7 +62,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.settings, app.state.service, app.state.metrics = settings, service, measured
-    app.state.keys = ApiKeys((os.fsencode(key.get_secret_value()) for key in settings.api_keys), settings.api_keys_file)
+    app.state.access = Access(settings, measured)
     for router in (predict.router, model.router, health.router):
         app.include_router(router)
     if settings.docs:

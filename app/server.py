@@ -33,6 +33,8 @@ def serve(settings: Settings) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),  # by default uvicorn believes whoever calls from this machine
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=_FLUSH_S,
     )
     if settings.metrics and settings.metrics_port is not None:

@@ -1,10 +1,12 @@
 """Settings: read once from VIT_* variables, checked, and handed inward as plain values."""
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from limits import parse_many
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.cpus import available_cpus
@@ -23,6 +25,21 @@ def _split(value: Any) -> Any:
     if not all(parts):
         raise ValueError("there is nothing between two commas, or beside one")
     return parts
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        ip_network(value)  # raises a ValueError that says what is wrong
+    return values
+
+
+def _rate_limit(notation: str) -> str:
+    if not all(limit.amount for limit in parse_many(notation)):
+        raise ValueError("a limit of 0 lets nobody in")
+    return notation
+
+
+RateLimitNotation = Annotated[str, AfterValidator(_rate_limit)]
 
 
 def _default_cache_dir() -> Path:
@@ -109,6 +126,15 @@ class Settings(BaseSettings):
     )
     api_keys_file: Path | None = Field(
         None, description="File with more such keys, one a line; read again while the service runs."
+    )
+    rate_limit_per_key: RateLimitNotation | None = Field(
+        None, description="Requests with one key: `100/minute`, `10/second;1000/hour`; more are refused with 429."
+    )
+    rate_limit_per_address: RateLimitNotation | None = Field(
+        None, description="Requests from one address, with any key or none; more are refused with 429."
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, AfterValidator(_networks), BeforeValidator(_split)] = Field(
+        (), description="Addresses and networks of proxies whose `X-Forwarded-For` tells the caller's address."
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Web pages' origins that may call from a browser."

@@ -11,9 +11,9 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
 
-from app.api.keys import ApiKeys, sent_key
+from app.api.access import Access
 from app.classifier import Classifier
-from app.errors import DeadlineExceeded, InvalidParameter, Unauthorized
+from app.errors import DeadlineExceeded, InvalidParameter
 from app.lifecycle import Service
 from app.metrics import Metrics
 from app.settings import Settings
@@ -42,14 +42,14 @@ MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 
 
 async def check_caller(request: Request) -> None:
-    """Let a caller in who sent a valid key as `Authorization: Bearer` or `X-API-Key`; everybody, if no keys are set.
+    """Let a caller in who may call; everybody, if there are no keys and no limits.
 
     Raises:
         Unauthorized: no key, or none that is known.
+        RateLimited: there were too many requests from this address or with this key.
     """
-    keys: ApiKeys = request.app.state.keys
-    if keys.required and await keys.identify(sent_key(request.headers)) is None:
-        raise Unauthorized("Send a valid API key as `Authorization: Bearer <key>` or `X-API-Key: <key>`.")
+    access: Access = request.app.state.access
+    await access.check(request)
 
 
 async def accept(service: ServiceDep, _: Annotated[None, Depends(check_caller)]) -> AsyncIterator[Classifier]:

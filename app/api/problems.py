@@ -19,6 +19,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.UnsupportedImageFormat: 415,
     errors.UndecodableImage: 422,
     errors.InvalidParameter: 422,
+    errors.RateLimited: 429,
     errors.QueueFull: 429,
     errors.InferenceFailed: 500,
     errors.NotReady: 503,
