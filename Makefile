@@ -2,13 +2,14 @@
 # make test    install the development tools as well, and run all tests
 # make lint    formatting, lint rules, types
 # make references    compare with transformers, timm and torchvision, model by model
+# make audit   look up known vulnerabilities of everything that is pinned; needs PyPI's JSON API
 # make bench   measure this machine, the engines, decoding, the service and its peers; takes an hour and 10 GB of disk
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint format references bench
+.PHONY: serve test lint format references audit bench
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed
@@ -26,6 +27,11 @@ lint: $(VENV)/installed-dev
 references: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.references
 
+# strict, because without it what could not be looked up passes for sound
+audit: $(VENV)/audit/installed
+	@$(VENV)/audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off --requirement constraints.txt || \
+	{ echo "make audit: failed; either a pin has a known vulnerability, or it could not be looked up; see above" >&2; exit 1; }
+
 # progress on standard error; the table on standard output, all numbers in .bench/results.json
 bench: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.peers.install
@@ -37,6 +43,12 @@ format: $(VENV)/installed-dev
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+
+# an environment of its own: the auditor and what it pulls in have no business beside what they judge
+$(VENV)/audit/installed: constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/audit
+	$(VENV)/audit/bin/pip install --quiet --constraint constraints.txt pip-audit
+	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .

@@ -66,8 +66,9 @@ def serve(
 
     with _explained():
         settings = read_settings(model=model, host=host, port=port)
-    configure_logging(settings.log_level, settings.log_format)
-    end(run_server(settings))
+        configure_logging(settings.log_level, settings.log_format)
+        status = run_server(settings)
+    end(status)
 
 
 @cli.command()

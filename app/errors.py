@@ -11,6 +11,7 @@ ServiceError                  a request cannot be answered
 ├── DeadlineExceeded          the answer would come too late
 ├── InferenceFailed           the model failed on this image
 └── Refused                   not now: the caller may try again
+    ├── RateLimited           more requests than this caller may send
     ├── QueueFull             as many images wait as may wait
     ├── NotReady              still loading, or the worker has died
     └── Draining              shutting down
@@ -87,6 +88,12 @@ class Refused(ServiceError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         """When trying again makes sense, in seconds."""
+
+
+class RateLimited(Refused):
+    """The caller has sent as many requests as it may."""
+
+    code = "rate_limited"
 
 
 class QueueFull(Refused):

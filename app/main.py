@@ -9,7 +9,8 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import health, model, predict
+from app.api import docs, health, metrics, model, predict
+from app.api.access import Access
 from app.api.context import RequestContext
 from app.api.problems import install_problem_handlers
 from app.classifier import Classifier
@@ -34,9 +35,12 @@ def create_app(
         load: makes the classifier.
         on_failure: called with the reason when the service cannot do its work, because the model could not be loaded or its
             engine died.
+
+    Raises:
+        StartError: the file of API keys cannot be used, or a limit has nothing to count by.
     """
-    metrics = Metrics()
-    service = Service(settings, metrics, load)
+    measured = Metrics()
+    service = Service(settings, measured, load)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,10 +58,18 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        openapi_url="/openapi.json" if settings.docs else None,
+        docs_url=None,
+        redoc_url=None,
     )
-    app.state.settings, app.state.service, app.state.metrics = settings, service, metrics
+    app.state.settings, app.state.service, app.state.metrics = settings, service, measured
+    app.state.access = Access(settings, measured)
     for router in (predict.router, model.router, health.router):
         app.include_router(router)
+    if settings.docs:
+        app.include_router(docs.router)
+    if settings.metrics and settings.metrics_port is None:
+        app.include_router(metrics.router)
     install_problem_handlers(app)
     if settings.cors_origins:
         app.add_middleware(
@@ -67,7 +79,7 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
-    app.add_middleware(RequestContext, service=service, metrics=metrics)
+    app.add_middleware(RequestContext, service=service, metrics=measured)
     return app
 
 

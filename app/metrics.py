@@ -39,6 +39,12 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.rate_limited = Counter(
+            "vit_rate_limited_requests",
+            "Requests over a limit, by what it counts: `key`, `address`.",
+            ("limit",),
+            registry=registry,
+        )
         self.images = Counter("vit_images", "Images by outcome: `ok` or what went wrong.", ("outcome",), registry=registry)
         self.runs = Counter(
             "vit_runs", "Runs of the model by outcome: `ok` or what went wrong.", ("outcome",), registry=registry

@@ -6,8 +6,10 @@ from types import FrameType
 
 import structlog
 import uvicorn
+from prometheus_client import CollectorRegistry, start_http_server
 
 from app.classifier import Classifier
+from app.errors import StartError
 from app.lifecycle import Service, load_classifier
 from app.main import create_app
 from app.metrics import Metrics
@@ -26,6 +28,9 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
     Args:
         settings: all of the service's.
         load: makes the classifier.
+
+    Raises:
+        StartError: something other than the model keeps the service from starting.
     """
     app = create_app(settings, load=load, on_failure=lambda reason: server.give_up(reason))
     config = uvicorn.Config(
@@ -35,8 +40,12 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=bool(settings.trusted_proxies),  # by default uvicorn believes whoever calls from this machine
+        forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=_FLUSH_S,
     )
+    if settings.metrics and settings.metrics_port is not None:
+        _serve_metrics(settings.host, settings.metrics_port, app.state.metrics.registry)
     server = DrainingServer(config, app.state.service, settings.drain_timeout_s)
     try:
         server.run()
@@ -46,6 +55,15 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
         return 0
     _log.critical("ended", reason=server.failure)
     return _FAILED
+
+
+def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
+    """Answer with the metrics on a port of their own, in threads that end with the process."""
+    try:
+        listening, _ = start_http_server(port, host, registry)
+    except OSError as error:
+        raise StartError(f"VIT_METRICS_PORT: cannot listen on {host}, port {port}: {error.strerror}") from error
+    _log.info("serving metrics", host=host, port=listening.server_port)
 
 
 class DrainingServer(uvicorn.Server):

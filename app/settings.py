@@ -1,9 +1,11 @@
 """Settings: read once from VIT_* variables, checked, and handed inward as plain values."""
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from limits import parse_many
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -30,6 +32,21 @@ def _holds_a_request(value: int, info: ValidationInfo) -> int:
     if value < largest:
         raise ValueError(f"must hold at least one request, whose limit is {largest}")
     return value
+
+
+def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
+    for value in values:
+        ip_network(value)  # raises a ValueError that says what is wrong
+    return values
+
+
+def _rate_limit(notation: str) -> str:
+    if not all(limit.amount for limit in parse_many(notation)):
+        raise ValueError("a limit of 0 lets nobody in")
+    return notation
+
+
+RateLimitNotation = Annotated[str, AfterValidator(_rate_limit)]
 
 
 def _default_cache_dir() -> Path:
@@ -122,8 +139,25 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Keys that may call `/predict`, `/predict/batch` and `/model`; none: everybody may."
     )
+    api_keys_file: Path | None = Field(
+        None, description="File with more such keys, one a line; read again while the service runs."
+    )
+    rate_limit_per_key: RateLimitNotation | None = Field(
+        None, description="Requests with one key: `100/minute`, `10/second;1000/hour`; more are refused with 429."
+    )
+    rate_limit_per_address: RateLimitNotation | None = Field(
+        None, description="Requests from one address, with any key or none; more are refused with 429."
+    )
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, AfterValidator(_networks), BeforeValidator(_split)] = Field(
+        (), description="Addresses and networks of proxies whose `X-Forwarded-For` tells the caller's address."
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
         (), description="Web pages' origins that may call from a browser."
+    )
+    docs: bool = Field(True, description="Whether `/docs` and `/openapi.json` are there.")
+    metrics: bool = Field(True, description="Whether `/metrics` is there.")
+    metrics_port: int | None = Field(
+        None, ge=0, le=65_535, description="Port of its own for `/metrics`; none: the service's; 0 takes a free one."
     )
     host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in the container.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")

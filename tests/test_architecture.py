@@ -3,12 +3,12 @@
 import ast
 import inspect
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from app.api import health, model, predict
+from app.api import docs, health, metrics, model, predict
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted([*ROOT.glob("app/**/*.py"), *ROOT.glob("model/**/*.py")])
@@ -69,10 +69,10 @@ def test_only_main_knows_the_wire(path: Path) -> None:
     assert path.name == "main.py" or not reaches(path, "app.api")
 
 
-@pytest.mark.parametrize("router", [predict.router, model.router, health.router], ids=["predict", "model", "health"])
-def test_no_request_changes_threads_to_be_understood(router: APIRouter) -> None:
+@pytest.mark.parametrize("api", [predict, model, health, metrics, docs], ids=lambda api: api.__name__)
+def test_no_request_changes_threads_to_be_understood(api: ModuleType) -> None:
     calls = []
-    for route in router.routes:
+    for route in api.router.routes:
         assert isinstance(route, APIRoute)
         dependants = [route.dependant]
         while dependants:

@@ -11,7 +11,10 @@ import yaml  # type: ignore[import-untyped]  # its types are a package of their 
 from app.settings import Settings
 from tests.support import ROOT
 
-_FILES = ("Dockerfile", ".dockerignore", "docker-compose.yml", "deploy/compose.gpu.yml")
+_OUTSIDE = {"compile", "model", "cache_dir", "api_keys_file"}
+"""Settings that mean nothing in a container as it comes, such as paths of the host."""
+
+_FILES = ("Dockerfile", ".dockerignore", "docker-compose.yml", "deploy/compose.gpu.yml", "deploy/kubernetes.yml")
 
 
 def _instructions(name: str) -> list[str]:
@@ -23,6 +26,13 @@ def _instructions(name: str) -> list[str]:
 def _service(file: str) -> dict[str, Any]:
     service: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())["services"]["vit-serve"]
     return service
+
+
+def _kubernetes(kind: str) -> dict[str, Any]:
+    documents = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yml").read_text())
+    (found,) = (document for document in documents if document["kind"] == kind)
+    specification: dict[str, Any] = found["spec"]
+    return specification
 
 
 def _settings_named_in(text: str) -> set[str]:
@@ -80,6 +90,7 @@ def test_the_container_cannot_write_or_gain_rights() -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
+    assert service["pids_limit"] > 0
 
 
 def test_a_stop_waits_longer_than_the_service_drains() -> None:
@@ -89,12 +100,59 @@ def test_a_stop_waits_longer_than_the_service_drains() -> None:
 
 def test_the_settings_that_make_sense_in_a_container_pass_into_it() -> None:
     environment = _service("docker-compose.yml")["environment"]
-    assert _settings_named_in(" ".join(environment)) == set(Settings.model_fields) - {"compile", "model", "cache_dir"}
+    assert _settings_named_in(" ".join(environment)) == set(Settings.model_fields) - _OUTSIDE
 
 
 @pytest.mark.parametrize("file", _FILES)
 def test_settings_that_are_named_exist(file: str) -> None:
     assert _settings_named_in((ROOT / file).read_text()) <= set(Settings.model_fields)
+
+
+def test_a_pod_cannot_write_or_gain_rights() -> None:
+    pod = _kubernetes("Deployment")["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert f"{pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}" == _instructions("USER")[-1]
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False  # a service named `vit` would set VIT_PORT
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    written = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
+    assert written == {"/tmp", "/cache"}
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert container["resources"]["limits"]
+
+
+def test_a_pod_is_probed_where_the_service_answers() -> None:
+    pod = _kubernetes("Deployment")["template"]
+    (container,) = pod["spec"]["containers"]
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports["http"] == Settings.model_fields["port"].default
+    paths = {kind: container[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
+    assert paths["readinessProbe"]["path"] == "/health/ready"
+    assert {paths["startupProbe"]["path"], paths["livenessProbe"]["path"]} == {"/health/live"}
+    assert {probe["port"] for probe in paths.values()} == {"http"}
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert int(environment["VIT_METRICS_PORT"]) == ports["metrics"] == int(pod["metadata"]["annotations"]["prometheus.io/port"])
+    keys_file = environment["VIT_API_KEYS_FILE"]
+    assert any(keys_file.startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"])
+
+
+def test_a_pod_is_given_the_time_to_stop() -> None:
+    pod = _kubernetes("Deployment")["template"]["spec"]
+    sleep_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pod["terminationGracePeriodSeconds"] > sleep_s + Settings.model_fields["drain_timeout_s"].default + 5
+
+
+def test_the_service_leads_to_the_pods_and_not_to_their_metrics() -> None:
+    service, deployment = _kubernetes("Service"), _kubernetes("Deployment")
+    labels = deployment["template"]["metadata"]["labels"]
+    assert service["selector"] == deployment["selector"]["matchLabels"] == labels
+    assert [port["targetPort"] for port in service["ports"]] == ["http"]
 
 
 def test_the_overlay_adds_a_gpu_to_the_service() -> None:

@@ -49,15 +49,19 @@ def test_every_setting_is_on_its_page_with_its_default() -> None:
     assert page == {f"VIT_{name.upper()}": default for name, default in defaults.items()}
 
 
-def test_every_setting_that_the_readme_names_exists() -> None:
-    named = set(re.findall(r"VIT_[A-Z_]+[A-Z]", README))
+@pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
+def test_every_setting_that_is_named_exists(page: str) -> None:
+    named = set(re.findall(r"VIT_[A-Z_]+[A-Z]", (ROOT / page).read_text(encoding="utf-8")))
     assert named
     assert named <= {f"VIT_{name.upper()}" for name in Settings.model_fields}
 
 
-def test_every_link_and_path_of_the_readme_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
+def test_every_link_and_path_leads_somewhere(page: str) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
+    assert targets
+    for target in targets:
+        assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
 def test_every_make_target_that_is_named_exists() -> None:

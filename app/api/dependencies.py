@@ -5,16 +5,16 @@ busy machine more than the function.
 """
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator, Coroutine
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
 
+from app.api.access import Access
 from app.api.body import Hold
 from app.classifier import Classifier
-from app.errors import InvalidParameter, Unauthorized
+from app.errors import InvalidParameter
 from app.lifecycle import Service
 from app.metrics import Metrics
 from app.settings import Settings
@@ -42,26 +42,18 @@ ServiceDep = Annotated[Service, Depends(get_service)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 
 
-async def check_api_key(
-    settings: SettingsDep,
-    authorization: Annotated[str, Header(include_in_schema=False)] = "",
-    x_api_key: Annotated[str, Header(include_in_schema=False)] = "",
-) -> None:
-    """Let a caller in who sent a valid key as `Authorization: Bearer` or `X-API-Key`; everybody, if no keys are set.
+async def check_caller(request: Request) -> None:
+    """Let a caller in who may call; everybody, if there are no keys and no limits.
 
     Raises:
         Unauthorized: no key, or none that is known.
+        RateLimited: there were too many requests from this address or with this key.
     """
-    scheme, _, token = authorization.partition(" ")
-    sent = x_api_key or (token.strip() if scheme.lower() == "bearer" else "")
-    keys = [key.get_secret_value().encode() for key in settings.api_keys]
-    encoded = sent.encode("latin-1", "replace")  # the bytes as they came
-    # every key is compared, and in constant time, so that the time tells nothing of how much was right
-    if keys and not any([hmac.compare_digest(encoded, key) for key in keys]):
-        raise Unauthorized("Send a valid API key as `Authorization: Bearer <key>` or `X-API-Key: <key>`.")
+    access: Access = request.app.state.access
+    await access.check(request)
 
 
-async def accept(service: ServiceDep, _: Annotated[None, Depends(check_api_key)]) -> AsyncIterator[Classifier]:
+async def accept(service: ServiceDep, _: Annotated[None, Depends(check_caller)]) -> AsyncIterator[Classifier]:
     """A classifier for this request, if the caller may and the service can; before a byte of the body is read."""
     with service.accept() as classifier:
         yield classifier

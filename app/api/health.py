@@ -1,10 +1,9 @@
-"""GET /health/live, GET /health/ready and GET /metrics: answered at once, whatever the load."""
+"""GET /health/live and GET /health/ready: answered at once, whatever the load, without a key and without limits."""
 
-from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST
+from fastapi import APIRouter
 
 from app import errors
-from app.api.dependencies import MetricsDep, ServiceDep
+from app.api.dependencies import ServiceDep
 from app.api.problems import problem_responses
 from app.api.schemas import HealthBody
 
@@ -24,9 +23,3 @@ async def ready(service: ServiceDep) -> HealthBody:
     """200 after warm-up, while the worker is alive and the service is not shutting down; a full queue does not matter."""
     service.check()
     return HealthBody(status="ready")
-
-
-@router.get("/metrics", response_class=Response)
-async def metrics(metrics: MetricsDep) -> Response:
-    """All metrics in Prometheus' text format."""
-    return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -5,14 +5,16 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends
 
 from app import errors
-from app.api.dependencies import ClassifierDep, check_api_key
+from app.api.dependencies import ClassifierDep, check_caller
 from app.api.problems import problem_responses
 from app.api.schemas import ModelBody
 
-router = APIRouter(tags=["model"], dependencies=[Depends(check_api_key)])
+_ERRORS = problem_responses(errors.Unauthorized, errors.RateLimited, errors.NotReady, errors.Draining)
+
+router = APIRouter(tags=["model"], dependencies=[Depends(check_caller)])
 
 
-@router.get("/model", responses=problem_responses(errors.Unauthorized, errors.NotReady, errors.Draining))
+@router.get("/model", responses=_ERRORS)
 async def model(classifier: ClassifierDep) -> ModelBody:
     """Name, labels, sizes, preprocessing, device and batch sizes of the model."""
     return ModelBody.model_validate(asdict(classifier.describe()))

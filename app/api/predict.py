@@ -25,6 +25,7 @@ _ERRORS = problem_responses(
     errors.UnsupportedImageFormat,
     errors.UndecodableImage,
     errors.InvalidParameter,
+    errors.RateLimited,
     errors.QueueFull,
     errors.InferenceFailed,
     errors.NotReady,

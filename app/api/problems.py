@@ -20,6 +20,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.UnsupportedImageFormat: 415,
     errors.UndecodableImage: 422,
     errors.InvalidParameter: 422,
+    errors.RateLimited: 429,
     errors.QueueFull: 429,
     errors.InferenceFailed: 500,
     errors.NotReady: 503,
@@ -66,11 +67,9 @@ def install_problem_handlers(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
         phrase = HTTPStatus(error.status_code).phrase
-        details = {
-            404: "There is nothing at this path; see /docs.",
-            405: "This path does not take this method; see /docs.",
-        }
-        detail = details.get(error.status_code, f"{phrase}.")
+        details = {404: "There is nothing at this path", 405: "This path does not take this method"}
+        hint = "; see /docs." if request.app.openapi_url else "."
+        detail = details.get(error.status_code, phrase) + (hint if error.status_code in details else ".")
         problem = _problem(error.status_code, phrase.lower().replace(" ", "_"), detail)
         return _response(problem, dict(error.headers or {}))
 
@@ -90,6 +89,8 @@ def problem_headers(error: errors.ServiceError) -> dict[str, str]:
     match error:
         case errors.Unauthorized():
             return {"WWW-Authenticate": "Bearer"}
+        case errors.RateLimited():
+            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}  # when the window ends, which is known
         case errors.Refused():
             # with jitter, so that those who were refused together do not come back together
             return {"Retry-After": str(max(1, math.ceil(error.retry_after_s * random.uniform(0.8, 1.2))))}

@@ -146,6 +146,23 @@ def test_a_port_that_is_taken_ends_the_process(server: Server, tiny_checkpoint: 
     assert second.wait() == 1
 
 
+def test_metrics_have_a_port_of_their_own_until_the_process_ends(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, metrics_port=0) as server:
+        record = next(record for record in server.log if record["event"] == "serving metrics")
+        url = f"http://127.0.0.1:{record['port']}/metrics"
+        assert (record["host"], httpx.get(f"{server.url}/metrics").status_code) == ("127.0.0.1", 404)
+        httpx.post(f"{server.url}/predict", content=picture(0)).raise_for_status()
+        assert 'vit_images_total{outcome="ok"} 1.0' in httpx.get(url).text
+        taken = Server(model=tiny_checkpoint, metrics_port=record["port"])
+        told = taken.wait_for_log("vit-serve: VIT_METRICS_PORT: cannot listen on 127.0.0.1")["event"]
+        assert told.strip().endswith(f"port {record['port']}: Address already in use")
+        assert taken.wait() == 1
+        server.stop()
+        assert server.wait() == 0
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+
+
 async def test_a_caller_that_goes_away_takes_its_image_out_of_the_queue(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         reader, writer = await connect(server)

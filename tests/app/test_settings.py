@@ -48,6 +48,11 @@ def test_what_is_kept_goes_where_the_system_keeps_such_things(
         ("VIT_API_KEYS", "one,,two", "VIT_API_KEYS: there is nothing between two commas"),
         ("VIT_API_KEYS", ",", "VIT_API_KEYS: there is nothing between two commas"),
         ("VIT_IMAGE_FORMATS", "tiff", "VIT_IMAGE_FORMATS: input should be 'jpeg', 'png', 'webp', 'gif' or 'bmp'"),
+        ("VIT_RATE_LIMIT_PER_KEY", "often", "VIT_RATE_LIMIT_PER_KEY: couldn't parse rate limit string 'often'"),
+        ("VIT_RATE_LIMIT_PER_KEY", "5/fortnight", "VIT_RATE_LIMIT_PER_KEY: no granularity matched for fortnight"),
+        ("VIT_RATE_LIMIT_PER_ADDRESS", "0/minute", "VIT_RATE_LIMIT_PER_ADDRESS: a limit of 0 lets nobody in"),
+        ("VIT_TRUSTED_PROXIES", "*", "VIT_TRUSTED_PROXIES: '*' does not appear to be an IPv4 or IPv6 network"),
+        ("VIT_TRUSTED_PROXIES", "10.0.0.1/8", "VIT_TRUSTED_PROXIES: 10.0.0.1/8 has host bits set"),
         ("VIT_ARCHITECTURE", "vit_b_16", "VIT_ARCHITECTURE: string should match pattern"),
     ],
 )

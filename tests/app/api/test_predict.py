@@ -162,42 +162,6 @@ async def test_malformed_requests_are_400(client: httpx.AsyncClient, request_: d
     assert says in problem["detail"]
 
 
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 401),
-        ({"Authorization": "Bearer wrong"}, 401),
-        ({"Authorization": "Basic secret"}, 401),
-        ({"X-API-Key": "secret"}, 200),
-        ({"Authorization": "Bearer secret"}, 200),
-        ({"Authorization": "bearer other"}, 200),
-        ({"X-API-Key": "schlüssel".encode()}, 401),
-    ],
-)
-async def test_keys_are_asked_for_where_they_are_set(open_client: OpenClient, headers: dict[str, Any], status: int) -> None:
-    async with open_client(api_keys="secret,other") as client:
-        for call in (client.post("/predict", content=picture(0), headers=headers), client.get("/model", headers=headers)):
-            response = await call
-            assert response.status_code == status
-            if status == 401:
-                assert_problem(response, 401, "unauthorized")
-                assert response.headers["www-authenticate"] == "Bearer"
-        assert (await client.get("/health/ready")).status_code == 200
-
-
-async def test_without_a_key_the_body_is_not_read(open_client: OpenClient) -> None:
-    read = 0
-
-    async def body() -> AsyncIterator[bytes]:
-        nonlocal read
-        read += 1
-        yield picture(0)
-
-    async with open_client(api_keys="secret") as client:
-        assert_problem(await client.post("/predict", content=body()), 401, "unauthorized")
-    assert read == 0
-
-
 @pytest.mark.parametrize("framing", ["raw", "chunked", "multipart", "json"])
 async def test_too_many_bytes_are_413_and_one_less_is_not(open_client: OpenClient, framing: str) -> None:
     def request(size: int) -> dict[str, Any]:

@@ -182,3 +182,38 @@ async def test_openapi_declares_what_is_answered_and_its_examples_work(client: h
         assert response.status_code == 200
         assert "error" not in json.dumps(response.json())
     assert (await client.get("/docs")).status_code == 200
+
+
+async def test_the_page_of_documents_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+    page = (await client.get("/docs")).text
+    addresses = re.findall(r"""(?:src|href)=["']([^"']+)|url: ["']([^"']+)""", page)
+    loaded = {first or second for first, second in addresses}
+    assert {"docs/swagger-ui-bundle.js", "docs/swagger-ui.css", "openapi.json"} <= loaded
+    assert not re.search("https?:", page)
+    kinds = {}
+    for address in loaded:
+        response = await client.get(f"/{address}")
+        assert response.status_code == 200
+        kinds[address.rpartition(".")[2]] = response.headers["content-type"].partition(";")[0]
+    assert kinds == {"js": "text/javascript", "css": "text/css", "png": "image/png", "json": "application/json"}
+
+
+@pytest.mark.parametrize("name", ["__init__.py", "..%2F..%2F..%2Fmain.py", "%2Fetc%2Fpasswd", "swagger-ui.css%00"])
+async def test_no_other_file_is_given_away(client: httpx.AsyncClient, name: str) -> None:
+    assert_problem(await client.get(f"/docs/{name}"), 404, "not_found")
+
+
+async def test_documents_can_be_switched_off(open_client: OpenClient) -> None:
+    async with open_client(docs=False) as client:
+        for path in ("/docs", "/docs/swagger-ui.css", "/openapi.json", "/redoc"):
+            problem = assert_problem(await client.get(path), 404, "not_found")
+            assert "/docs" not in problem["detail"]
+        assert (await client.post("/predict", content=picture(0))).status_code == 200
+
+
+@pytest.mark.parametrize("options", [{"metrics": False}, {"metrics_port": 0}, {"metrics": False, "metrics_port": 0}])
+async def test_metrics_can_be_taken_off_the_service(open_client: OpenClient, options: dict[str, Any]) -> None:
+    async with open_client(**options) as client:
+        assert_problem(await client.get("/metrics"), 404, "not_found")
+        assert "/metrics" not in (await client.get("/openapi.json")).json()["paths"]
+        assert (await client.get("/health/ready")).status_code == 200

@@ -1,0 +1,24 @@
+"""Who calls, by address: what one caller is taken to be, however many addresses it has."""
+
+from ipaddress import IPv6Address, ip_address
+
+from starlette.requests import Request
+
+_NOBODY_KNOWN = "unknown"
+"""What callers are together whose address is none, such as those of a Unix socket."""
+
+
+def caller_of(request: Request) -> str:
+    """The caller's IPv4 address, or the /64 network of its IPv6 address: that is what one customer is given.
+
+    Behind a proxy it is the proxy's, unless the settings say that the proxy is to be believed; the server sees to that.
+    """
+    try:
+        address = ip_address(request.client.host if request.client else "")
+    except ValueError:
+        return _NOBODY_KNOWN
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is None:
+            return f"{IPv6Address(int(address) >> 64 << 64)}/64"
+        address = address.ipv4_mapped
+    return str(address)
