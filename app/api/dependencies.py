@@ -1,11 +1,12 @@
-"""What routes are given: the service, a checked caller, a classifier, a deadline; and how a vanished caller ends the work.
+"""What routes are given: a checked caller, an admission with a deadline; and how a vanished caller ends the work.
 
 All of it is `async`, though little of it waits: FastAPI calls a plain function in a thread, and each change of thread costs a
-busy machine more than the function.
+busy machine more than the function. It is few and large for the same reason: FastAPI spends more on each than it does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
@@ -22,9 +23,21 @@ from app.settings import Settings
 T = TypeVar("T")
 
 
-async def get_settings(request: Request) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A request with images that was let in before a byte of its body was read."""
+
+    settings: Settings
+    classifier: Classifier
+    hold: Hold
+    """What the body is accounted by, until the request is answered."""
+    deadline: float
+    """When the answer loses its use, as a time of the event loop's clock."""
+    service: Service
+
+    async def upload(self, reading: Awaitable[T]) -> T:
+        """Await the body; see `Service.upload`."""
+        return await self.service.upload(self.deadline, reading)
 
 
 async def get_service(request: Request) -> Service:
@@ -35,11 +48,6 @@ async def get_service(request: Request) -> Service:
 async def get_metrics(request: Request) -> Metrics:
     metrics: Metrics = request.app.state.metrics
     return metrics
-
-
-SettingsDep = Annotated[Settings, Depends(get_settings)]
-ServiceDep = Annotated[Service, Depends(get_service)]
-MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 
 
 async def check_caller(request: Request) -> None:
@@ -53,54 +61,47 @@ async def check_caller(request: Request) -> None:
     await access.check(request)
 
 
-async def accept(service: ServiceDep, _: Annotated[None, Depends(check_caller)]) -> AsyncIterator[Classifier]:
-    """A classifier for this request, if the caller may and the service can; before a byte of the body is read."""
-    with service.accept() as classifier:
-        yield classifier
-
-
-async def with_room(classifier: Annotated[Classifier, Depends(accept)]) -> Classifier:
-    """The same for a request that brings images: a full queue refuses it before they have come."""
-    classifier.check_room()
-    return classifier
-
-
-async def hold_bytes(classifier: Annotated[Classifier, Depends(with_room)]) -> AsyncIterator[Hold]:
-    """What the request's body is accounted by, until it is answered."""
-    with classifier.bytes_held() as hold:
-        yield hold
-
-
-async def get_deadline(
+async def admit(
     request: Request,
-    settings: SettingsDep,
     x_request_timeout_ms: Annotated[
         str | None,
         Header(description="Deadline of this request in milliseconds from its arrival; can only shorten the server's."),
     ] = None,
-) -> float:
-    """When the answer loses its use, as a time of the event loop's clock.
+) -> AsyncIterator[Admission]:
+    """Let a request in that brings images, if its caller may, the service can, and the queue has room; until it is answered.
 
     Raises:
-        InvalidParameter: the header is not a positive number.
+        Unauthorized, RateLimited: see `check_caller`.
+        NotReady, Draining: see `Service.accept`.
+        QueueFull: as many images wait as may.
+        InvalidParameter: the deadline is not a positive number.
     """
-    timeout_s = settings.request_timeout_s
-    if x_request_timeout_ms is not None:
-        try:
-            asked_s = float(x_request_timeout_ms) / 1000
-        except ValueError:
-            asked_s = 0.0
-        if not asked_s > 0:  # also true of NaN
-            raise InvalidParameter("X-Request-Timeout-Ms must be a positive number of milliseconds.")
-        timeout_s = min(timeout_s, asked_s)
-    arrival: float = request.state.arrival
-    return arrival + timeout_s
+    await check_caller(request)
+    settings: Settings = request.app.state.settings
+    service: Service = request.app.state.service
+    with service.accept() as classifier:
+        classifier.check_room()
+        timeout_s = _timeout(x_request_timeout_ms, settings.request_timeout_s)
+        arrival: float = request.state.arrival
+        with classifier.bytes_held() as hold:
+            yield Admission(settings, classifier, hold, arrival + timeout_s, service)
 
 
-ClassifierDep = Annotated[Classifier, Depends(accept)]
-RoomyClassifierDep = Annotated[Classifier, Depends(with_room)]
-HoldDep = Annotated[Hold, Depends(hold_bytes)]
-DeadlineDep = Annotated[float, Depends(get_deadline)]
+def _timeout(asked_ms: str | None, longest_s: float) -> float:
+    if asked_ms is None:
+        return longest_s
+    try:
+        asked_s = float(asked_ms) / 1000
+    except ValueError:
+        asked_s = 0.0
+    if not asked_s > 0:  # also true of NaN
+        raise InvalidParameter("X-Request-Timeout-Ms must be a positive number of milliseconds.")
+    return min(longest_s, asked_s)
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+AdmissionDep = Annotated[Admission, Depends(admit)]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

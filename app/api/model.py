@@ -5,7 +5,7 @@ from dataclasses import asdict
 from fastapi import APIRouter, Depends
 
 from app import errors
-from app.api.dependencies import ClassifierDep, check_caller
+from app.api.dependencies import ServiceDep, check_caller
 from app.api.problems import problem_responses
 from app.api.schemas import ModelBody
 
@@ -15,6 +15,6 @@ router = APIRouter(tags=["model"], dependencies=[Depends(check_caller)])
 
 
 @router.get("/model", responses=_ERRORS)
-async def model(classifier: ClassifierDep) -> ModelBody:
+async def model(service: ServiceDep) -> ModelBody:
     """Name, labels, sizes, preprocessing, device and batch sizes of the model."""
-    return ModelBody.model_validate(asdict(classifier.describe()))
+    return ModelBody.model_validate(asdict(service.check().describe()))

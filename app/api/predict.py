@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from app import errors
-from app.api.dependencies import DeadlineDep, HoldDep, RoomyClassifierDep, ServiceDep, SettingsDep, while_connected
+from app.api.dependencies import AdmissionDep, while_connected
 from app.api.forms import BodyLimits, read_image, read_images
 from app.api.problems import problem_headers, problem_of, problem_responses
 from app.api.schemas import FailedBody, PredictBatchBody, PredictBody, PredictionBody, ResultBody
@@ -76,16 +76,13 @@ def _body(forms: dict[str, Any]) -> dict[str, Any]:
 @router.post("/predict", response_model=PredictBody, responses=_ERRORS, openapi_extra=_body(_PREDICT_FORMS))
 async def predict(
     request: Request,
-    settings: SettingsDep,
-    service: ServiceDep,
-    classifier: RoomyClassifierDep,
-    hold: HoldDep,
-    deadline: DeadlineDep,
+    admission: AdmissionDep,
     top_k: TopK = 5,
     vectors: Vectors = True,
 ) -> Response:
     """Classify one image, sent as a multipart part `image`, as the raw body, or as base64 in JSON."""
-    image_bytes = await service.upload(deadline, read_image(request, _limits(settings), hold))
+    classifier, deadline = admission.classifier, admission.deadline
+    image_bytes = await admission.upload(read_image(request, _limits(admission.settings), admission.hold))
     classification = await while_connected(request, classifier.classify(image_bytes, deadline))
     request.state.timings = classification.timings
     result = _result(classification, top_k, vectors)
@@ -96,16 +93,13 @@ async def predict(
 @router.post("/predict/batch", response_model=PredictBatchBody, responses=_ERRORS, openapi_extra=_body(_BATCH_FORMS))
 async def predict_batch(
     request: Request,
-    settings: SettingsDep,
-    service: ServiceDep,
-    classifier: RoomyClassifierDep,
-    hold: HoldDep,
-    deadline: DeadlineDep,
+    admission: AdmissionDep,
     top_k: TopK = 5,
     vectors: Vectors = True,
 ) -> Response:
     """Classify several images, sent as multipart parts `images` or as base64 in JSON; a bad one fails alone."""
-    images = await service.upload(deadline, read_images(request, _limits(settings), hold))
+    classifier, deadline = admission.classifier, admission.deadline
+    images = await admission.upload(read_images(request, _limits(admission.settings), admission.hold))
     outcomes = await while_connected(request, _classify_all(classifier, images, deadline))
     done = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
     request.state.timings = _longest([classification.timings for classification in done])
