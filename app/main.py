@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -10,8 +11,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import health, model, predict
-from app.api.context import RequestContext
-from app.api.problems import install_problem_handlers
+from app.api.connections import Connections, HttpLimits
+from app.api.context import LastResort, RequestContext
+from app.api.problems import install_problem_handlers, wire_problem_responses
+from app.api.protocol import HttpProtocol
 from app.classifier import Classifier
 from app.errors import StartError
 from app.lifecycle import Service, load_classifier
@@ -53,11 +56,15 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        responses=wire_problem_responses(),
     )
     app.state.settings, app.state.service, app.state.metrics = settings, service, metrics
+    app.state.limits = HttpLimits(max_connections=settings.max_connections, header_timeout_s=settings.header_timeout_s)
+    app.state.http_protocol = partial(HttpProtocol, connections=Connections(app.state.limits, metrics))
     for router in (predict.router, model.router, health.router):
         app.include_router(router)
     install_problem_handlers(app)
+    app.add_middleware(LastResort)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

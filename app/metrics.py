@@ -39,6 +39,9 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
+        self.http_refused = Counter(
+            "vit_http_refused", "Requests and connections that were ended before any route.", ("reason",), registry=registry
+        )
         self.images = Counter("vit_images", "Images by outcome: `ok` or what went wrong.", ("outcome",), registry=registry)
         self.decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoding thread, and decoding, an image.")
         self.queue_seconds = self._seconds("vit_queue_seconds", "An image's wait for its batch to run.")

@@ -6,6 +6,7 @@ from types import FrameType
 import structlog
 import uvicorn
 
+from app.errors import StartError
 from app.lifecycle import Service
 from app.main import create_app
 from app.settings import Settings
@@ -20,6 +21,11 @@ _log = structlog.get_logger(__name__)
 def serve(settings: Settings) -> int:
     """Serve until a signal says to stop; returns the process's exit status."""
     app = create_app(settings, on_start_error=lambda: server.give_up())
+    try:
+        app.state.limits.check_descriptors()
+    except StartError as error:
+        _log.critical("cannot start", reason=str(error))
+        return _START_FAILED
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -27,6 +33,9 @@ def serve(settings: Settings) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        http=app.state.http_protocol,
+        ws="none",
+        proxy_headers=False,  # uvicorn believes them from loopback, where anybody may be
         timeout_graceful_shutdown=_FLUSH_S,
     )
     server = DrainingServer(config, app.state.service, settings.drain_timeout_s)

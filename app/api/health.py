@@ -26,6 +26,7 @@ async def ready(service: ServiceDep) -> HealthBody:
     return HealthBody(status="ready")
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response)
 async def metrics(metrics: MetricsDep) -> Response:
     """All metrics in Prometheus' text format."""

@@ -12,6 +12,7 @@ from app.api.schemas import ModelBody
 router = APIRouter(tags=["model"], dependencies=[Depends(check_api_key)])
 
 
+@router.head("/model", include_in_schema=False)
 @router.get("/model", responses=problem_responses(errors.Unauthorized, errors.NotReady, errors.Draining))
 async def model(classifier: ClassifierDep) -> ModelBody:
     """Name, labels, sizes, preprocessing, device and batch sizes of the model."""

@@ -175,7 +175,7 @@ async def test_openapi_declares_what_is_answered_and_its_examples_work(client: h
     specification = (await client.get("/openapi.json")).json()
     for path in ("/predict", "/predict/batch"):
         operation = specification["paths"][path]["post"]
-        statuses = {"200", "400", "401", "413", "415", "422", "429", "500", "503", "504"}
+        statuses = {"200", "400", "401", "408", "413", "414", "415", "422", "429", "431", "500", "503", "504"}
         assert set(operation["responses"]) == statuses
         example = operation["requestBody"]["content"]["application/json"]["example"]
         response = await client.post(path, json=example)
