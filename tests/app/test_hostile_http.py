@@ -398,6 +398,26 @@ def test_who_never_stops_sending_is_cut(server: Server) -> None:
     assert_serves(server)
 
 
+@pytest.mark.parametrize("sent", ["secret\r\nX-Forged: 1", "secret\x1b[31m", "secret\x00", "s\xe9cret", "secret " * 30])
+def test_a_request_id_splits_neither_header_nor_log(server: Server, sent: str) -> None:
+    answers = talk(server, request("GET /nowhere", f"X-Request-ID: {sent}", "Connection: close"))
+    for answer in answers:
+        assert "x-forged" not in answer.headers
+        assert re.fullmatch("[0-9a-f]{32}|secret", answer.headers["x-request-id"])
+
+
+def test_nothing_of_what_was_sent_is_logged_but_a_sane_request_id(server: Server) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="private\\n.png"\r\nX-A: private\r\n\r\n'
+    form = {"Content-Type": "multipart/form-data; boundary=x", "User-Agent": "private", "X-A": "private"}
+    for body in (part + picture(0), part + b"private"):
+        httpx.post(f"{server.url}/predict?private", content=body + b"\r\n--x--\r\n", headers=form)
+    talk(server, request("GET /private%0aprivate", "X-A: private", "X-B : private"))
+    talk(server, b"PRIVATE /private private\r\n")
+    log = log_until_now(server)
+    assert not [record for record in log if "private" in json.dumps(record).lower()]
+    assert all(isinstance(record, dict) and "level" in record for record in log[-10:])  # lines as we write them, and no others
+
+
 def test_half_uploads_that_vanish_are_no_errors_of_ours(server: Server) -> None:
     for sent in (
         request("POST /predict", "Content-Length: 5000") + b"half",
