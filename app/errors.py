@@ -5,6 +5,9 @@ ServiceError                  a request cannot be answered
 ├── Unauthorized              no valid API key
 ├── MalformedRequest          the body is not what it says it is, or holds no image
 ├── InvalidParameter          a parameter is out of its range
+├── UrlTooLong                more bytes of URL than anybody needs
+├── HeaderTooLarge            more header fields, or bytes of them, than anybody needs
+├── RequestTooSlow            the request comes too slowly, or not at all
 ├── ImageTooLarge             too many bytes or pixels
 ├── UnsupportedImageFormat    no image, or a format that is not enabled
 ├── UndecodableImage          the right format, but truncated or corrupt
@@ -13,6 +16,7 @@ ServiceError                  a request cannot be answered
 └── Refused                   not now: the caller may try again
     ├── RateLimited           more requests than this caller may send
     ├── QueueFull             as many images wait as may wait
+    ├── TooManyConnections    as many connections are busy as may be
     ├── NotReady              still loading, or the worker has died
     └── Draining              shutting down
 OutOfMemory                   a batch did not fit on the device; the batcher splits it, no caller sees it
@@ -49,6 +53,24 @@ class InvalidParameter(ServiceError):
     """A parameter is out of its range."""
 
     code = "invalid_parameter"
+
+
+class UrlTooLong(ServiceError):
+    """The URL is longer than is allowed."""
+
+    code = "url_too_long"
+
+
+class HeaderTooLarge(ServiceError):
+    """The header has more fields or more bytes than is allowed."""
+
+    code = "header_too_large"
+
+
+class RequestTooSlow(ServiceError):
+    """The request's header or body comes too slowly."""
+
+    code = "request_too_slow"
 
 
 class ImageTooLarge(ServiceError):
@@ -100,6 +122,12 @@ class QueueFull(Refused):
     """As many images wait as may wait."""
 
     code = "queue_full"
+
+
+class TooManyConnections(Refused):
+    """As many connections are busy as may be."""
+
+    code = "too_many_connections"
 
 
 class NotReady(Refused):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -11,8 +12,10 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import docs, health, metrics, model, predict
 from app.api.access import Access
-from app.api.context import RequestContext
-from app.api.problems import install_problem_handlers
+from app.api.connections import Connections, HttpLimits
+from app.api.context import LastResort, RequestContext
+from app.api.problems import install_problem_handlers, wire_problem_responses
+from app.api.protocol import HttpProtocol
 from app.classifier import Classifier
 from app.errors import StartError
 from app.lifecycle import Service, load_classifier
@@ -58,12 +61,15 @@ def create_app(
         version=__version__,
         lifespan=lifespan,
         redirect_slashes=False,
+        responses=wire_problem_responses(),
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
         redoc_url=None,
     )
     app.state.settings, app.state.service, app.state.metrics = settings, service, measured
     app.state.access = Access(settings, measured)
+    app.state.limits = HttpLimits(max_connections=settings.max_connections, header_timeout_s=settings.header_timeout_s)
+    app.state.http_protocol = partial(HttpProtocol, connections=Connections(app.state.limits, measured))
     for router in (predict.router, model.router, health.router):
         app.include_router(router)
     if settings.docs:
@@ -71,6 +77,7 @@ def create_app(
     if settings.metrics and settings.metrics_port is None:
         app.include_router(metrics.router)
     install_problem_handlers(app)
+    app.add_middleware(LastResort)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -45,6 +45,9 @@ class Metrics:
             ("limit",),
             registry=registry,
         )
+        self.http_refused = Counter(
+            "vit_http_refused", "Requests and connections that were ended before any route.", ("reason",), registry=registry
+        )
         self.images = Counter("vit_images", "Images by outcome: `ok` or what went wrong.", ("outcome",), registry=registry)
         self.runs = Counter(
             "vit_runs", "Runs of the model by outcome: `ok` or what went wrong.", ("outcome",), registry=registry

@@ -33,6 +33,7 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
         StartError: something other than the model keeps the service from starting.
     """
     app = create_app(settings, load=load, on_failure=lambda reason: server.give_up(reason))
+    app.state.limits.check_descriptors()
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -40,6 +41,8 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
         access_log=False,
         log_config=None,
         server_header=False,
+        http=app.state.http_protocol,
+        ws="none",
         proxy_headers=bool(settings.trusted_proxies),  # by default uvicorn believes whoever calls from this machine
         forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=_FLUSH_S,

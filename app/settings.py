@@ -161,6 +161,18 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in the container.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    max_connections: int = Field(
+        512,
+        ge=1,
+        le=1_000_000,
+        description="Open connections; idle ones give way to new ones, and else more are refused with 503.",
+    )
+    header_timeout_s: float = Field(
+        10.0,
+        gt=0,
+        le=3600,
+        description="How long a connection may take to send a request's header; then it is closed, with 408.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe messages that are logged."
     )

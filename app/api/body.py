@@ -19,7 +19,7 @@ async def chunks(request: Request, max_bytes: int, hold: Hold) -> AsyncIterator[
         QueueFull: more than `hold` allows.
         UnsupportedImageFormat: the body is compressed.
     """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
+    if any(encoding.lower() != "identity" for encoding in request.headers.getlist("content-encoding")):
         raise UnsupportedImageFormat("Compressed request bodies are not taken; send it without Content-Encoding.")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > max_bytes:

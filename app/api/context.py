@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import last_resort
+from app.api.problems import last_resort, problem_response
 from app.classifier import Timings
 from app.lifecycle import Service
 from app.metrics import Metrics
@@ -22,14 +22,16 @@ _CLIENT_GONE = 499
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
+_ON_EVERY_ANSWER = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+
 _log = structlog.get_logger("request")
 
 
 class RequestContext:
     """ASGI middleware around the whole app.
 
-    Adds `X-Request-ID` and `Server-Timing` to every answer, and `Connection: close` while the service drains; counts, times
-    and logs every request; answers what nobody else caught with a 500 that tells nothing.
+    Adds `X-Request-ID`, `Server-Timing` and what keeps browsers and caches from misusing an answer to every one, and
+    `Connection: close` while the service drains; counts, times and logs every request.
     """
 
     def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
@@ -52,6 +54,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
+                headers.raw.extend(_ON_EVERY_ANSWER)
                 headers["X-Request-ID"] = request_id
                 headers["Server-Timing"] = _server_timing(state.get("timings"), time.perf_counter() - started)
                 if self._service.draining:
@@ -63,11 +66,6 @@ class RequestContext:
                 await self._app(scope, receive, send_with_headers)
             except ClientDisconnect:
                 status = _CLIENT_GONE
-            except Exception:
-                _log.exception("unexpected error")
-                if status is not None:  # half an answer is out; the server has to cut the connection
-                    raise
-                await last_resort()(scope, receive, send_with_headers)
             finally:
                 self._record(scope, status or _CLIENT_GONE, time.perf_counter() - started, state.get("timings"))
 
@@ -78,6 +76,36 @@ class RequestContext:
         self._metrics.request_seconds.labels(route).observe(total_s)
         log = _log.debug if route.startswith(("/health", "/metrics")) else _log.info
         log("request", method=method, route=route, status=status, **_milliseconds(timings, total_s))
+
+
+class LastResort:
+    """ASGI middleware next to the routes: answers what `HttpProtocol` refused, and what nobody else caught with a 500 that
+    tells nothing. Inside all other middleware, so that these answers too get what that adds (CORS)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        refusal = scope.get("refusal")
+        if refusal is not None:
+            await problem_response(refusal)(scope, receive, send)
+            return
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            _log.exception("unexpected error")
+            if started:  # half an answer is out; the server has to cut the connection
+                raise
+            await last_resort()(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

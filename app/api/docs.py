@@ -17,6 +17,7 @@ _FILES = {
 """Swagger UI as its makers publish it; of the package that brings it along, no code is used."""
 
 
+@router.head("/docs")
 @router.get("/docs")
 async def docs() -> HTMLResponse:
     # relative, so that they stay right behind a proxy that adds a prefix
@@ -29,6 +30,7 @@ async def docs() -> HTMLResponse:
     )
 
 
+@router.head("/docs/{name}")
 @router.get("/docs/{name}")
 async def file_of_docs(name: str) -> FileResponse:
     if name not in _FILES:

@@ -8,6 +8,7 @@ from app.api.dependencies import MetricsDep
 router = APIRouter(tags=["operations"])
 
 
+@router.head("/metrics", include_in_schema=False)
 @router.get("/metrics", response_class=Response)
 async def metrics(metrics: MetricsDep) -> Response:
     """All metrics in Prometheus' text format."""

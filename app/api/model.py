@@ -14,6 +14,7 @@ _ERRORS = problem_responses(errors.Unauthorized, errors.RateLimited, errors.NotR
 router = APIRouter(tags=["model"], dependencies=[Depends(check_caller)])
 
 
+@router.head("/model", include_in_schema=False)
 @router.get("/model", responses=_ERRORS)
 async def model(service: ServiceDep) -> ModelBody:
     """Name, labels, sizes, preprocessing, device and batch sizes of the model."""

@@ -13,6 +13,15 @@ from app.errors import MalformedRequest
 _OTHER_PARTS = 8
 """Parts that are no images and are passed over."""
 
+_BOUNDARY_BYTES = 70
+"""The longest boundary of RFC 2046, 5.1.1."""
+
+_PART_HEADER_FIELDS = 8
+"""Of one part; RFC 7578 knows three."""
+
+_PART_HEADER_BYTES = 4096
+"""Of one field of a part, with a file's name in it."""
+
 
 @dataclass(slots=True)
 class _ImageParts:
@@ -99,9 +108,13 @@ async def read_multipart(
     boundary = parse_options_header(request.headers["content-type"])[1].get(b"boundary")
     if not boundary:
         raise MalformedRequest("The Content-Type of the multipart body has no boundary.")
+    if len(boundary) > _BOUNDARY_BYTES:
+        raise MalformedRequest(f"The boundary of the multipart body is longer than {_BOUNDARY_BYTES} bytes.")
     parts = _ImageParts(names, max_images, max_image_bytes)
     try:
-        parser = MultipartParser(boundary, parts.callbacks())
+        parser = MultipartParser(
+            boundary, parts.callbacks(), max_header_count=_PART_HEADER_FIELDS, max_header_size=_PART_HEADER_BYTES
+        )
         async for chunk in chunks(request, max_bytes, hold):
             parser.write(chunk)
     except FormParserError as error:

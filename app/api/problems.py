@@ -16,13 +16,17 @@ from app.api.schemas import Problem
 _STATUS: dict[type[errors.ServiceError], int] = {
     errors.MalformedRequest: 400,
     errors.Unauthorized: 401,
+    errors.RequestTooSlow: 408,
     errors.ImageTooLarge: 413,
+    errors.UrlTooLong: 414,
     errors.UnsupportedImageFormat: 415,
     errors.UndecodableImage: 422,
     errors.InvalidParameter: 422,
     errors.RateLimited: 429,
     errors.QueueFull: 429,
+    errors.HeaderTooLarge: 431,
     errors.InferenceFailed: 500,
+    errors.TooManyConnections: 503,
     errors.NotReady: 503,
     errors.Draining: 503,
     errors.DeadlineExceeded: 504,
@@ -36,6 +40,11 @@ def problem_of(error: errors.ServiceError) -> Problem:
     return _problem(_STATUS[type(error)], error.code, str(error))
 
 
+def problem_response(error: errors.ServiceError) -> Response:
+    """The answer that tells a caller of an error."""
+    return _response(problem_of(error), problem_headers(error))
+
+
 def last_resort() -> Response:
     """The answer to an error that nobody foresaw; what it was stands in the log alone."""
     return _response(_problem(500, "internal_error", "Something went wrong inside the service; it has been logged."))
@@ -46,10 +55,15 @@ def problem_responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict
     codes: dict[int, list[str]] = {}
     for kind in kinds:
         codes.setdefault(_STATUS[kind], []).append(f"`{kind.code}`")
-    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
-    return {
-        status: {"description": " or ".join(names), "content": {_MEDIA_TYPE: schema}} for status, names in sorted(codes.items())
-    }
+    return {status: _described(names) for status, names in sorted(codes.items())}
+
+
+def wire_problem_responses() -> dict[int | str, dict[str, Any]]:
+    """What any route may be answered before it is reached, or when something breaks."""
+    responses = problem_responses(
+        errors.MalformedRequest, errors.RequestTooSlow, errors.UrlTooLong, errors.HeaderTooLarge, errors.TooManyConnections
+    )
+    return {**responses, 500: _described(["`internal_error`"])}
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -57,12 +71,12 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(errors.ServiceError)
     async def service_error(request: Request, error: errors.ServiceError) -> Response:
-        return _response(problem_of(error), problem_headers(error))
+        return problem_response(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
         faults = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
-        return _response(problem_of(errors.InvalidParameter(f"{faults}.")))
+        return problem_response(errors.InvalidParameter(f"{faults}."))
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
@@ -71,7 +85,15 @@ def install_problem_handlers(app: FastAPI) -> None:
         hint = "; see /docs." if request.app.openapi_url else "."
         detail = details.get(error.status_code, phrase) + (hint if error.status_code in details else ".")
         problem = _problem(error.status_code, phrase.lower().replace(" ", "_"), detail)
-        return _response(problem, dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # every GET is answered without its body too, by a route of its own
+        return _response(problem, headers)
+
+
+def _described(codes: list[str]) -> dict[str, Any]:
+    schema = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    return {"description": " or ".join(codes), "content": {_MEDIA_TYPE: schema}}
 
 
 def _problem(status: int, code: str, detail: str) -> Problem:
@@ -89,6 +111,8 @@ def problem_headers(error: errors.ServiceError) -> dict[str, str]:
     match error:
         case errors.Unauthorized():
             return {"WWW-Authenticate": "Bearer"}
+        case errors.ImageTooLarge():
+            return {"Connection": "close"}  # more of the kind may be on its way
         case errors.RateLimited():
             return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}  # when the window ends, which is known
         case errors.Refused():

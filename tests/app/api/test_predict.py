@@ -118,6 +118,16 @@ async def test_a_corrupt_picture_among_sixteen_fails_alone(client: httpx.AsyncCl
 MULTIPART = "multipart/form-data; boundary=frontier"
 
 
+def multipart(*parts: tuple[str, bytes], before: bytes = b"", after: bytes = b"", boundary: str = "frontier") -> dict[str, Any]:
+    """A request whose parts have just these headers."""
+    framed = [f"--{boundary}\r\n{header}\r\n\r\n".encode() + body + b"\r\n" for header, body in parts]
+    body = b"".join([before, *framed, f"--{boundary}--\r\n".encode(), after])
+    return {"content": body, "headers": {"Content-Type": f"multipart/form-data; boundary={boundary}"}}
+
+
+IMAGE = 'Content-Disposition: form-data; name="image"'
+
+
 @pytest.mark.parametrize(
     ("request_", "says"),
     [
@@ -127,6 +137,16 @@ MULTIPART = "multipart/form-data; boundary=frontier"
         pytest.param({"files": [("image", picture(0)), ("file", picture(1))]}, "more than one image", id="two-images"),
         pytest.param({"files": [(f"x{i}", b"") for i in range(9)]}, "more than 8 parts", id="many-parts"),
         pytest.param({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, "no boundary", id="no-boundary"),
+        pytest.param(
+            {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary="}}, "no boundary", id="empty-boundary"
+        ),
+        pytest.param(multipart((IMAGE, picture(0)), boundary="b" * 71), "longer than 70 bytes", id="long-boundary"),
+        pytest.param(multipart((IMAGE, picture(0)), boundary="b" * 10_000), "longer than 70 bytes", id="huge-boundary"),
+        pytest.param(multipart((IMAGE + "\r\na: b" * 200, picture(0))), "is broken", id="part-header-flood"),
+        pytest.param(multipart((f"{IMAGE}\r\na: {'b' * 65536}", picture(0))), "is broken", id="part-header-bomb"),
+        pytest.param(multipart((f'{IMAGE}; filename="{"a" * 100_000}"', picture(0))), "is broken", id="filename-bomb"),
+        pytest.param(multipart((IMAGE, picture(0)), before=b"hello\r\n" * 100_000), "is broken", id="preamble"),
+        pytest.param({"files": [("image", picture(0))] * 1001}, "more than one image", id="many-images"),
         pytest.param({"content": b"garbage", "headers": {"Content-Type": MULTIPART}}, "is broken", id="garbage"),
         pytest.param(
             {
@@ -143,6 +163,11 @@ MULTIPART = "multipart/form-data; boundary=frontier"
             },
             "ends before its closing boundary",
             id="truncated-multipart",
+        ),
+        pytest.param(
+            {"content": b"--frontier\r\nContent-Dispo", "headers": {"Content-Type": MULTIPART}},
+            "ends before its closing boundary",
+            id="truncated-in-a-header",
         ),
         pytest.param({"content": b"{", "headers": {"Content-Type": "application/json"}}, "not valid JSON", id="broken-json"),
         pytest.param(
@@ -176,7 +201,9 @@ async def test_too_many_bytes_are_413_and_one_less_is_not(open_client: OpenClien
 
     async with open_client(max_image_bytes=10_000) as client:
         assert (await client.post("/predict", **request(10_000))).status_code == 200
-        assert_problem(await client.post("/predict", **request(10_001)), 413, "image_too_large")
+        refused = await client.post("/predict", **request(10_001))
+        assert_problem(refused, 413, "image_too_large")
+        assert refused.headers["connection"] == "close"
 
 
 @pytest.mark.parametrize("declared", [True, False])
@@ -201,7 +228,24 @@ async def test_too_many_pixels_are_413(open_client: OpenClient) -> None:
     assert "40 x 36 pixels" in problem["detail"]
 
 
-@pytest.mark.parametrize("content", [b"hello", b"%PDF-1.7", b"\x80\x04pickle"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        pytest.param(multipart((IMAGE, picture(0)), boundary="b" * 70), id="longest-boundary"),
+        pytest.param(multipart((IMAGE, picture(0)), before=b"\r\n" * 500_000), id="blank-preamble"),
+        pytest.param(multipart((IMAGE, picture(0)), after=b"x" * 1_000_000), id="epilogue"),
+        pytest.param(multipart((f'{IMAGE}; filename="../../etc/passwd"', picture(0))), id="filename-path"),
+        pytest.param(multipart((f"{IMAGE}; filename=\"a.php%00.jpg\"; filename*=UTF-8''x", picture(0))), id="filename-star"),
+        pytest.param(multipart((f'{IMAGE}; filename="{"A" * 255}"', picture(0))), id="filename-long"),
+        pytest.param(multipart((f'{IMAGE}; filename="\u202egpj.exe"', picture(0))), id="filename-right-to-left"),
+        pytest.param(multipart(("Content-Disposition: form-data; name=image", picture(0))), id="unquoted-name"),
+    ],
+)
+async def test_what_is_odd_in_a_multipart_body_but_clear_is_answered(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
+    assert (await client.post("/predict", **form)).status_code == 200
+
+
+@pytest.mark.parametrize("content", [b"hello", b"%PDF-1.7", b"\x80\x04pickle", b"http://169.254.169.254/latest"])
 async def test_what_is_no_image_is_415(client: httpx.AsyncClient, content: bytes) -> None:
     assert_problem(await client.post("/predict", content=content), 415, "unsupported_image_format")
     assert_problem(await client.post("/predict", files={"image": content}), 415, "unsupported_image_format")
@@ -214,8 +258,10 @@ async def test_a_format_that_is_not_enabled_is_415(open_client: OpenClient) -> N
         assert (await client.post("/predict", content=jpeg)).status_code == 200
 
 
-async def test_a_compressed_body_is_415(client: httpx.AsyncClient) -> None:
-    response = await client.post("/predict", content=picture(0), headers={"Content-Encoding": "gzip"})
+@pytest.mark.parametrize("encodings", [["gzip"], ["identity", "gzip"], ["identity, br"], [""]])
+async def test_a_compressed_body_is_415(client: httpx.AsyncClient, encodings: list[str]) -> None:
+    headers = [("Content-Encoding", encoding) for encoding in encodings]
+    response = await client.post("/predict", content=picture(0), headers=headers)
     assert_problem(response, 415, "unsupported_image_format")
 
 

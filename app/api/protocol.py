@@ -1,0 +1,346 @@
+"""HttpProtocol: uvicorn's HTTP/1.1 on httptools, with every limit that it lacks.
+
+What the parser or a limit refuses is handed to the application as a request that is refused already (`scope["refusal"]`), in
+its place among those of its connection: so it is answered, logged, counted and given its headers like any other.
+"""
+
+import asyncio
+import re
+import urllib.parse
+from typing import Any, NoReturn, cast
+
+import httptools
+import structlog
+from uvicorn import Config
+from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPScope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
+
+from app.api.connections import Connections
+from app.errors import (
+    HeaderTooLarge,
+    MalformedRequest,
+    RequestTooSlow,
+    ServiceError,
+    TooManyConnections,
+    UrlTooLong,
+)
+
+_HOST = re.compile(rb"[A-Za-z0-9._~%!$&'()*+,;=:\[\]-]*")
+"""What RFC 9110, 7.2 allows in one, more or less; nothing is ever decided by it."""
+
+_FRAMING_PER_BYTE = 16
+"""Bytes of chunk sizes and extensions that a byte of a body may bring along; a chunk for each byte needs 5."""
+
+_REQUEST_LINE_BYTES = 32
+"""What a method, a version, spaces and line ends take, at the most."""
+
+_RETRY_AFTER_S = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class _Stop(Exception):
+    """Ends the parser's work from inside one of its callbacks."""
+
+
+class _Exchange(RequestResponseCycle):
+    """A request and its answer. Fails while it is read if the rest of its body cannot be."""
+
+    failure: ServiceError | None = None
+
+    def fail(self, error: ServiceError) -> None:
+        self.failure = error
+        self.message_event.set()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        message = await super().receive()
+        if self.failure is not None and not self.disconnected:
+            self.message_event.set()  # for whoever asks again
+            raise self.failure
+        return message
+
+    async def send(self, message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.start" and self.more_body:
+            self.keep_alive = False  # what is left of the body is nobody's request
+        await super().send(message)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection. Knows at any time what it waits for and since when; `Connections` asks it regularly.
+
+    A chunk of data is parsed at once, as far as it goes. After a fault, a `Connection: close`, or too many requests on end,
+    it is deaf: nothing that comes later is ever parsed, let alone run.
+    """
+
+    cycle: _Exchange
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        connections: Connections,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._all = connections
+        self._limits = connections.limits
+        self._regular = True
+        self._since = self.loop.time()
+        self._in_head = self._in_body = self._upgrading = False
+        self._framing = 0  # bytes that came since the last whole request and are neither its header nor its body
+        self._header_bytes = self._body_bytes = 0
+        self._fault: ServiceError | None = None
+        self._deaf = self._unread = self._ending = False
+        self._linger_until = float("inf")
+        self._linger_bytes = self._limits.linger_bytes
+        self._written = 0
+        self._stall: tuple[float, int] | None = None
+        self._renew_parser()
+
+    def _renew_parser(self) -> None:
+        self.parser = httptools.HttpRequestParser(self)
+
+    # the connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        if self._all.full():
+            self._all.count("dropped")
+            transport.abort()
+        else:
+            self._regular = self._all.admit(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._all.remove(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            self._throw_away(data)
+            return
+        self._unset_keepalive_if_required()
+        self._framing += len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._go_on_without_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if self._fault is None and isinstance(error, httptools.HttpParserCallbackError) and not self._deaf:
+                _log.exception("unexpected error")
+            if not self._deaf:
+                self._refuse(self._fault or MalformedRequest("The request is not valid HTTP/1.1."))
+        else:
+            if self._framing > self._limits.max_header_bytes + self._limits.max_url_bytes:
+                self._refuse(
+                    MalformedRequest("The body's chunks are mostly not body.") if self._in_body else self._header_too_large()
+                )
+
+    def _throw_away(self, data: bytes) -> None:
+        self._unread = True
+        if self._ending:
+            self._linger_bytes -= len(data)
+            if self._linger_bytes < 0:
+                self.transport.close()
+
+    def _go_on_without_upgrade(self, rest: bytes) -> None:
+        """Parse the request again without its `Upgrade`, which may be ignored (RFC 9110, 7.8) and is: the parser would take
+        what follows the header for another protocol, and a body after it for the next request."""
+        self._upgrading = self._in_head = False
+        self._framing = 0
+        head = [b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
+        head += [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+        self._renew_parser()
+        self.data_received(b"".join([*head, b"\r\n", rest]))
+
+    # what the parser finds
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= self._limits.max_pipelined:
+            self.cycle.keep_alive = False
+            self._deaf = self._unread = True
+            raise _Stop
+        super().on_message_begin()
+        self._in_head, self._header_bytes = True, 0
+        if self.cycle is not None:
+            self._since = self.loop.time()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > self._limits.max_url_bytes:
+            self._reject(UrlTooLong(f"The URL is longer than {self._limits.max_url_bytes} bytes."))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_body:
+            return  # a trailer must not pass for a header (RFC 9110, 6.5.1)
+        super().on_header(name, value)
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > self._limits.max_header_bytes or len(self.headers) > self._limits.max_header_fields:
+            self._reject(self._header_too_large())
+
+    def on_headers_complete(self) -> None:
+        method, version = self.parser.get_method(), self.parser.get_http_version()
+        self._check_framing(method, version)
+        if self.parser.should_upgrade():
+            self._upgrading = True
+            return
+        self.scope["method"] = method.decode("ascii")
+        self.scope["http_version"] = version
+        path = self._set_path()
+        if not self._regular and not path.startswith("/health/"):
+            self._reject(TooManyConnections("All connections are busy; try again soon.", _RETRY_AFTER_S))
+        self._in_head, self._in_body = False, True
+        self._framing = max(0, self._framing - len(self.url) - self._header_bytes - _REQUEST_LINE_BYTES)
+        self._since, self._body_bytes = self.loop.time(), 0
+        self._begin(self.scope, keep_alive=self._regular and version != "1.0" and self.parser.should_keep_alive())
+
+    def _check_framing(self, method: bytes, version: str) -> None:
+        """What the parser lets pass, and two readers could read in two ways (RFC 9112, 3.2 and 6.1)."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if version not in ("1.0", "1.1") or method == b"CONNECT":
+            self._reject(MalformedRequest("The request is not one of HTTP/1.1 to an origin server."))
+        if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
+            self._reject(MalformedRequest("The request needs one valid Host."))
+        if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
+            self._reject(MalformedRequest("The only Transfer-Encoding that is taken is `chunked`."))
+
+    def _set_path(self) -> str:
+        try:
+            url = httptools.parse_url(self.url)
+            raw_path, path = url.path, urllib.parse.unquote(url.path.decode("ascii"))
+        except (httptools.HttpParserInvalidURLError, UnicodeError, AttributeError):  # the last: a URL without a path
+            self._reject(MalformedRequest("The request's target is not a path."))
+        self.scope["path"], self.scope["raw_path"] = self.root_path + path, self.root_path.encode() + raw_path
+        self.scope["query_string"] = url.query or b""
+        return path
+
+    def on_body(self, body: bytes) -> None:
+        self._framing = max(0, self._framing - _FRAMING_PER_BYTE * len(body))
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._upgrading:
+            return
+        self._in_body, self._framing = False, 0
+        if not self.cycle.keep_alive:
+            self._deaf = True
+        super().on_message_complete()
+
+    # requests and refusals
+
+    def _begin(self, scope: HTTPScope, keep_alive: bool) -> None:
+        """Run the request, or queue it behind the one before."""
+        previous = self.cycle
+        self.cycle = _Exchange(
+            scope=scope,
+            transport=cast(asyncio.Transport, self),
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        self._all.busy(self)
+        if previous is None or previous.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+
+    def _reject(self, fault: ServiceError) -> NoReturn:
+        self._fault = fault
+        raise _Stop
+
+    def _refuse(self, error: ServiceError) -> None:
+        """Answer in the request's place, or let the request whose body this is fail; and hear no more."""
+        self._deaf = self._unread = True
+        self._all.count(error.code)
+        if self._in_body:
+            self.cycle.fail(error)
+            return
+        if not self._in_head:
+            super().on_message_begin()  # an empty request, so that there is something to refuse
+        self.expect_100_continue = False
+        refused = {**self.scope, "method": "", "path": "/", "raw_path": b"/", "query_string": b"", "refusal": error}
+        self._begin(cast(HTTPScope, refused), keep_alive=False)
+
+    def _header_too_large(self) -> HeaderTooLarge:
+        fields, size = self._limits.max_header_fields, self._limits.max_header_bytes
+        return HeaderTooLarge(f"The header has more than {fields} fields, or more than {size} bytes.")
+
+    def on_response_complete(self) -> None:
+        if self._ending:
+            self.pipeline.clear()
+        super().on_response_complete()
+        if self._ending:
+            self._unset_keepalive_if_required()
+        elif self.cycle.response_complete:
+            self._since = self.loop.time()
+            self._all.at_rest(self)
+
+    # what an exchange needs of its transport: it ends the connection through these
+
+    def write(self, data: bytes) -> None:
+        self._written += len(data)
+        self.transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._ending or self.transport.is_closing()
+
+    def close(self) -> None:
+        """Close once the answer is out. If the peer is not done sending, wait for it a little: the reset with which the
+        system answers unread data takes the answer from a peer that has not read it yet."""
+        if self.is_closing():
+            return
+        self._ending = True
+        if not (self._unread or self.pipeline or self.cycle.more_body):
+            self.transport.close()
+            return
+        self._deaf = True
+        self._linger_until = self.loop.time() + self._limits.linger_s
+        self.transport.write_eof()
+        self.flow.resume_reading()
+
+    # what `Connections` asks
+
+    def evict(self) -> None:
+        self.transport.close()
+
+    def inspect(self, now: float) -> None:
+        self._inspect_reader(now)
+        if self.is_closing():
+            if now >= self._linger_until:
+                self.transport.close()
+        elif self._deaf or self.flow.read_paused:
+            return  # what does not come is our doing
+        elif self._in_body:
+            owed = (now - self._since - self._limits.body_grace_s) * self._limits.min_body_rate
+            if self._body_bytes < owed:
+                self._refuse(RequestTooSlow("The request's body comes too slowly."))
+        elif (self.cycle is None or self.cycle.response_complete) and now - self._since >= self._limits.header_timeout_s:
+            if self._in_head or self._framing:
+                self._refuse(RequestTooSlow("The request's header did not come in time."))
+            else:
+                self._all.count("silent")
+                self.transport.close()
+
+    def _inspect_reader(self, now: float) -> None:
+        unsent = self.transport.get_write_buffer_size()
+        read = self._written - unsent
+        if not unsent:
+            self._stall = None
+        elif self._stall is None:
+            self._stall = now, read
+        elif now - self._stall[0] >= self._limits.max_answer_stall_s:
+            if read - self._stall[1] < self._limits.min_body_rate * self._limits.max_answer_stall_s:
+                self._all.count("slow_reader")
+                self.transport.abort()
+            self._stall = now, read
