@@ -39,6 +39,7 @@ def test_the_model_knows_nothing_of_the_service(path: Path) -> None:
     [
         ("batching.py", ("torch", "fastapi", "starlette", "model", "PIL", "numpy")),
         ("errors.py", ("fastapi", "starlette", "http", "app", "model")),
+        ("headers.py", ("PIL", "numpy", "torch", "fastapi", "starlette", "model", "app.images", "app.jpeg")),
         ("images.py", ("torch", "fastapi", "starlette", "app.batching", "app.runner", "app.engines")),
         ("jpeg.py", ("PIL", "fastapi", "starlette", "app.batching", "app.runner", "app.engines")),
         ("runner.py", ("torch", "openvino", "fastapi", "starlette", "app.batching", "model")),
