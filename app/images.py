@@ -93,8 +93,7 @@ class ImageDecoder:
 
     def _check(self, image_bytes: bytes) -> str:
         """What the number of the bytes and the first of them say; returns the format's name."""
-        if len(image_bytes) > self._max_bytes:
-            raise ImageTooLarge(f"The image has {len(image_bytes)} bytes; at most {self._max_bytes} are allowed.")
+        check_length(image_bytes, self._max_bytes)
         image_format = sniff_format(image_bytes)
         if image_format not in self._formats:
             enabled = ", ".join(sorted(self._formats))
@@ -112,6 +111,16 @@ class ImageDecoder:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {self._max_pixels} are allowed.")
         if max(size) > _MAX_SIDE:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {_MAX_SIDE} on a side are allowed.")
+
+
+def check_length(image_bytes: bytes, max_bytes: int) -> None:
+    """Tell whether an encoded image has more bytes than are allowed.
+
+    Raises:
+        ImageTooLarge: it has.
+    """
+    if len(image_bytes) > max_bytes:
+        raise ImageTooLarge(f"The image has {len(image_bytes)} bytes; at most {max_bytes} are allowed.")
 
 
 @contextmanager
