@@ -84,7 +84,8 @@ class Zygote:
                 pid, status = FORKED.unpack(self._hear())
             ours.setblocking(False)
             return Child(pid, ours, mmap.mmap(memory, job.shared_bytes)), status
-        except OSError as error:
+        except (OSError, ZygoteDied) as error:
+            ours.close()
             raise ZygoteDied from error
         finally:
             theirs.close()

@@ -46,9 +46,15 @@ class _Place:
         self.number = 0
         self.result: asyncio.Future[Pixels] | None = None
         self.overdue: asyncio.TimerHandle | None = None
-        self.settle(child)
+        self._settle(child)
 
-    def settle(self, child: Child) -> None:
+    def renew(self, zygote: Zygote) -> int:
+        """Another process for this place; returns how the one before it ended. Blocks."""
+        child, status = zygote.fork(self._job, self.child.pid)
+        self._settle(child)
+        return status
+
+    def _settle(self, child: Child) -> None:
         self.child = child
         self._pixels = np.frombuffer(child.memory, np.uint8, offset=self._job.pixels_at).reshape(self._job.shape)
 
@@ -205,21 +211,21 @@ class ProcessDecoder:
     async def _replace(self, place: _Place, reason: Reason) -> None:
         self._on_restart(reason)
         async with self._forking:
-            child, status = await self._fork(place.child.pid)
+            status = await self._fork(place)
         _log.warning("decoder restarted", reason=reason, ended=_how_it_ended(status))
-        place.settle(child)
         self._open(place)
 
-    async def _fork(self, predecessor: int) -> tuple[Child, int]:
-        """Another process; from another zygote, if that one has ended too. Tried until it is possible."""
+    async def _fork(self, place: _Place) -> int:
+        """Make another process for a place, of another zygote if that one has ended too. Tried until it is possible."""
         while True:
             try:
                 if self._broken:
                     self._zygote.close()
-                    self._zygote = await asyncio.to_thread(lambda: Zygote().warm_up(self._job))
-                forked = await asyncio.to_thread(self._zygote.fork, self._job, 0 if self._broken else predecessor)
+                    self._zygote = Zygote()
+                    await asyncio.to_thread(self._zygote.warm_up, self._job)
+                status = await asyncio.to_thread(place.renew, self._zygote)
                 self._broken = False
-                return forked
+                return status
             except (ZygoteDied, OSError):
                 if self._broken:
                     await asyncio.sleep(_RETRY_S)
