@@ -1,11 +1,12 @@
 """Where pictures are decoded: in processes that can be ended (`processes.py`), or in threads (`threads.py`)."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from app.images import Pixels
+if TYPE_CHECKING:  # the zygote imports this file, before it is ready for what takes a second
+    from app.images import Pixels
 
-Decode = Callable[[bytes], Pixels]
+Decode = Callable[[bytes], "Pixels"]
 """One encoded image -> its pixels; blocks, and raises a `ServiceError` for what it refuses."""
 
 
@@ -15,7 +16,7 @@ class Decoder(Protocol):
     def start(self) -> None:
         """Begin; to be called in the event loop that will decode."""
 
-    async def decode(self, image_bytes: bytes) -> Pixels:
+    async def decode(self, image_bytes: bytes) -> "Pixels":
         """Wait for a free place, and decode there. A call that is cancelled before its turn is never begun.
 
         Raises:

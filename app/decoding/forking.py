@@ -37,16 +37,20 @@ class Child:
 
 
 class Zygote:
-    """The process that decoding processes are forked from, starting: it has not imported anything yet."""
+    """The process that decoding processes are forked from, starting: it has not imported anything yet.
 
-    def __init__(self) -> None:
+    Args:
+        module: what it imports.
+    """
+
+    def __init__(self, module: str = "app.images") -> None:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(_PATIENCE_S)
         self._lock = threading.Lock()
         with theirs:
             self._process = subprocess.Popen(
                 # -P: nothing is imported from the directory that the service happens to run in
-                [sys.executable, "-P", "-m", "app.decoding.zygote", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "app.decoding.zygote", str(theirs.fileno()), module],
                 env=_environment(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -125,16 +125,24 @@ class ProcessDecoder:
         """See `Decoder`."""
         check_length(image_bytes, self._job.max_image_bytes)
         for _ in range(_TRIES):
-            place = await self._take()
+            result = await self._begin(image_bytes)
             try:
-                result = place.send(image_bytes)
-                place.overdue = asyncio.get_running_loop().call_later(self._job.timeout_s, self._lose, place, "timeout")
                 return await result
-            except OSError:  # it ended while nobody looked
-                self._lose(place, "crashed")
             except _Died:
                 continue
         raise UndecodableImage("The image makes its decoder fail.")
+
+    async def _begin(self, image_bytes: bytes) -> asyncio.Future[Pixels]:
+        """Give an image to the next process that takes it."""
+        while True:
+            place = await self._take()
+            try:
+                result = place.send(image_bytes)
+            except OSError:  # it ended while nobody looked
+                self._lose(place, "crashed")
+                continue
+            place.overdue = asyncio.get_running_loop().call_later(self._job.timeout_s, self._lose, place, "timeout")
+            return result
 
     def close(self) -> None:
         """See `Decoder`."""
@@ -222,6 +230,8 @@ class ProcessDecoder:
                 if self._broken:
                     self._zygote.close()
                     self._zygote = Zygote()
+                    for each in self._places:
+                        each.child.pid = 0  # they ended with theirs, and to this one the numbers mean nothing
                     await asyncio.to_thread(self._zygote.warm_up, self._job)
                 status = await asyncio.to_thread(place.renew, self._zygote)
                 self._broken = False

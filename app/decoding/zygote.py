@@ -1,11 +1,12 @@
-"""python -m app.decoding.zygote FD: the process that decoding processes are forked from; it never sees a picture.
+"""python -m app.decoding.zygote FD MODULE: the process that decoding processes are forked from; it never sees a picture.
 
-It imports what decoding needs once, and makes a decoder warm, so that a new process costs milliseconds and shares that memory.
+It imports once what decoding needs, and makes a decoder warm, so that a new process costs milliseconds and shares that memory.
 It ends, with all it has forked, when the socket to the service closes: however that has ended.
 """
 
 import fcntl
 import gc
+import importlib
 import io
 import mmap
 import os
@@ -48,13 +49,12 @@ class Job:
         return self.pixels_at + int(np.prod(self.shape))
 
 
-def main(control: socket.socket) -> None:
+def main(control: socket.socket, module: str) -> None:
     """Import, warm up, and fork whenever that is asked for."""
     for sig in (signal.SIGINT, signal.SIGTERM):  # they are for the service, which drains first
         signal.signal(sig, signal.SIG_IGN)
     _end_with_peer(control, True)
-    import app.images  # noqa: F401  # what takes its time: torch and Pillow
-
+    importlib.import_module(module)
     _end_with_peer(control, False)
     control.send(b"imported")
     if not (description := control.recv(MAX_JOB_BYTES)):
@@ -139,4 +139,4 @@ def _serve(connection: socket.socket, memory_fd: int, job: Job) -> None:
 
 if __name__ == "__main__":
     with suppress(BrokenPipeError, ConnectionResetError):  # the service has ended meanwhile
-        main(socket.socket(fileno=int(sys.argv[1])))
+        main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

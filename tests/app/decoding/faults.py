@@ -7,10 +7,13 @@ import time
 from contextlib import suppress
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app.decoding.protocol import Reply, write_reply
 from app.errors import UndecodableImage
-from app.images import Pixels
+
+Pixels = NDArray[np.uint8]
+"""As in `app/images.py`, whose imports take a second."""
 
 SHAPE = (3, 2, 2)
 
