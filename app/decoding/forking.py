@@ -75,7 +75,7 @@ class Zygote:
         """Another decoding process; its predecessor, if there is one, is ended. Blocks, for milliseconds.
 
         Returns:
-            The process, and how its predecessor ended: a status as of `os.waitpid`.
+            The process, and how its predecessor ended: a status as of `os.waitpid`, or -1 if there was none.
 
         Raises:
             ZygoteDied: it ended.

@@ -5,6 +5,7 @@ import math
 import resource
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 _BYTES_A_PIXEL = 24
@@ -30,7 +31,12 @@ def end_with_parent() -> None:
 
 
 def confine(memory_bytes: int) -> None:
-    """Take from this process what decoding does not need: more memory than this, files, sockets, other processes."""
+    """Take from this process what decoding does not need: more memory than this, files, sockets, other processes.
+
+    Where the machine or the container has no memory left, the kernel ends this process rather than the service.
+    """
+    with suppress(OSError):  # where /proc is read-only
+        Path("/proc/self/oom_score_adj").write_text("1000")
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _lower(resource.RLIMIT_AS, in_use + memory_bytes)
     for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):

@@ -8,6 +8,7 @@ All of this class runs in the event loop; only making a process is left to a thr
 """
 
 import asyncio
+import contextvars
 import os
 import signal
 from collections import deque
@@ -56,6 +57,7 @@ class _Place:
 
     def _settle(self, child: Child) -> None:
         self.child = child
+        self.context = contextvars.Context()
         self._pixels = np.frombuffer(child.memory, np.uint8, offset=self._job.pixels_at).reshape(self._job.shape)
 
     def send(self, image_bytes: bytes) -> asyncio.Future[Pixels]:
@@ -63,6 +65,7 @@ class _Place:
         self.child.memory[: len(image_bytes)] = image_bytes
         self.child.connection.send(REQUEST.pack(self.number, len(image_bytes)))
         self.result = asyncio.get_running_loop().create_future()
+        self.context = contextvars.copy_context()  # whose image it is: the request's id, in the logs
         return self.result
 
     def pixels(self) -> Pixels:
@@ -197,13 +200,14 @@ class ProcessDecoder:
         else:
             if (result := place.finish()) is not None:
                 result.set_result(place.pixels()) if reply.error is None else result.set_exception(reply.error)
+            place.context = contextvars.Context()
             self._release(place)
 
     def _lose(self, place: _Place, reason: Reason) -> None:
         """Give up a process, and have another one made for its place."""
         overdue = UndecodableImage("The image takes too long to decode.")
         self._abandon(place, overdue if reason == "timeout" else _Died())
-        task = asyncio.create_task(self._replace(place, reason), name="replace a decoder")
+        task = asyncio.create_task(self._replace(place, reason), name="replace a decoder", context=place.context)
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
 
@@ -251,6 +255,8 @@ class ProcessDecoder:
 
 
 def _how_it_ended(status: int) -> str:
+    if status < 0:
+        return "unknown"
     if os.WIFSIGNALED(status):
         return signal.Signals(os.WTERMSIG(status)).name
     return f"exit status {os.waitstatus_to_exitcode(status)}"

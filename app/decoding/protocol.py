@@ -16,7 +16,7 @@ FORK = struct.Struct("<i")
 """Asks for another process; the one with this id, if it is not 0, is ended first. With its socket and its memory."""
 
 FORKED = struct.Struct("<ii")
-"""Id of the new process, and how the one before it ended: a status as of `os.waitpid`."""
+"""Id of the new process, and how the one before it ended: a status as of `os.waitpid`, or -1 if there was none."""
 
 MAX_REPLY_BYTES = 512
 

@@ -92,9 +92,9 @@ def _end_with_peer(control: socket.socket, on: bool) -> None:
 
 
 def _end(pid: int, children: set[int]) -> int:
-    """End a child, unless it already has; returns how it ended."""
+    """End a child, unless it already has; returns how it ended: a status as of `os.waitpid`, or -1 for what is no child."""
     if pid not in children:
-        return 0
+        return -1
     os.kill(pid, signal.SIGKILL)  # it is not reaped yet, so that the number is still its own
     children.remove(pid)
     return os.waitpid(pid, 0)[1]

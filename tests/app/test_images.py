@@ -162,10 +162,28 @@ def bad(image_bytes: bytes, error: type[ServiceError], **limits: Any) -> str:
         b"\xff\xd8",
         b"RIFF1234WAVE",
         b"BMW is a car, not a bitmap",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"8BPS\0\1" + bytes(100),
+        b"\0\0\1\0\1\0" + bytes(100),
+        b"\0\0\0\x1cftypavif" + bytes(100),
+        b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100),
+        b"PK\3\4" + bytes(100),
     ],
 )
 def test_what_is_no_image_is_told_so(content: bytes) -> None:
     assert "send one of: bmp, gif, jpeg, png, webp" in bad(content, UnsupportedImageFormat)
+
+
+def test_of_a_file_that_is_two_things_the_first_bytes_tell_which() -> None:
+    image_bytes = encode(random_picture(0))
+    archive = b"PK\3\4" + bytes(26)
+    assert np.array_equal(decode(image_bytes + archive), decode(image_bytes))
+    bad(archive + image_bytes, UnsupportedImageFormat)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "GIF", "BMP"])
+def test_a_format_is_never_opened_as_another(image_format: str) -> None:
+    bad(b"\x89PNG\r\n\x1a\n" + encode(random_picture(0), image_format), UndecodableImage)
 
 
 def test_a_format_that_is_not_enabled_is_told_so() -> None:

@@ -10,12 +10,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import structlog
 
 from app.decoding.forking import Zygote, _environment, _shared_memory
 from app.decoding.limits import needed_bytes
@@ -158,6 +160,30 @@ def test_the_variables_of_a_process_are_those_that_decoding_needs() -> None:
     assert set(_environment({"AWS_SECRET_ACCESS_KEY": "x", "VIT_API_KEYS": "x", "LD_LIBRARY_PATH": "x"})) == {
         "LD_LIBRARY_PATH", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH",
     }  # fmt: skip
+
+
+async def test_a_machine_without_memory_ends_decoders_first(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    await value(decoder, b"good 1")  # by then it has what it shall have
+    (pid,) = pids(decoder)
+    assert expendable(pid)
+
+
+def expendable(pid: int) -> bool:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
+async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
+    decoder, _ = await open_decoder()
+    for request_id, picture in (("innocent", b"good 1"), ("culprit", b"exit"), ("another", b"good 2")):
+        with structlog.contextvars.bound_contextvars(request_id=request_id), suppress(UndecodableImage):
+            await decoder.decode(picture)
+    for pid in pids(decoder):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+    await value(decoder, b"good 3")
+    restarts = [record.msg for record in caplog.records if "decoder restarted" in str(record.msg)]
+    assert [restart.get("request_id") for restart in restarts if isinstance(restart, dict)] == ["culprit", "culprit", None]
 
 
 async def test_signals_that_are_for_the_service_end_no_decoder(open_decoder: Open) -> None:
