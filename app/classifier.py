@@ -4,7 +4,6 @@ import asyncio
 import math
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -13,8 +12,9 @@ import structlog
 from numpy.typing import NDArray
 
 from app.batching import Batcher, Served
-from app.errors import DeadlineExceeded, Draining, InferenceFailed
-from app.images import ImageDecoder, Pixels
+from app.decoding import Decoder
+from app.errors import DeadlineExceeded, InferenceFailed
+from app.images import Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
 
@@ -26,7 +26,7 @@ class Timings:
     """Where the time of one image went, in seconds."""
 
     decode_s: float
-    """Waiting for a decoding thread, and decoding."""
+    """Waiting for a decoder, and decoding."""
     queue_s: float
     inference_s: float
 
@@ -77,40 +77,38 @@ class ModelDescription:
 
 
 class Classifier:
-    """Decodes in threads, gathers batches, and ranks what the model says.
+    """Decodes, gathers batches, and ranks what the model says.
 
     Args:
         model: what is served.
-        decoder: bytes -> pixels.
+        decoder: bytes -> pixels, several at once.
         runner: the device, warmed up.
         batcher: the queue in front of it.
-        decode_threads: images decoded at once.
         metrics: where outcomes and timings are counted.
     """
 
     def __init__(
         self,
         model: ModelDescription,
-        decoder: ImageDecoder,
+        decoder: Decoder,
         runner: ModelRunner,
         batcher: Batcher[Pixels, Scores],
         *,
-        decode_threads: int,
         metrics: Metrics,
     ) -> None:
         self._model = model
         self._decoder = decoder
         self._runner = runner
         self._batcher = batcher
-        self._decoders = ThreadPoolExecutor(decode_threads, thread_name_prefix="decode")
         self._metrics = metrics
 
     def start(self, on_death: Callable[[], None] = lambda: None) -> None:
-        """Start the worker; to be called in the event loop that will classify.
+        """Start the decoder and the worker; to be called in the event loop that will classify.
 
         Args:
             on_death: called if the worker dies, when everything that waited has been told.
         """
+        self._decoder.start()
         self._batcher.start(on_death)
 
     def check_room(self) -> None:
@@ -144,19 +142,12 @@ class Classifier:
             return self._classification(served, decode_s)
 
     async def _decode(self, image_bytes: bytes, deadline: float) -> Pixels:
-        """Decode in a thread; an image whose caller has gone or whose deadline has passed is never begun."""
-        loop = asyncio.get_running_loop()
+        """Decode; an image whose caller has gone or whose deadline has passed is never begun."""
         try:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
-                return await loop.run_in_executor(self._decoders, self._decoder.decode, image_bytes)
+                return await self._decoder.decode(image_bytes)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # nobody cancelled this call: its turn to be decoded was, when the classifier was closed
-            raise Draining("The service is shutting down.", retry_after_s=1.0) from None
 
     def _classification(self, served: Served[Scores], decode_s: float) -> Classification:
         scores = served.result
@@ -179,15 +170,15 @@ class Classifier:
 
     @property
     def alive(self) -> bool:
-        """Whether the worker behind it runs."""
-        return self._batcher.alive
+        """Whether the worker behind it runs, and images can be decoded."""
+        return self._batcher.alive and self._decoder.alive
 
     def describe(self) -> ModelDescription:
         """The model, with the batch size of now."""
         return replace(self._model, max_batch_size=self._batcher.max_batch_size)
 
     async def close(self) -> None:
-        """Stop the worker and the threads; whatever still waits fails with `Draining`."""
+        """Stop the worker and the decoder; whatever still waits fails with `Draining`."""
         await self._batcher.stop()
         self._runner.close()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        self._decoder.close()

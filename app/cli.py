@@ -172,7 +172,8 @@ def _offline_settings(model: str | None) -> Settings:
     settings = read_settings(model=model)
     configure_logging("warning", settings.log_format)
     # nobody waits in line here: as many images are under way as this process starts itself
-    return settings.model_copy(update={"max_queue_size": _CONCURRENCY})
+    # the pictures are the user's own: threads are there at once, and nobody else is harmed by what crashes them
+    return settings.model_copy(update={"max_queue_size": _CONCURRENCY, "decode_isolation": "thread"})
 
 
 async def _classify(settings: Settings, files: list[Path], top_k: int) -> list[dict[str, Any]]:

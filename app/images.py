@@ -5,7 +5,7 @@ first frame and of all metadata only the EXIF orientation is read.
 """
 
 import io
-import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
-from app.geometry import Geometry
+from app.geometry import Geometry, Size
+from app.headers import check_jpeg_scans, count_jpeg_scans, png_without_profiles, sniff_format, webp_size
 from app.jpeg import decode_jpeg
 from model.preprocessing import Preprocessing
 
@@ -22,16 +23,14 @@ Pixels = NDArray[np.uint8]
 """(C, H, W) uint8, RGB."""
 
 Image.MAX_IMAGE_PIXELS = None  # ours, which the settings give, is checked before decoding; Pillow's own would only warn
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is wrong with a caller's picture
 
-_MAX_JPEG_SCANS = 100
-"""A progressive JPEG of a camera or an editor has about 10 scans; each costs a pass over the whole image."""
+_MAX_SIDE = 65_535
+"""Pixels of a side: as much as JPEG and GIF can say. Pillow keeps more for each row than a row of one pixel holds, so that
+a picture of 1 x 40,000,000 would take gigabytes."""
 
-_MAX_JPEG_SEGMENTS = 10_000
-
-_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]", flags=re.DOTALL)
-"""A marker that is followed by a length, or the end of the image; not what stands within a scan's data."""
-
-_BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
+_STRIP_PIXELS = 1 << 20
+"""Converted at once, so that a large picture is not in memory once for each step of its conversion."""
 
 _EXIF_ORIENTATION = 0x0112
 
@@ -76,11 +75,16 @@ class ImageDecoder:
             UndecodableImage: truncated or corrupt.
         """
         image_format = self._check(image_bytes)
+        scans = 1
+        if image_format == "jpeg":
+            scans = count_jpeg_scans(image_bytes)
+        elif image_format == "png":
+            image_bytes = png_without_profiles(image_bytes)
+        elif image_format == "webp" and (size := webp_size(image_bytes)) is not None:
+            self._check_size(size)  # Pillow makes room for it before it tells how large it is
         with _decoding_errors(), Image.open(io.BytesIO(image_bytes), formats=[image_format]) as image:
-            if image.width * image.height > self._max_pixels:
-                raise ImageTooLarge(
-                    f"The image has {image.width} x {image.height} pixels; at most {self._max_pixels} are allowed."
-                )
+            self._check_size(image.size)
+            check_jpeg_scans(scans, image.width * image.height, self._max_pixels)
             quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
             if quick and (pixels := decode_jpeg(image_bytes, image.size, _orientation(image), self._preprocessing)) is not None:
                 return pixels
@@ -88,9 +92,8 @@ class ImageDecoder:
             return _resize_and_crop(_to_rgb(_upright(image)), self._preprocessing)
 
     def _check(self, image_bytes: bytes) -> str:
-        """Everything that can be said of the bytes without decoding them; returns the format's name."""
-        if len(image_bytes) > self._max_bytes:
-            raise ImageTooLarge(f"The image has {len(image_bytes)} bytes; at most {self._max_bytes} are allowed.")
+        """What the number of the bytes and the first of them say; returns the format's name."""
+        check_length(image_bytes, self._max_bytes)
         image_format = sniff_format(image_bytes)
         if image_format not in self._formats:
             enabled = ", ".join(sorted(self._formats))
@@ -100,44 +103,24 @@ class ImageDecoder:
                 else f"{image_format} images are not enabled"
             )
             raise UnsupportedImageFormat(f"{what}; send one of: {enabled}.")
-        if image_format == "jpeg":
-            _check_scans(image_bytes)
         return image_format
 
-
-def sniff_format(image_bytes: bytes) -> str | None:
-    """The format that the first bytes tell, or None."""
-    if image_bytes.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    if image_bytes.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if image_bytes[:4] == b"RIFF" and image_bytes[8:12] == b"WEBP":
-        return "webp"
-    if image_bytes.startswith((b"GIF87a", b"GIF89a")):
-        return "gif"
-    if image_bytes.startswith(b"BM") and int.from_bytes(image_bytes[14:18], "little") in _BMP_HEADER_SIZES:
-        return "bmp"
-    return None
+    def _check_size(self, size: Size) -> None:
+        width, height = size
+        if width * height > self._max_pixels:
+            raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {self._max_pixels} are allowed.")
+        if max(size) > _MAX_SIDE:
+            raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {_MAX_SIDE} on a side are allowed.")
 
 
-def _check_scans(jpeg: bytes) -> None:
-    """Walk from marker to marker up to the end of the image, and count the scans; what is behind it is nobody's business.
-
-    ITU-T T.81, annex B: a marker is 0xFF and a byte that is neither 0x00 nor 0xFF; all but a few are followed by a length.
+def check_length(image_bytes: bytes, max_bytes: int) -> None:
+    """Tell whether an encoded image has more bytes than are allowed.
 
     Raises:
-        UndecodableImage: more scans or segments than an honest picture has.
+        ImageTooLarge: it has.
     """
-    position, scans = 2, 0
-    for _ in range(_MAX_JPEG_SEGMENTS):
-        marker = _JPEG_MARKER.search(jpeg, position)
-        if marker is None or marker[0] == b"\xff\xd9":
-            return
-        scans += marker[0] == b"\xff\xda"
-        if scans > _MAX_JPEG_SCANS:
-            raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_SCANS} scans.")
-        position = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big"))
-    raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_SEGMENTS} segments.")
+    if len(image_bytes) > max_bytes:
+        raise ImageTooLarge(f"The image has {len(image_bytes)} bytes; at most {max_bytes} are allowed.")
 
 
 @contextmanager
@@ -169,10 +152,25 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Any mode to RGB: what is transparent becomes white, 16-bit grey is scaled to 8 bits."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    converted = Image.new("RGB", image.size)
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(_strip_to_rgb(strip), (0, top))
+    return converted
+
+
+def _strip_to_rgb(image: Image.Image) -> Image.Image:
+    transparent = image.info.get("transparency")
     if image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((levels + 128) // 257).astype(np.uint8)).convert("RGB")
-    if "A" in image.getbands() or "transparency" in image.info:
+        grey = ((levels + 128) // 257).astype(np.uint8)
+        if transparent is not None:
+            grey[levels == transparent] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if "A" in image.getbands() or transparent is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")

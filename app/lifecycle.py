@@ -11,9 +11,10 @@ import structlog
 
 from app.batching import Batcher
 from app.classifier import Classifier, ModelDescription
+from app.decoding.choice import StartingDecoder, begin_decoding
 from app.engines.choice import EngineOptions, choose_engine
 from app.errors import DeadlineExceeded, Draining, NotReady, StartError
-from app.images import ImageDecoder, Pixels
+from app.images import Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
 from app.settings import Settings
@@ -51,15 +52,14 @@ def load_classifier(settings: Settings, metrics: Metrics, run: Run = ModelRunner
     Raises:
         StartError: the checkpoint cannot be served, or the device is not there.
     """
+    with begin_decoding(settings, metrics) as decoding:
+        return _load_classifier(settings, metrics, run, decoding)
+
+
+def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: StartingDecoder) -> Classifier:
     checkpoint = load(settings)
     config, parameters = checkpoint.model.config, checkpoint.parameters  # of the checkpoint as it was published
-    decoder = ImageDecoder(
-        checkpoint.preprocessing,
-        formats=settings.image_formats,
-        max_bytes=settings.max_image_bytes,
-        max_pixels=settings.max_image_pixels,
-        exact=settings.exact_decode,
-    )
+    image_shape = (config.num_channels, config.image_size, config.image_size)
     engine = choose_engine(
         checkpoint,
         EngineOptions(
@@ -72,8 +72,9 @@ def load_classifier(settings: Settings, metrics: Metrics, run: Run = ModelRunner
             cache=settings.cache_dir,
         ),
     )
-    runner = ModelRunner(engine, (config.num_channels, config.image_size, config.image_size))
+    runner = ModelRunner(engine, image_shape)
     runner.warm_up()
+    decoder = decoding.finish(checkpoint.preprocessing, image_shape)
 
     async def counted_run(images: Sequence[Pixels]) -> Sequence[Scores]:
         with metrics.outcome_of_run(len(images)):
@@ -106,7 +107,7 @@ def load_classifier(settings: Settings, metrics: Metrics, run: Run = ModelRunner
     metrics.gauge("vit_images_accepted", "Images accepted and not yet answered.", lambda: batcher.accepted)
     metrics.gauge("vit_images_waiting", "Images that wait for a run.", lambda: batcher.waiting)
     metrics.gauge("vit_held_bytes", "Bytes of requests that arrive or wait for their answer.", lambda: batcher.held_bytes)
-    return Classifier(description, decoder, runner, batcher, decode_threads=settings.decode_threads, metrics=metrics)
+    return Classifier(description, decoder, runner, batcher, metrics=metrics)
 
 
 async def _in_daemon_thread(work: Callable[[], Classifier]) -> Classifier:
@@ -182,7 +183,7 @@ class Service:
         if self._classifier is None:
             return "The model is still loading."
         if not self._classifier.alive:
-            return "The inference worker has died."
+            return "The inference worker or the decoder has died."
         return None
 
     @property

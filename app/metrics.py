@@ -52,7 +52,12 @@ class Metrics:
         self.runs = Counter(
             "vit_runs", "Runs of the model by outcome: `ok` or what went wrong.", ("outcome",), registry=registry
         )
-        self.decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoding thread, and decoding, an image.")
+        self.decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoder, and decoding, an image.")
+        self.decoder_restarts = Counter(
+            "vit_decoder_restarts", "Decoding processes that were replaced, by why.", ("reason",), registry=registry
+        )
+        for reason in ("timeout", "crashed"):
+            self.decoder_restarts.labels(reason)
         self.queue_seconds = self._seconds("vit_queue_seconds", "An image's wait for its batch to run.")
         self.inference_seconds = self._seconds("vit_inference_seconds", "The run of the batch that an image was in.")
         self.batch_size = Histogram(

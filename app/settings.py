@@ -125,7 +125,14 @@ class Settings(BaseSettings):
         default_factory=available_cpus,
         ge=1,
         le=256,
-        description="Threads that decode images. Default: the number of CPU cores.",
+        description="Images decoded at once, in as many processes or threads. Default: the number of CPU cores.",
+    )
+    decode_isolation: Literal["process", "thread"] = Field(
+        "process",
+        description="Where images are decoded: in processes that can be ended, or in threads of the service.",
+    )
+    decode_timeout_s: float = Field(
+        5.0, gt=0, le=300, description="How long an image may take to decode, where a process does it; longer is 422."
     )
     exact_decode: bool = Field(
         False, description="Decode JPEGs to the bit as the model's own library does; slower, most of all for large pictures."

@@ -11,12 +11,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from app.cpus import available_cpus
 from benchmarks import inside, machine
-from benchmarks.contenders import Contender, check_answers, contenders, mean_batch_size, start_ours, wait_until_healthy
+from benchmarks.contenders import (
+    Contender,
+    check_answers,
+    contenders,
+    mean_batch_size,
+    ours_with,
+    start_ours,
+    wait_until_healthy,
+)
 from benchmarks.load import Load, closed_loop, open_loop
 from benchmarks.measure import Samples, interleaved
 from benchmarks.models import MODELS, BenchmarkModel
@@ -65,6 +74,8 @@ def _sections(
     for model in models:
         if "peers" in only:
             yield from _service_and_peers(model, peers, rounds, scale)
+        if "isolation" in only:
+            yield _isolation(model, rounds, scale)
         if "load" in only:
             yield _service_by_load(model, rounds, scale)
 
@@ -198,6 +209,28 @@ def _measured(loads: dict[str, list[Load]], contender: Contender, clients: int, 
     return measure
 
 
+def _isolation(model: BenchmarkModel, rounds: int, scale: float) -> Section:
+    """Ours with images decoded in threads, and in processes that can be ended."""
+    pictures = _bytes(WEB.files(_WORK / "pictures"))
+    variants: dict[str, dict[str, object]] = {
+        way: {"decode_isolation": way, "cache_dir": _WORK / "cache", "request_timeout_s": 120} for way in ("thread", "process")
+    }
+    loads: dict[str, list[Load]] = {}
+    with ours_with(model.directory(_WORK / "models"), variants, pictures, _WORK) as found:
+        cases = [
+            (f"{each.name}, {clients}", _measured(loads, each, clients, model.slice_s * scale))
+            for clients in _COMPARED_AT
+            for each in found
+        ]
+        samples = interleaved(f"isolation, {model.name}", cases, rounds)
+        memory = " and ".join(f"{each.memory_mib:.0f} MiB ({each.name})" for each in found)
+    rows = []
+    for row, (name, each) in zip(load_rows(samples, loads, {}), samples.items(), strict=True):
+        ratio = each.over(samples[name.replace("process", "thread")])
+        rows.append(replace(row, numbers={**row.numbers, "ratio": ratio}, shown={"x thread": f"{ratio:.3f}", **row.shown}))
+    return Section(f"Isolation of decoding: {model.title}", f"memory (PSS) after all of this: {memory}", rows)
+
+
 def _service_by_load(model: BenchmarkModel, rounds: int, scale: float) -> Section:
     """Ours by the number of clients, and by the rate at which requests come."""
     pictures = _bytes(WEB.files(_WORK / "pictures"))
@@ -240,7 +273,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [model.name for model in MODELS]
     environments = list(dict.fromkeys(peer.environment for peer in PEERS))
-    sections = ["floor", "decode", "engine", "start", "peers", "load"]
+    sections = ["floor", "decode", "engine", "start", "peers", "isolation", "load"]
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--peers", nargs="*", choices=environments, default=environments, help="none: ours alone")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,6 +82,25 @@ def contenders(
             stack.callback(server.stop)
             _wait_until_ready(name, server, target)
             found.append(Contender(name, layout, server, target))
+            server.pause()
+        yield found
+
+
+@contextmanager
+def ours_with(
+    model: Path, variants: Mapping[str, dict[str, object]], pictures: Sequence[bytes], directory: Path
+) -> Iterator[list[Contender]]:
+    """Our server once for each variant of its settings, under the variant's name; ready, and asked for every picture once."""
+    with ExitStack() as stack:
+        found: list[Contender] = []
+        for name, settings in variants.items():
+            log = stack.enter_context((directory / f"{name}.log").open("wb"))
+            progress(f"starting {OURS}, {name}")
+            server, port = start_ours(model, settings, log.fileno())
+            stack.callback(server.stop)
+            target = _raw(port, "/predict?vectors=false", pictures)
+            _wait_until_ready(name, server, target)
+            found.append(Contender(name, "", server, target))
             server.pause()
         yield found
 

@@ -15,6 +15,7 @@ from tests.support import CACHE, write_tiny_checkpoint  # noqa: E402
 configure_logging("info", "json")
 os.environ["VIT_DEVICE"] = "cpu"  # where the tolerances that are tested hold
 os.environ["VIT_ENGINE"] = "torch"  # converts nothing; processes of their own, and tests of OpenVINO, take the default
+os.environ["VIT_DECODE_ISOLATION"] = "thread"  # starts at once; processes of their own take the default
 os.environ["VIT_CACHE_DIR"] = CACHE.name
 
 

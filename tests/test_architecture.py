@@ -38,7 +38,11 @@ def test_the_model_knows_nothing_of_the_service(path: Path) -> None:
     ("file", "unknown"),
     [
         ("batching.py", ("torch", "fastapi", "starlette", "model", "PIL", "numpy")),
+        ("decoding/limits.py", ("app", "model", "torch", "PIL", "numpy")),
+        ("decoding/protocol.py", ("torch", "PIL", "numpy", "pickle", "fastapi", "starlette", "app.images")),
+        ("decoding/processes.py", ("torch", "PIL", "pickle", "fastapi", "starlette", "app.batching", "app.settings", "model")),
         ("errors.py", ("fastapi", "starlette", "http", "app", "model")),
+        ("headers.py", ("PIL", "numpy", "torch", "fastapi", "starlette", "model", "app.images", "app.jpeg")),
         ("images.py", ("torch", "fastapi", "starlette", "app.batching", "app.runner", "app.engines")),
         ("jpeg.py", ("PIL", "fastapi", "starlette", "app.batching", "app.runner", "app.engines")),
         ("runner.py", ("torch", "openvino", "fastapi", "starlette", "app.batching", "model")),

@@ -5,50 +5,52 @@ import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from app.classifier import Classifier
+from app.decoding.threads import ThreadDecoder
 from app.errors import DeadlineExceeded, Draining, QueueFull
-from app.images import ImageDecoder, Pixels
+from app.images import Pixels
 from app.lifecycle import load_classifier
 from app.metrics import Metrics
 from app.settings import read_settings
-from tests.support import picture
+from tests.support import TINY_DINOV2, picture
 
 
-class HeldDecoder(ImageDecoder):
+class HeldDecode:
     """Decodes once its gate is open, and counts."""
 
-    def __init__(self, decoder: ImageDecoder) -> None:
-        self.__dict__.update(decoder.__dict__)
+    def __init__(self) -> None:
         self.begun, self.gate, self.decoded = threading.Semaphore(0), threading.Event(), 0
 
-    def decode(self, image_bytes: bytes) -> Pixels:
+    def __call__(self, image_bytes: bytes) -> Pixels:
         self.begun.release()
         self.gate.wait(60)
         self.decoded += 1
-        return super().decode(image_bytes)
+        return np.zeros((3, TINY_DINOV2.image_size, TINY_DINOV2.image_size), np.uint8)
 
 
 @pytest.fixture
-async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDecoder]]:
-    settings = read_settings(model=str(tiny_checkpoint), max_queue_size=3, decode_threads=1)
+async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDecode]]:
+    settings = read_settings(model=str(tiny_checkpoint), max_queue_size=3)
     classifier = load_classifier(settings, Metrics())
-    decoder = classifier._decoder = HeldDecoder(classifier._decoder)
+    decoder = HeldDecode()
+    classifier._decoder = ThreadDecoder(decoder, threads=1)
     classifier.start()
     yield classifier, decoder
     decoder.gate.set()
     await classifier.close()
 
 
-async def begin(classifier: Classifier, decoder: HeldDecoder) -> asyncio.Task[object]:
+async def begin(classifier: Classifier, decoder: HeldDecode) -> asyncio.Task[object]:
     """Start an image, and wait until it holds the only decoding thread."""
     first: asyncio.Task[object] = asyncio.create_task(classifier.classify(picture(0)))
     await asyncio.to_thread(decoder.begun.acquire)
     return first
 
 
-async def test_an_image_that_is_late_is_never_decoded(held: tuple[Classifier, HeldDecoder]) -> None:
+async def test_an_image_that_is_late_is_never_decoded(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     first = await begin(classifier, decoder)
     with pytest.raises(DeadlineExceeded):
@@ -58,7 +60,7 @@ async def test_an_image_that_is_late_is_never_decoded(held: tuple[Classifier, He
     assert decoder.decoded == 1
 
 
-async def test_an_image_whose_caller_has_gone_is_never_decoded(held: tuple[Classifier, HeldDecoder]) -> None:
+async def test_an_image_whose_caller_has_gone_is_never_decoded(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     first = await begin(classifier, decoder)
     second = asyncio.create_task(classifier.classify(picture(1)))
@@ -71,7 +73,7 @@ async def test_an_image_whose_caller_has_gone_is_never_decoded(held: tuple[Class
     assert decoder.decoded == 1
 
 
-async def test_images_that_are_decoded_count_as_accepted(held: tuple[Classifier, HeldDecoder]) -> None:
+async def test_images_that_are_decoded_count_as_accepted(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     first = await begin(classifier, decoder)
     others = [asyncio.create_task(classifier.classify(picture(seed))) for seed in (1, 2)]
@@ -84,7 +86,7 @@ async def test_images_that_are_decoded_count_as_accepted(held: tuple[Classifier,
     classifier.check_room()
 
 
-async def test_closing_tells_images_in_every_stage_that_it_is_draining(held: tuple[Classifier, HeldDecoder]) -> None:
+async def test_closing_tells_images_in_every_stage_that_it_is_draining(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     decoding = await begin(classifier, decoder)
     waiting = asyncio.create_task(classifier.classify(picture(1)))

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.MpoImagePlugin import MpoImageFile
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
+from app.headers import webp_size
 from app.images import ImageDecoder, Pixels
 from model.preprocessing import Preprocessing, from_hugging_face
 from tests.support import encode, random_picture
@@ -31,6 +34,16 @@ def decoder(preprocessing: Preprocessing | None = None, **limits: Any) -> ImageD
 
 def decode(image_bytes: bytes) -> Pixels:
     return decoder().decode(image_bytes)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(rows: bytes, size: tuple[int, int], *, interlaced: bool = False, before: bytes = b"") -> bytes:
+    """8-bit grey, of rows as the format has them: each begins with its filter; `before` the pixels come these chunks."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
 def as_pixels(image: Image.Image) -> Pixels:
@@ -52,12 +65,6 @@ def test_every_format_gives_the_pixels_that_pillow_gives(image_format: str, opti
     image_bytes = encode(random_picture(0), image_format, **options)
     with Image.open(io.BytesIO(image_bytes)) as image:
         assert np.array_equal(decode(image_bytes), as_pixels(image))
-
-
-def test_only_the_first_frame_counts() -> None:
-    first, second = random_picture(1), random_picture(2)
-    animated = encode(first, "WEBP", save_all=True, append_images=[second], lossless=True)
-    assert np.array_equal(decode(animated), as_pixels(first))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -133,8 +140,8 @@ def test_pixels_equal_those_of_transformers(processor: Any, options: dict[str, A
 
 
 def test_a_thin_picture_is_not_blown_up() -> None:
-    preprocessing = Preprocessing(256, (224, 224), "bicubic", HALF, HALF)  # 256 x 256,000,000 pixels, all at once
-    assert decoder(preprocessing).decode(encode(Image.new("L", (1, 1_000_000)))).shape == (3, 224, 224)
+    preprocessing = Preprocessing(256, (224, 224), "bicubic", HALF, HALF)  # 256 x 16,776,960 pixels, all at once
+    assert decoder(preprocessing).decode(encode(Image.new("L", (1, 65_535)))).shape == (3, 224, 224)
 
 
 def bad(image_bytes: bytes, error: type[ServiceError], **limits: Any) -> str:
@@ -155,10 +162,28 @@ def bad(image_bytes: bytes, error: type[ServiceError], **limits: Any) -> str:
         b"\xff\xd8",
         b"RIFF1234WAVE",
         b"BMW is a car, not a bitmap",
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"8BPS\0\1" + bytes(100),
+        b"\0\0\1\0\1\0" + bytes(100),
+        b"\0\0\0\x1cftypavif" + bytes(100),
+        b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(100),
+        b"PK\3\4" + bytes(100),
     ],
 )
 def test_what_is_no_image_is_told_so(content: bytes) -> None:
     assert "send one of: bmp, gif, jpeg, png, webp" in bad(content, UnsupportedImageFormat)
+
+
+def test_of_a_file_that_is_two_things_the_first_bytes_tell_which() -> None:
+    image_bytes = encode(random_picture(0))
+    archive = b"PK\3\4" + bytes(26)
+    assert np.array_equal(decode(image_bytes + archive), decode(image_bytes))
+    bad(archive + image_bytes, UnsupportedImageFormat)
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "GIF", "BMP"])
+def test_a_format_is_never_opened_as_another(image_format: str) -> None:
+    bad(b"\x89PNG\r\n\x1a\n" + encode(random_picture(0), image_format), UndecodableImage)
 
 
 def test_a_format_that_is_not_enabled_is_told_so() -> None:
@@ -194,25 +219,163 @@ def test_too_many_pixels_are_refused() -> None:
 
 
 def test_a_pixel_bomb_is_refused_by_its_header_alone() -> None:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    assert "100000 x 100000" in bad(png(b"", (100_000, 100_000)), ImageTooLarge)
 
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0))
-    png = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    assert "100000 x 100000" in bad(png, ImageTooLarge)
+
+def with_scans(jpeg: bytes, more: int) -> bytes:
+    """A progressive JPEG with its last scan repeated."""
+    last_scan = jpeg.rindex(b"\xff\xda")
+    return jpeg[:-2] + jpeg[last_scan:-2] * more + jpeg[-2:]
 
 
 def test_a_scan_bomb_is_refused() -> None:
-    image_bytes = encode(random_picture(10), "JPEG", progressive=True)
-    first_scan = image_bytes.rindex(b"\xff\xda")
-    bomb = image_bytes[:-2] + image_bytes[first_scan:-2] * 100 + image_bytes[-2:]
+    bomb = with_scans(encode(random_picture(10), "JPEG", progressive=True), 100)
     assert "more than 100 scans" in bad(bomb, UndecodableImage)
+
+
+def test_a_large_picture_may_have_fewer_scans_than_a_small_one() -> None:
+    image_bytes = with_scans(encode(random_picture(10), "JPEG", progressive=True), 30)
+    assert decoder(max_pixels=2 * 40 * 36).decode(image_bytes).shape == (3, 36, 40)
+    assert "40 scans, too many for its size" in bad(image_bytes, UndecodableImage, max_pixels=40 * 36)
+
+
+def test_a_jpeg_that_is_hidden_behind_stray_bytes_is_refused() -> None:
+    image_bytes = encode(random_picture(10), "JPEG")
+    assert np.array_equal(decode(image_bytes[:2] + b"\xff" * 1000 + image_bytes[2:]), decode(image_bytes))
+    bad(image_bytes[:2] + b"\xff" * 100_000 + image_bytes[2:], UndecodableImage)
+
+
+def test_a_side_that_no_picture_has_is_refused_before_room_is_made_for_its_rows() -> None:
+    assert "1 x 40000000 pixels" in bad(png(b"\0", (1, 40_000_000)), ImageTooLarge, max_pixels=50_000_000)
+
+
+def test_a_canvas_that_is_larger_than_its_frames_is_refused_by_its_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    frames = {"save_all": True, "append_images": [random_picture(2)], "lossless": True}
+    webp = bytearray(encode(random_picture(1), "WEBP", **frames))
+    webp[24:30] = (16_382).to_bytes(3, "little") * 2
+    monkeypatch.setattr(Image, "open", None)
+    assert "16383 x 16383" in bad(bytes(webp), ImageTooLarge)
+
+
+@pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}, {"lossless": True, "exact": True}])
+def test_the_size_of_a_webp_is_read_from_its_header(options: dict[str, Any]) -> None:
+    assert webp_size(encode(random_picture(1, 44, 36), "WEBP", **options)) == (44, 36)
+    assert webp_size(encode(random_picture(1, 44, 36).convert("RGBA"), "WEBP", **options)) == (44, 36)
+    assert webp_size(b"RIFF\0\0\0\0WEBPVP8X") is None
 
 
 def test_what_follows_a_jpeg_is_nobodys_business() -> None:
     image_bytes = encode(random_picture(10), "JPEG", progressive=True)
     motion_photo = image_bytes + b"\xff\xda" * 500
     assert np.array_equal(decode(motion_photo), decode(image_bytes))
+
+
+GREY_ROWS = b"\0\x0a\x14" + b"\0\x1e\x28"
+GREY_PIXELS = [[[10, 20], [30, 40]]] * 3
+
+
+def test_profiles_are_not_unpacked() -> None:
+    profile = chunk(b"iCCP", b"a profile\0\0" + zlib.compress(bytes(2_000_000)))  # more than Pillow would take
+    assert decode(png(GREY_ROWS, (2, 2), before=profile * 3)).tolist() == GREY_PIXELS
+
+
+def test_a_text_bomb_is_refused() -> None:
+    bad(png(GREY_ROWS, (2, 2), before=chunk(b"zTXt", b"a text\0\0" + zlib.compress(bytes(20_000_000)))), UndecodableImage)
+
+
+def test_a_flood_of_chunks_is_refused() -> None:
+    assert decode(png(GREY_ROWS, (2, 2), before=chunk(b"juNk", b"") * 100)).tolist() == GREY_PIXELS
+    assert "more than 10000 chunks" in bad(png(GREY_ROWS, (2, 2), before=chunk(b"juNk", b"") * 10_000), UndecodableImage)
+
+
+def test_an_interlaced_png_gives_the_pixels_of_a_plain_one() -> None:
+    levels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]  # Adam7
+    rows = b"".join(b"\0" + row.tobytes() for top, left, y, x in passes for row in levels[top::y, left::x])
+    assert decode(png(rows, (8, 8), interlaced=True)).tolist() == [levels.tolist()] * 3
+
+
+def test_a_run_length_encoded_bitmap_gives_its_pixels() -> None:
+    palette, runs = bytes([0, 0, 200, 0, 0, 100, 0, 0]), bytes([2, 0, 1, 1, 0, 0, 3, 1, 0, 1])  # from the bottom up, as BGR
+    header = struct.pack("<IiiHHIIiiII", 40, 3, 2, 1, 8, 1, len(runs), 0, 0, 2, 0)
+    bitmap = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 8) + header + palette + runs
+    red, green = [200, 0, 0], [0, 100, 0]
+    assert decode(bitmap).transpose(1, 2, 0).tolist() == [[green] * 3, [red, red, green]]
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "GIF", "WEBP", "MPO"])
+def test_of_what_has_many_frames_the_first_counts_and_no_other_is_looked_for(
+    image_format: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (random_picture(seed).quantize(64).convert("RGB") for seed in (1, 2))
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    animated = encode(first, image_format, save_all=True, append_images=[second], **options)
+    with Image.open(io.BytesIO(encode(first, "JPEG" if image_format == "MPO" else "PNG"))) as still:
+        expected = as_pixels(still)
+    Image.init()
+    for kind in {factory for factory, _ in Image.OPEN.values() if isinstance(factory, type)} | {MpoImageFile}:
+        for name in ("seek", "n_frames", "is_animated"):
+            if name in vars(kind):
+                monkeypatch.setattr(kind, name, property(lambda _: pytest.fail("another frame was looked for")))
+    assert np.array_equal(decode(animated), expected)
+
+
+def without_adobe_marker(jpeg: bytes) -> bytes:
+    start = jpeg.index(b"\xff\xee")
+    return jpeg[:start] + jpeg[start + 2 + int.from_bytes(jpeg[start + 2 : start + 4], "big") :]
+
+
+def adobe_transform(jpeg: bytes, transform: int) -> bytes:
+    at = jpeg.index(b"Adobe") + 11
+    return jpeg[:at] + bytes([transform]) + jpeg[at + 1 :]
+
+
+@pytest.mark.parametrize("change", [lambda jpeg: jpeg, without_adobe_marker], ids=["with Adobe's marker", "without"])
+def test_four_inks_are_read_inverted_as_adobe_stores_them(change: Callable[[bytes], bytes]) -> None:
+    # Pillow, and with it every library's processor, takes them so with or without the marker
+    cmyk = encode(Image.new("CMYK", (16, 16), (255, 102, 0, 51)), "JPEG", quality=100)
+    assert close(change(cmyk), [0, 122, 204])  # (255 - ink) * (255 - black) / 255
+
+
+def test_ycck_becomes_the_colours_of_its_luma_and_chroma() -> None:
+    stored = Image.new("CMYK", (16, 16), (255 - 150, 255 - 100, 255 - 180, 0))  # Y 150, Cb 100, Cr 180, no black
+    ycck = adobe_transform(encode(stored, "JPEG", quality=100), 2)
+    assert close(ycck, [255 - 223, 255 - 122, 255 - 100])  # ITU-R BT.601 gives the inks: 150 + 1.402 (180 - 128), ...
+
+
+def close(image_bytes: bytes, colour: list[int]) -> bool:
+    return bool((np.abs(decode(image_bytes).astype(int) - np.array(colour)[:, None, None]) <= 3).all())
+
+
+def test_transparent_grey_of_sixteen_bits_becomes_white() -> None:
+    levels = Image.fromarray(np.array([[257, 65_535 - 257, 514]], np.uint16))
+    assert decode(encode(levels, transparency=514)).tolist() == [[[1, 254, 255]]] * 3
+
+
+def test_a_picture_that_is_converted_in_strips_has_no_seams() -> None:
+    colours = random_picture(12, 1200, 1000)
+    image = colours.convert("RGBA")
+    image.putalpha(random_picture(13, 1200, 1000).convert("L"))
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    pixels = decoder(max_pixels=1_200_000).decode(encode(image, compress_level=1))
+    assert np.array_equal(pixels, as_pixels(on_white))
+
+
+@pytest.mark.parametrize(
+    "directory",
+    [
+        struct.pack("<HHHIII", 1, 0x8769, 4, 1, 8, 8),  # points at itself
+        struct.pack("<HHHII", 0xFFFF, 0x0112, 3, 0xFFFFFFFF, 8),  # has more entries, and values, than there are bytes
+        b"",
+    ],
+    ids=["a loop", "too many entries", "nothing"],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_broken_exif_says_nothing_about_the_pixels(directory: bytes) -> None:
+    image_bytes = encode(random_picture(4), "JPEG")
+    exif = b"Exif\0\0II*\0\x08\0\0\0" + directory
+    with_exif = image_bytes[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + image_bytes[2:]
+    assert np.array_equal(decode(with_exif), decode(image_bytes))
 
 
 @given(data=st.data(), image_format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]))

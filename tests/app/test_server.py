@@ -1,6 +1,7 @@
 """The real server process: how it starts, how it ends, and what the wire can do to it."""
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -263,6 +264,27 @@ async def connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamW
 def head(request: str, length: int, *headers: str) -> bytes:
     lines = (f"{request} HTTP/1.1", "Host: test", f"Content-Length: {length}", *headers)
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+async def test_a_decoder_that_hangs_costs_one_image_and_no_other(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, decode_threads=1, decode_timeout_s=2) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            expected = (await client.post("/predict", content=picture(1))).json()
+            (zygote,) = children(server.process.pid)
+            (decoder,) = children(zygote)
+            os.kill(decoder, signal.SIGSTOP)
+            outcomes = await asyncio.gather(*(client.post("/predict", content=picture(1)) for _ in range(2)))
+            good, hung = sorted(outcomes, key=lambda response: response.status_code)
+            assert (hung.status_code, hung.json()["code"]) == (422, "undecodable_image")
+            assert good.json() == expected
+            assert (await client.post("/predict", content=picture(1))).json() == expected
+            assert (await client.get("/health/ready")).status_code == 200
+        assert metric(server, 'vit_decoder_restarts_total{reason="timeout"}') == 1
+
+
+def children(pid: int) -> list[int]:
+    """Processes that any of its threads has started."""
+    return [int(child) for each in Path(f"/proc/{pid}/task").glob("*/children") for child in each.read_text().split()]
 
 
 def test_sigterm_before_the_server_listens_ends_the_process(tiny_checkpoint: Path) -> None:

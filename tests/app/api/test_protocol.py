@@ -208,7 +208,7 @@ async def test_while_all_connections_are_busy_only_health_is_answered(open_wire:
             assert b"connection: close" in answer.lower()
             if status == b"503":
                 assert b'"code":"too_many_connections"' in answer
-                assert b"retry-after: 1" in answer.lower()
+                assert b"retry-after: " in answer.lower()
             await wire.until(lambda: wire.connections == 2)
         wire.gate.set()
         assert [await reader.readline() for reader, _ in busy] == [b"HTTP/1.1 200 OK\r\n"] * 2

@@ -1,0 +1,81 @@
+"""Take the decoder that the settings ask for, in two steps: processes start slowly, and may do so while the model loads."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from app.decoding import Decoder
+from app.decoding.forking import Zygote
+from app.decoding.limits import needed_bytes
+from app.decoding.processes import ProcessDecoder, Reason
+from app.decoding.threads import ThreadDecoder
+from app.decoding.zygote import Job
+from app.images import ImageDecoder
+from app.metrics import Metrics
+from app.settings import Settings
+from model.preprocessing import Preprocessing
+
+_log = structlog.get_logger(__name__)
+
+
+class StartingDecoder:
+    """A decoder that has begun to start."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._zygote = Zygote() if _wants_processes(settings) else None
+
+    def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
+        """The decoder, warm. Blocks until it is.
+
+        Args:
+            preprocessing: of the checkpoint.
+            shape: (C, H, W) of the pixels.
+
+        Raises:
+            StartError: it cannot be started.
+        """
+        settings = self._settings
+        decode = ImageDecoder(
+            preprocessing,
+            formats=settings.image_formats,
+            max_bytes=settings.max_image_bytes,
+            max_pixels=settings.max_image_pixels,
+            exact=settings.exact_decode,
+        ).decode
+        if self._zygote is None:
+            return ThreadDecoder(decode, threads=settings.decode_threads)
+        memory_bytes = needed_bytes(settings.max_image_pixels, settings.max_image_bytes)
+        job = Job(decode, shape, settings.max_image_bytes, memory_bytes, settings.decode_timeout_s)
+        decoder = ProcessDecoder(self._zygote, job, processes=settings.decode_threads, on_restart=self._count)
+        decoder.warm_up()
+        return decoder
+
+    def give_up(self) -> None:
+        """End what has begun."""
+        if self._zygote is not None:
+            self._zygote.close()
+
+    def _count(self, reason: Reason) -> None:
+        self._metrics.decoder_restarts.labels(reason).inc()
+
+
+@contextmanager
+def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDecoder]:
+    """Begin to start a decoder; if what is done meanwhile fails, it ends."""
+    starting = StartingDecoder(settings, metrics)
+    try:
+        yield starting
+    except BaseException:
+        starting.give_up()
+        raise
+
+
+def _wants_processes(settings: Settings) -> bool:
+    if settings.decode_isolation == "process" and not hasattr(os, "memfd_create"):
+        _log.warning("decoding in threads: this system cannot share memory without a name")
+        return False
+    return settings.decode_isolation == "process"

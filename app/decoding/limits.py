@@ -1,0 +1,56 @@
+"""What a decoding process may use. Linux only, as is all that makes one."""
+
+import ctypes
+import math
+import resource
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_BYTES_A_PIXEL = 24
+"""The largest that any format was seen to need, for WebP with transparency: 17, in Pillow's and its decoder's memory."""
+
+_BYTES_A_BYTE = 8
+"""Of the encoded image: it is read, taken apart and put together again."""
+
+_FLOOR_BYTES = 256 << 20
+
+_SPARE_CPU_S = 2
+_PR_SET_PDEATHSIG = 1
+
+
+def needed_bytes(max_image_pixels: int, max_image_bytes: int) -> int:
+    """Memory in which every image within the limits can be decoded."""
+    return _FLOOR_BYTES + _BYTES_A_PIXEL * max_image_pixels + _BYTES_A_BYTE * max_image_bytes
+
+
+def end_with_parent() -> None:
+    """Let the kernel end this process when its parent ends, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def confine(memory_bytes: int) -> None:
+    """Take from this process what decoding does not need: more memory than this, files, sockets, other processes.
+
+    Where the machine or the container has no memory left, the kernel ends this process rather than the service.
+    """
+    with suppress(OSError):  # where /proc is read-only
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _lower(resource.RLIMIT_AS, in_use + memory_bytes)
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
+        _lower(limit, 0)  # what is open stays open
+
+
+def allow_cpu(seconds: float) -> None:
+    """Let the kernel end this process when it computes for much longer than this from now on, and nobody else has ended it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+    soft = math.ceil(time.process_time() + seconds) + _SPARE_CPU_S
+    resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
+
+
+def _lower(limit: int, value: int) -> None:
+    _, hard = resource.getrlimit(limit)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(limit, (value, value))

@@ -1,0 +1,142 @@
+"""python -m app.decoding.zygote FD MODULE: the process that decoding processes are forked from; it never sees a picture.
+
+It imports once what decoding needs, and makes a decoder warm, so that a new process costs milliseconds and shares that memory.
+It ends, with all it has forked, when the socket to the service closes: however that has ended.
+"""
+
+import fcntl
+import gc
+import importlib
+import io
+import mmap
+import os
+import pickle
+import signal
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.decoding import Decode
+from app.decoding.limits import allow_cpu, confine, end_with_parent
+from app.decoding.protocol import FORK, FORKED, REQUEST, Reply, write_reply
+from app.errors import ImageTooLarge, ServiceError, UndecodableImage
+
+MAX_JOB_BYTES = 65_536
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What decoding processes do, and with how much."""
+
+    decode: Decode
+    shape: tuple[int, int, int]
+    """Of the pixels that it gives."""
+    max_image_bytes: int
+    memory_bytes: int
+    timeout_s: float
+
+    @property
+    def pixels_at(self) -> int:
+        """Where in the shared memory the pixels are: behind the image."""
+        return -(-self.max_image_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+
+    @property
+    def shared_bytes(self) -> int:
+        """Size of the shared memory."""
+        return self.pixels_at + int(np.prod(self.shape))
+
+
+def main(control: socket.socket, module: str) -> None:
+    """Import, warm up, and fork whenever that is asked for."""
+    for sig in (signal.SIGINT, signal.SIGTERM):  # they are for the service, which drains first
+        signal.signal(sig, signal.SIG_IGN)
+    _end_with_peer(control, True)
+    importlib.import_module(module)
+    _end_with_peer(control, False)
+    control.send(b"imported")
+    if not (description := control.recv(MAX_JOB_BYTES)):
+        return
+    job: Job = pickle.loads(description)  # noqa: S301  # the service that started this process wrote it
+    _warm_up(job.decode)
+    gc.freeze()  # a collection would touch, and so copy, memory that all share
+    control.send(b"warm")
+    children: set[int] = set()
+    while True:
+        request, fds, *_ = socket.recv_fds(control, FORK.size, 2)
+        if not request:
+            break
+        status = _end(FORK.unpack(request)[0], children)
+        connection, memory = socket.socket(fileno=fds[0]), fds[1]
+        if (pid := os.fork()) == 0:
+            try:
+                control.close()
+                _serve(connection, memory, job)
+            finally:
+                os._exit(0)
+        children.add(pid)
+        connection.close()
+        os.close(memory)
+        control.send(FORKED.pack(pid, status))
+    for pid in list(children):
+        _end(pid, children)
+
+
+def _end_with_peer(control: socket.socket, on: bool) -> None:
+    """Have SIGIO sent, which ends this process, when the other side closes: the imports would not notice for a second."""
+    flags = fcntl.fcntl(control, fcntl.F_GETFL)
+    fcntl.fcntl(control, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(control, fcntl.F_SETFL, flags | os.O_ASYNC if on else flags & ~os.O_ASYNC)
+
+
+def _end(pid: int, children: set[int]) -> int:
+    """End a child, unless it already has; returns how it ended: a status as of `os.waitpid`, or -1 for what is no child."""
+    if pid not in children:
+        return -1
+    os.kill(pid, signal.SIGKILL)  # it is not reaped yet, so that the number is still its own
+    children.remove(pid)
+    return os.waitpid(pid, 0)[1]
+
+
+def _warm_up(decode: Decode) -> None:
+    """Have it import and set up what it does late, for every format."""
+    from PIL import Image
+
+    for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):
+        file = io.BytesIO()
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.new("RGB", (256, 192), "teal").save(file, image_format, exif=exif)
+        try:
+            decode(file.getvalue())
+        except ServiceError:  # a format that is not enabled
+            continue
+
+
+def _serve(connection: socket.socket, memory_fd: int, job: Job) -> None:
+    """Decode one image after another, until the service closes the connection."""
+    end_with_parent()
+    memory = mmap.mmap(memory_fd, job.shared_bytes)
+    pixels = np.frombuffer(memory, np.uint8, offset=job.pixels_at).reshape(job.shape)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a C library's last words may quote the picture
+    confine(job.memory_bytes)
+    while request := connection.recv(REQUEST.size):
+        number, length = REQUEST.unpack(request)
+        allow_cpu(job.timeout_s)
+        error = None
+        try:
+            pixels[:] = job.decode(memory[:length])
+        except ServiceError as known:
+            error = known
+        except MemoryError:
+            error = ImageTooLarge("The image does not fit into memory.")
+        except Exception:
+            error = UndecodableImage("The image is truncated or corrupt.")
+        connection.send(write_reply(Reply(number, error)))
+
+
+if __name__ == "__main__":
+    with suppress(BrokenPipeError, ConnectionResetError):  # the service has ended meanwhile
+        main(socket.socket(fileno=int(sys.argv[1])), sys.argv[2])

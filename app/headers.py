@@ -1,0 +1,117 @@
+"""What an encoded picture says of itself before anything is decoded: its format, its scans, its size, its chunks.
+
+Pillow reads headers in Python, byte by byte, and unpacks every colour profile; these walks are short, and bounded in steps.
+"""
+
+import re
+
+from app.errors import UndecodableImage
+from app.geometry import Size
+
+_MAX_JPEG_SCANS = 100
+"""A progressive JPEG of a camera or an editor has about 10 scans; each costs a pass over the whole image."""
+
+_MAX_SCANS_OF_LARGEST = 20
+"""Scans of a picture with as many pixels as are allowed. A smaller one may have more: what counts is the work."""
+
+_MAX_JPEG_SEGMENTS = 10_000
+
+_MAX_JPEG_PADDING = 65_536
+"""Bytes between the segments before the first scan, where none belong but a few 0xFF."""
+
+_MAX_PNG_CHUNKS = 10_000
+"""Encoders write 8 KiB or more of pixels in a chunk."""
+
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]", flags=re.DOTALL)
+"""A marker that is followed by a length, or the end of the image; not what stands within a scan's data."""
+
+_BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+
+def sniff_format(image_bytes: bytes) -> str | None:
+    """The format that the first bytes tell, or None."""
+    if image_bytes.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    if image_bytes.startswith(_PNG_SIGNATURE):
+        return "png"
+    if image_bytes[:4] == b"RIFF" and image_bytes[8:12] == b"WEBP":
+        return "webp"
+    if image_bytes.startswith((b"GIF87a", b"GIF89a")):
+        return "gif"
+    if image_bytes.startswith(b"BM") and int.from_bytes(image_bytes[14:18], "little") in _BMP_HEADER_SIZES:
+        return "bmp"
+    return None
+
+
+def count_jpeg_scans(jpeg: bytes) -> int:
+    """Walk from marker to marker up to the end of the image, and count the scans; what is behind it is nobody's business.
+
+    ITU-T T.81, annex B: a marker is 0xFF and a byte that is neither 0x00 nor 0xFF; all but a few are followed by a length.
+
+    Raises:
+        UndecodableImage: more scans or segments, or more between them, than an honest picture has.
+    """
+    position, scans, padding = 2, 0, 0
+    for _ in range(_MAX_JPEG_SEGMENTS):
+        marker = _JPEG_MARKER.search(jpeg, position)
+        if marker is None or marker[0] == b"\xff\xd9":
+            return scans
+        padding += 0 if scans else marker.start() - position
+        if padding > _MAX_JPEG_PADDING:
+            raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_PADDING} bytes between its segments.")
+        scans += marker[0] == b"\xff\xda"
+        if scans > _MAX_JPEG_SCANS:
+            raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_SCANS} scans.")
+        position = marker.end() + max(2, int.from_bytes(jpeg[marker.end() : marker.end() + 2], "big"))
+    raise UndecodableImage(f"The JPEG has more than {_MAX_JPEG_SEGMENTS} segments.")
+
+
+def check_jpeg_scans(scans: int, pixels: int, max_pixels: int) -> None:
+    """Tell whether so many scans over so many pixels are more work than the largest picture may be.
+
+    Raises:
+        UndecodableImage: they are.
+    """
+    if scans > 1 and scans * pixels > _MAX_SCANS_OF_LARGEST * max_pixels:
+        raise UndecodableImage(f"The JPEG has {scans} scans, too many for its size.")
+
+
+def png_without_profiles(png: bytes) -> bytes:
+    """The PNG without its colour profiles, of which Pillow would unpack every one, up to 1 MiB each.
+
+    Texts stay, for one may hold the EXIF orientation; Pillow bounds what they unpack to.
+    PNG specification (third edition), 5.3: a chunk is a length, a type of four letters, so many bytes, and a checksum.
+
+    Raises:
+        UndecodableImage: more chunks than an honest picture has.
+    """
+    kept: list[bytes] = []
+    kept_up_to, position = 0, len(_PNG_SIGNATURE)
+    for _ in range(_MAX_PNG_CHUNKS):
+        kind = png[position + 4 : position + 8]
+        end = position + 12 + int.from_bytes(png[position : position + 4], "big")
+        if kind == b"iCCP":
+            kept.append(png[kept_up_to:position])
+            kept_up_to = end
+        if kind == b"IEND" or end >= len(png):
+            return b"".join([*kept, png[kept_up_to:]]) if kept else png
+        position = end
+    raise UndecodableImage(f"The PNG has more than {_MAX_PNG_CHUNKS} chunks.")
+
+
+def webp_size(webp: bytes) -> Size | None:
+    """Width and height by the first chunk of the file (RFC 9649, 2.5 to 2.7), or None if there are none."""
+    header = webp[20:30]
+    if len(header) < 10:
+        return None
+    match webp[12:16]:
+        case b"VP8X":
+            return int.from_bytes(header[4:7], "little") + 1, int.from_bytes(header[7:10], "little") + 1
+        case b"VP8L":
+            bits = int.from_bytes(header[1:5], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            return int.from_bytes(header[6:8], "little") & 0x3FFF, int.from_bytes(header[8:10], "little") & 0x3FFF
+    return None

@@ -1,0 +1,95 @@
+"""A decoder that does what its picture says: what decoding processes run in tests."""
+
+import os
+import signal
+import socket
+import time
+from contextlib import suppress
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.decoding.protocol import Reply, write_reply
+from app.errors import UndecodableImage
+
+Pixels = NDArray[np.uint8]
+"""As in `app/images.py`, whose imports take a second."""
+
+SHAPE = (3, 2, 2)
+
+_poisoned = False
+
+
+def decode(picture: bytes) -> Pixels:
+    """`good N` gives N in every pixel; `is it so?` gives 1 or 0; the rest goes wrong."""
+    if _poisoned:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    what, _, argument = picture.partition(b" ")
+    match what:
+        case b"good":
+            return np.full(SHAPE, int(argument), np.uint8)
+        case b"wait":
+            time.sleep(float(argument))
+            return np.zeros(SHAPE, np.uint8)
+        case b"spin":
+            while True:
+                pass
+        case b"signal":
+            os.kill(os.getpid(), int(argument))
+        case b"exit":
+            os._exit(0)
+        case b"eat":
+            blocks = []
+            while True:
+                blocks.append(bytearray(16 << 20))
+        case b"raise":
+            raise RuntimeError(argument)
+        case b"poison":
+            return _poison()
+        case b"say":
+            _say(argument)
+            return np.zeros(SHAPE, np.uint8)
+        case b"say-next":
+            _say(write_reply(Reply(int(argument), None)))
+            return np.zeros(SHAPE, np.uint8)
+        case b"shape":
+            return np.zeros((3, 9, 9), np.uint8)
+        case b"is":
+            return np.full(SHAPE, _is(argument.decode()), np.uint8)
+    raise UndecodableImage("This is no picture.")
+
+
+def _poison() -> Pixels:
+    global _poisoned
+    _poisoned = True
+    return np.full(SHAPE, 7, np.uint8)
+
+
+def _say(message: bytes) -> None:
+    """Write to every socket that is open: one of them is the service's."""
+    for fd in range(3, 64):
+        with suppress(OSError):
+            os.write(fd, message)
+
+
+def _is(what: str) -> bool:
+    """Whether this process has, or can do, what it should not."""
+    if what == "key":
+        return any(name.startswith("VIT_") for name in os.environ)
+    try:
+        match what:
+            case "file":
+                os.close(os.open("/etc/hostname", os.O_RDONLY))
+            case "socket":
+                socket.socket().close()
+            case "ignoring":
+                os.kill(os.getpid(), signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGINT)
+    except OSError:
+        return False
+    return True
+
+
+def abort(picture: bytes) -> Pixels:
+    """Not even warming up succeeds."""
+    os.abort()

@@ -1,0 +1,349 @@
+"""Decoding processes that hang, crash, lie and die: only the picture that they had is lost, and the next one is right."""
+
+import asyncio
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+
+from app.decoding.forking import Zygote, _environment, _shared_memory
+from app.decoding.limits import needed_bytes
+from app.decoding.processes import ProcessDecoder
+from app.decoding.zygote import Job
+from app.errors import Draining, ImageTooLarge, ServiceError, StartError, UndecodableImage
+from app.images import ImageDecoder
+from model.preprocessing import Preprocessing
+from tests.app.decoding import faults
+from tests.support import ROOT, encode, random_picture
+
+JOB = Job(faults.decode, faults.SHAPE, max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60)
+LIGHT = "app.errors"
+"""What their zygote imports: these decoders need neither torch nor Pillow."""
+
+Open = Callable[..., Awaitable[tuple[ProcessDecoder, Counter[str]]]]
+
+
+@pytest.fixture
+async def open_decoder() -> AsyncIterator[Open]:
+    """`decoder, restarts = await open_decoder(processes=1, timeout_s=...)`, ready."""
+    decoders = []
+
+    async def open_decoder(*, processes: int = 1, **job: Any) -> tuple[ProcessDecoder, Counter[str]]:
+        restarts: Counter[str] = Counter()
+        decoder = ProcessDecoder(
+            Zygote(LIGHT), replace(JOB, **job), processes=processes, on_restart=lambda reason: restarts.update([reason])
+        )
+        decoders.append(decoder)
+        await asyncio.to_thread(decoder.warm_up)
+        decoder.start()
+        return decoder, restarts
+
+    yield open_decoder
+    for decoder in decoders:
+        decoder.close()
+
+
+async def value(decoder: ProcessDecoder, picture: bytes) -> int:
+    """What every pixel of the picture is."""
+    pixels = await decoder.decode(picture)
+    assert pixels.shape == faults.SHAPE
+    return int(np.unique(pixels).item())
+
+
+def pids(decoder: ProcessDecoder) -> list[int]:
+    return [place.child.pid for place in decoder._places]
+
+
+async def test_every_picture_gets_its_own_pixels(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder(processes=2)
+    numbers = list(range(200))
+    assert await asyncio.gather(*(value(decoder, b"good %d" % number) for number in numbers)) == numbers
+
+
+async def test_pixels_stay_as_they_are_when_others_follow(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    first = await decoder.decode(b"good 1")
+    await decoder.decode(b"good 2")
+    assert (first == 1).all()
+
+
+@pytest.mark.parametrize("picture", [b"spin", b"wait 3600"])
+async def test_a_picture_that_hangs_is_refused_and_its_process_replaced(open_decoder: Open, picture: bytes) -> None:
+    decoder, restarts = await open_decoder(timeout_s=0.3)
+    hung, others = decoder.decode(picture), [value(decoder, b"good %d" % number) for number in (1, 2, 3)]
+    outcomes = await asyncio.gather(hung, *others, return_exceptions=True)
+    assert isinstance(outcomes[0], UndecodableImage)
+    assert str(outcomes[0]) == "The image takes too long to decode."
+    assert outcomes[1:] == [1, 2, 3]
+    assert restarts == {"timeout": 1}
+
+
+@pytest.mark.parametrize(
+    "picture", [b"signal %d" % signal.SIGSEGV, b"signal %d" % signal.SIGKILL, b"signal %d" % signal.SIGABRT, b"exit"], ids=str
+)
+async def test_a_picture_that_ends_its_process_is_refused_and_the_next_is_right(open_decoder: Open, picture: bytes) -> None:
+    decoder, restarts = await open_decoder()
+    crash, good = await asyncio.gather(decoder.decode(picture), value(decoder, b"good 5"), return_exceptions=True)
+    assert isinstance(crash, UndecodableImage)
+    assert good == 5
+    assert restarts == {"crashed": 2}  # it was given a second decoder
+
+
+async def test_a_picture_does_not_suffer_from_what_the_one_before_has_left_behind(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    assert await value(decoder, b"poison") == 7
+    assert await value(decoder, b"good 8") == 8
+    assert restarts == {"crashed": 1}
+
+
+async def test_a_picture_that_eats_memory_is_refused(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    with pytest.raises(ImageTooLarge, match="does not fit into memory"):
+        await decoder.decode(b"eat")
+    assert await value(decoder, b"good 9") == 9
+    assert not restarts
+
+
+@pytest.mark.parametrize("picture", [b"raise something secret", b"shape"])
+async def test_an_error_that_nobody_foresaw_is_told_in_our_words(open_decoder: Open, picture: bytes) -> None:
+    decoder, restarts = await open_decoder()
+    with pytest.raises(UndecodableImage, match=r"^The image is truncated or corrupt\.$"):
+        await decoder.decode(picture)
+    assert not restarts
+
+
+@pytest.mark.parametrize("picture", [b"say nonsense", b"say-next 99"])
+async def test_a_process_that_does_not_say_what_it_should_is_replaced(open_decoder: Open, picture: bytes) -> None:
+    decoder, restarts = await open_decoder()
+    with pytest.raises(UndecodableImage):
+        await decoder.decode(picture)
+    assert await value(decoder, b"good 4") == 4
+    assert restarts["crashed"] >= 1
+
+
+async def test_an_answer_that_nobody_asked_for_is_not_the_next_pictures(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    assert await value(decoder, b"say-next 1") == 0  # its own number: a second answer follows when it is done
+    assert await value(decoder, b"good 6") == 6
+    assert restarts == {"crashed": 1}
+
+
+async def test_more_bytes_than_the_shared_memory_takes_are_refused(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    with pytest.raises(ImageTooLarge, match="100001 bytes; at most 100000"):
+        await decoder.decode(bytes(100_001))
+
+
+@pytest.mark.parametrize("what", ["key", "file", "socket"])
+async def test_a_process_has_nothing_that_decoding_does_not_need(
+    open_decoder: Open, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIT_API_KEYS", "secret")
+    decoder, _ = await open_decoder()
+    assert await value(decoder, b"is " + what.encode()) == 0
+
+
+def test_the_variables_of_a_process_are_those_that_decoding_needs() -> None:
+    assert set(_environment({"AWS_SECRET_ACCESS_KEY": "x", "VIT_API_KEYS": "x", "LD_LIBRARY_PATH": "x"})) == {
+        "LD_LIBRARY_PATH", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH",
+    }  # fmt: skip
+
+
+async def test_a_machine_without_memory_ends_decoders_first(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    await value(decoder, b"good 1")  # by then it has what it shall have
+    (pid,) = pids(decoder)
+    assert expendable(pid)
+
+
+def expendable(pid: int) -> bool:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
+async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
+    decoder, _ = await open_decoder()
+    for request_id, picture in (("innocent", b"good 1"), ("culprit", b"exit"), ("another", b"good 2")):
+        with structlog.contextvars.bound_contextvars(request_id=request_id), suppress(UndecodableImage):
+            await decoder.decode(picture)
+    for pid in pids(decoder):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+    await value(decoder, b"good 3")
+    restarts = [record.msg for record in caplog.records if "decoder restarted" in str(record.msg)]
+    assert [restart.get("request_id") for restart in restarts if isinstance(restart, dict)] == ["culprit", "culprit", None]
+
+
+async def test_signals_that_are_for_the_service_end_no_decoder(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    for pid in (decoder._zygote._process.pid, *pids(decoder)):
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+    assert await value(decoder, b"is ignoring") == 1
+    assert not restarts
+
+
+async def test_a_call_that_is_cancelled_before_its_turn_is_never_begun(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    busy = asyncio.create_task(decoder.decode(b"wait 0.3"))
+    waiting = asyncio.create_task(decoder.decode(b"exit"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await busy
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await value(decoder, b"good 3") == 3
+    assert not restarts
+
+
+async def test_a_call_that_is_cancelled_while_it_is_decoded_gives_its_place_back(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    busy = asyncio.create_task(decoder.decode(b"wait 0.3"))
+    await asyncio.sleep(0)
+    busy.cancel()
+    assert await value(decoder, b"good 3") == 3
+    assert not restarts
+
+
+async def test_a_process_that_ended_while_it_was_idle_costs_nothing(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder(processes=2)
+    for pid in pids(decoder):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)  # the event loop has not heard of it
+    assert await asyncio.gather(*(value(decoder, b"good %d" % number) for number in range(4))) == [0, 1, 2, 3]
+    assert restarts == {"crashed": 2}
+
+
+async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    (pid,) = pids(decoder)
+    os.kill(decoder._zygote._process.pid, signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while pids(decoder) == [pid] or not decoder.alive:  # noqa: ASYNC110 - it ends by itself, as its parent has
+            await asyncio.sleep(0.01)
+    assert await value(decoder, b"good 2") == 2
+
+
+async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    left = [decoder._zygote._process.pid, *pids(decoder)]
+    calls = [asyncio.create_task(decoder.decode(picture)) for picture in (b"spin", b"good 1")]
+    await asyncio.sleep(0)
+    decoder.close()
+    assert [type(outcome) for outcome in await asyncio.gather(*calls, return_exceptions=True)] == [Draining, Draining]
+    with pytest.raises(Draining):
+        await decoder.decode(b"good 1")
+    assert not any(exists(pid) for pid in left)
+
+
+SERVICE = """
+import asyncio, os
+from app.decoding.forking import Zygote
+from app.decoding.processes import ProcessDecoder
+from tests.app.decoding.test_processes import JOB, LIGHT, pids
+
+async def main() -> None:
+    zygote = Zygote(LIGHT)
+    print(zygote._process.pid, flush=True)
+    if {wait}:
+        decoder = ProcessDecoder(zygote, JOB, processes=2, on_restart=print)
+        decoder.warm_up()
+        decoder.start()
+        hanging = asyncio.create_task(decoder.decode(b"spin"))
+        await decoder.decode(b"good 1")
+        print(*pids(decoder), flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("wait", [False, True], ids=["while it starts", "while it decodes"])
+def test_when_the_service_is_killed_no_process_is_left(wait: bool) -> None:
+    command = [sys.executable, "-c", SERVICE.format(wait=wait)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        left = [int(pid) for _ in range(1 + wait) for pid in service.stdout.readline().split()]
+        service.kill()
+    assert len(left) == (3 if wait else 1)
+    for pid in left:
+        wait_until_gone(pid)
+
+
+def wait_until_gone(pid: int) -> None:
+    give_up_at = time.monotonic() + 30
+    while exists(pid):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)  # nobody tells of it
+
+
+def exists(pid: int) -> bool:
+    """Whether it runs, and does not only wait to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_a_decoder_that_cannot_be_started_is_told_in_a_sentence() -> None:
+    decoder = ProcessDecoder(Zygote(LIGHT), replace(JOB, decode=faults.abort), processes=1, on_restart=lambda _: None)
+    with pytest.raises(StartError, match="VIT_DECODE_ISOLATION"):
+        decoder.warm_up()
+    decoder.close()
+
+
+def test_nobody_can_make_the_shared_memory_smaller() -> None:
+    memory = _shared_memory(4096)
+    try:
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory, 0)
+        assert fcntl.fcntl(memory, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL
+    finally:
+        os.close(memory)
+
+
+@pytest.fixture
+def image_decoder() -> ImageDecoder:
+    how = Preprocessing(32, (28, 28), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    formats = frozenset({"jpeg", "png", "webp", "gif", "bmp"})
+    return ImageDecoder(how, formats=formats, max_bytes=100_000, max_pixels=1_000_000, exact=False)
+
+
+async def test_real_pictures_broken_at_random_cost_nobody_else_anything(
+    open_decoder: Open, image_decoder: ImageDecoder
+) -> None:
+    memory_bytes = needed_bytes(1_000_000, 100_000)
+    decoder, restarts = await open_decoder(decode=image_decoder.decode, shape=(3, 28, 28), memory_bytes=memory_bytes)
+    rng = random.Random(0)
+    for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):
+        good = encode(random_picture(3, 80, 60), image_format)
+        expected = image_decoder.decode(good)
+        for _ in range(100):
+            try:
+                await decoder.decode(broken(good, rng))
+            except ServiceError as error:
+                assert error.code in ("undecodable_image", "unsupported_image_format", "image_too_large")
+        assert np.array_equal(await decoder.decode(good), expected)
+    assert not restarts
+
+
+def broken(picture: bytes, rng: random.Random) -> bytes:
+    """Cut off somewhere, or with up to 16 of its bytes changed."""
+    if rng.random() < 0.3:
+        return picture[: rng.randrange(1, len(picture))]
+    changed = bytearray(picture)
+    for _ in range(rng.randint(1, 16)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)
