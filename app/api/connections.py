@@ -71,8 +71,8 @@ class Connections:
     """The open connections of one server.
 
     `idle` are those without a request in work, in the order in which they became so: their peers have sent nothing, or only
-    a part of a header. They give way when there is no room, the oldest first, so that a flood of silent connections displaces
-    itself and not the peers that have something to ask.
+    a part of a header, or go on after their last answer. They give way when there is no room, the oldest first, so that a
+    flood of silent connections displaces itself and not the peers that have something to ask.
     """
 
     def __init__(self, limits: HttpLimits, metrics: Metrics) -> None:

@@ -306,6 +306,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         self._deaf = True
         self._linger_until = self.loop.time() + self._limits.linger_s
+        self._all.at_rest(self)
         self.transport.write_eof()
         self.flow.resume_reading()
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import resource
 import signal
 import time
@@ -25,9 +26,11 @@ def needed_bytes(max_image_pixels: int, max_image_bytes: int) -> int:
     return _FLOOR_BYTES + _BYTES_A_PIXEL * max_image_pixels + _BYTES_A_BYTE * max_image_bytes
 
 
-def end_with_parent() -> None:
-    """Let the kernel end this process when its parent ends, however that ends."""
+def end_with_parent(parent: int) -> None:
+    """Let the kernel end this process when its parent ends, however that ends; or end it now, if that already has."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)
 
 
 def confine(memory_bytes: int) -> None:

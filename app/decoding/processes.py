@@ -38,6 +38,9 @@ _log = structlog.get_logger(__name__)
 class _Died(Exception):
     """The process that had the image has ended without an answer."""
 
+    def __init__(self, *, begun: bool) -> None:
+        self.begun = begun
+
 
 class _Place:
     """One decoding process after another, and the image that it has now."""
@@ -47,12 +50,15 @@ class _Place:
         self.number = 0
         self.result: asyncio.Future[Pixels] | None = None
         self.overdue: asyncio.TimerHandle | None = None
+        self.closed = False
         self._settle(child)
 
     def renew(self, zygote: Zygote) -> int:
         """Another process for this place; returns how the one before it ended. Blocks."""
         child, status = zygote.fork(self._job, self.child.pid)
         self._settle(child)
+        if self.closed:  # meanwhile, by the event loop
+            child.connection.close()
         return status
 
     def _settle(self, child: Child) -> None:
@@ -127,16 +133,17 @@ class ProcessDecoder:
     async def decode(self, image_bytes: bytes) -> Pixels:
         """See `Decoder`."""
         check_length(image_bytes, self._job.max_image_bytes)
-        for _ in range(_TRIES):
-            result = await self._begin(image_bytes)
+        tries = 0
+        while tries < _TRIES:
+            result = await self._give(image_bytes)
             try:
                 return await result
-            except _Died:
-                continue
+            except _Died as died:
+                tries += died.begun
         raise UndecodableImage("The image makes its decoder fail.")
 
-    async def _begin(self, image_bytes: bytes) -> asyncio.Future[Pixels]:
-        """Give an image to the next process that takes it."""
+    async def _give(self, image_bytes: bytes) -> asyncio.Future[Pixels]:
+        """Wait for a process that takes the image."""
         while True:
             place = await self._take()
             try:
@@ -153,6 +160,7 @@ class ProcessDecoder:
         for task in self._replacing:
             task.cancel()
         for place in self._places:
+            place.closed = True
             self._abandon(place, _stopping())
         self._refuse_waiting(_stopping())
         self._zygote.close()
@@ -192,8 +200,9 @@ class ProcessDecoder:
             message = place.child.connection.recv(MAX_REPLY_BYTES)
         except BlockingIOError:
             return
-        except OSError:
-            message = b""
+        except OSError:  # Linux resets a local connection whose other side closes and has not read everything
+            self._lose(place, "crashed", begun=False)
+            return
         reply = read_reply(message)
         if reply is None or reply.number != place.number or place.overdue is None:
             self._lose(place, "crashed")
@@ -203,10 +212,10 @@ class ProcessDecoder:
             place.context = contextvars.Context()
             self._release(place)
 
-    def _lose(self, place: _Place, reason: Reason) -> None:
+    def _lose(self, place: _Place, reason: Reason, *, begun: bool = True) -> None:
         """Give up a process, and have another one made for its place."""
         overdue = UndecodableImage("The image takes too long to decode.")
-        self._abandon(place, overdue if reason == "timeout" else _Died())
+        self._abandon(place, overdue if reason == "timeout" else _Died(begun=begun))
         task = asyncio.create_task(self._replace(place, reason), name="replace a decoder", context=place.context)
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)

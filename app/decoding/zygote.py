@@ -63,7 +63,7 @@ def main(control: socket.socket, module: str) -> None:
     _warm_up(job.decode)
     gc.freeze()  # a collection would touch, and so copy, memory that all share
     control.send(b"warm")
-    children: set[int] = set()
+    zygote, children = os.getpid(), set[int]()
     while True:
         request, fds, *_ = socket.recv_fds(control, FORK.size, 2)
         if not request:
@@ -73,6 +73,7 @@ def main(control: socket.socket, module: str) -> None:
         if (pid := os.fork()) == 0:
             try:
                 control.close()
+                end_with_parent(zygote)
                 _serve(connection, memory, job)
             finally:
                 os._exit(0)
@@ -117,7 +118,6 @@ def _warm_up(decode: Decode) -> None:
 
 def _serve(connection: socket.socket, memory_fd: int, job: Job) -> None:
     """Decode one image after another, until the service closes the connection."""
-    end_with_parent()
     memory = mmap.mmap(memory_fd, job.shared_bytes)
     pixels = np.frombuffer(memory, np.uint8, offset=job.pixels_at).reshape(job.shape)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a C library's last words may quote the picture

@@ -46,6 +46,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "raw-wrong-type": {"content": picture(0), "headers": {"Content-Type": "image/jpeg"}},
     "raw-no-type": {"content": picture(0)},
     "raw-curl-default": {"content": picture(0), "headers": {"Content-Type": "application/x-www-form-urlencoded"}},
+    "raw-for-a-browser": {"content": picture(0), "headers": {"Accept": "text/html"}},
     "raw-chunked": {"content": chunks(picture(0)[:100], picture(0)[100:])},
     "json": {"json": {"image": base64_of(picture(0))}},
     "json-data-uri": {"json": {"image": f"data:image/png;base64,{base64_of(picture(0))}"}},
@@ -136,6 +137,8 @@ IMAGE = 'Content-Disposition: form-data; name="image"'
         pytest.param({"files": {"image": b""}}, "The image is empty", id="empty-part"),
         pytest.param({"files": [("image", picture(0)), ("file", picture(1))]}, "more than one image", id="two-images"),
         pytest.param({"files": [(f"x{i}", b"") for i in range(9)]}, "more than 8 parts", id="many-parts"),
+        pytest.param({"files": [(f"x{i}", b"") for i in range(1001)]}, "more than 8 parts", id="a-flood-of-parts"),
+        pytest.param(multipart(("Content-Disposition: form-data; name=x", bytes(2_000_000))), "no image", id="huge-field"),
         pytest.param({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, "no boundary", id="no-boundary"),
         pytest.param(
             {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary="}}, "no boundary", id="empty-boundary"
@@ -175,6 +178,7 @@ IMAGE = 'Content-Disposition: form-data; name="image"'
         ),
         pytest.param({"json": [1]}, "must be an object", id="json-list"),
         pytest.param({"json": {}}, "There is no image", id="json-without-image"),
+        pytest.param({"json": {"url": "http://169.254.169.254/"}}, "There is no image", id="json-with-url"),
         pytest.param({"json": {"image": [[]] * 100}}, "far more than images", id="json-bomb"),
         pytest.param({"json": {"image": 5}}, "must be a base64 string", id="json-number"),
         pytest.param({"json": {"image": "***"}}, "not valid base64", id="not-base64"),
@@ -238,6 +242,7 @@ async def test_too_many_pixels_are_413(open_client: OpenClient) -> None:
         pytest.param(multipart((f"{IMAGE}; filename=\"a.php%00.jpg\"; filename*=UTF-8''x", picture(0))), id="filename-star"),
         pytest.param(multipart((f'{IMAGE}; filename="{"A" * 255}"', picture(0))), id="filename-long"),
         pytest.param(multipart((f'{IMAGE}; filename="\u202egpj.exe"', picture(0))), id="filename-right-to-left"),
+        pytest.param(multipart((f'{IMAGE}; filename="a%0D%0Ab.png"', picture(0))), id="filename-line-break"),
         pytest.param(multipart(("Content-Disposition: form-data; name=image", picture(0))), id="unquoted-name"),
     ],
 )
@@ -249,6 +254,9 @@ async def test_what_is_odd_in_a_multipart_body_but_clear_is_answered(client: htt
 async def test_what_is_no_image_is_415(client: httpx.AsyncClient, content: bytes) -> None:
     assert_problem(await client.post("/predict", content=content), 415, "unsupported_image_format")
     assert_problem(await client.post("/predict", files={"image": content}), 415, "unsupported_image_format")
+    assert_problem(await client.post("/predict", **multipart((IMAGE, content))), 415, "unsupported_image_format")
+    pickled = {"Content-Type": "application/vnd.bentoml+pickle"}
+    assert_problem(await client.post("/predict", content=content, headers=pickled), 415, "unsupported_image_format")
 
 
 async def test_a_format_that_is_not_enabled_is_415(open_client: OpenClient) -> None:

@@ -4,121 +4,15 @@ import asyncio
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
 
 import pytest
-import uvicorn
-from fastapi import FastAPI
 
-from app.api.connections import Connections, HttpLimits
-from app.api.context import LastResort
-from app.api.problems import install_problem_handlers
-from app.api.protocol import HttpProtocol
-from app.metrics import Metrics
-
-PATIENCE_S = 30
-BIG = 50_000_000
-"""Bytes that no system buffers for a socket."""
-
-Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@dataclass
-class Wire:
-    """A server in this process. `/held` is answered when the gate opens, `/big` at length, and all else once it is read."""
-
-    limits: HttpLimits
-    metrics: Metrics = field(default_factory=Metrics)
-    gate: asyncio.Event = field(default_factory=asyncio.Event)
-    held: int = 0
-    address: tuple[str, int] = ("", 0)
-    peers: list[asyncio.StreamWriter] = field(default_factory=list)
-
-    async def app(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-        while (await receive()).get("more_body"):
-            pass
-        if scope["path"] == "/held":
-            self.held += 1
-            await self.gate.wait()
-        body = bytes(BIG) if scope["path"] == "/big" else b"done"
-        length = str(len(body)).encode()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})
-        await send({"type": "http.response.body", "body": body})
-
-    async def connect(self, sent: bytes = b"", **options: Any) -> Peer:
-        reader, writer = await asyncio.open_connection(*self.address, **options)
-        self.peers.append(writer)
-        writer.write(sent)
-        return reader, writer
-
-    async def ask(self, path: str) -> bytes:
-        """The first line of the answer; the connection is left open."""
-        reader, _ = await self.connect(get(path))
-        async with asyncio.timeout(PATIENCE_S):
-            return (await reader.readline()).strip()
-
-    async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE_S):
-            while not true():  # noqa: ASYNC110 - what it asks has no Event
-                await asyncio.sleep(0.01)
-
-    def count(self, reason: str) -> float:
-        return self.metrics.registry.get_sample_value("vit_http_refused_total", {"reason": reason}) or 0
-
-    @property
-    def connections(self) -> float | None:
-        return self.metrics.registry.get_sample_value("vit_http_connections")
-
-
-def get(path: str) -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode()
-
-
-@pytest.fixture
-def open_wire() -> Callable[..., AbstractAsyncContextManager[Wire]]:
-    @asynccontextmanager
-    async def open_wire(limits: HttpLimits) -> AsyncIterator[Wire]:
-        wire = Wire(limits)
-        app = FastAPI(openapi_url=None)
-        app.mount("/", wire.app)
-        install_problem_handlers(app)
-        app.add_middleware(LastResort)
-        config = uvicorn.Config(
-            app,
-            port=0,
-            http=partial(HttpProtocol, connections=Connections(limits, wire.metrics)),  # type: ignore[arg-type] # as it is used
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            proxy_headers=False,
-            timeout_graceful_shutdown=1,
-        )
-        server = uvicorn.Server(config)
-        serving = asyncio.create_task(server.serve())
-        await wire.until(lambda: server.started)
-        wire.address = server.servers[0].sockets[0].getsockname()
-        try:
-            yield wire
-        finally:
-            wire.gate.set()
-            for peer in wire.peers:
-                peer.close()
-            await asyncio.gather(*(peer.wait_closed() for peer in wire.peers), return_exceptions=True)
-            server.should_exit = True
-            await serving
-
-    return open_wire
-
-
-OpenWire = Callable[[HttpLimits], AbstractAsyncContextManager[Wire]]
+from app.api.connections import HttpLimits
+from tests.wire import BIG, PATIENCE_S, get, open_wire
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 100000", b"Transfer-Encoding: chunked"], ids=["length", "chunked"])
-async def test_a_body_that_comes_byte_by_byte_is_408(open_wire: OpenWire, framing: bytes) -> None:
+async def test_a_body_that_comes_byte_by_byte_is_408(framing: bytes) -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2)) as wire:
         reader, writer = await wire.connect(b"POST / HTTP/1.1\r\nHost: test\r\n" + framing + b"\r\n\r\n")
 
@@ -136,14 +30,14 @@ async def test_a_body_that_comes_byte_by_byte_is_408(open_wire: OpenWire, framin
         assert wire.count("request_too_slow") == 1
 
 
-async def test_a_body_that_stops_is_408(open_wire: OpenWire) -> None:
+async def test_a_body_that_stops_is_408() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2)) as wire:
         reader, _ = await wire.connect(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc")
         async with asyncio.timeout(PATIENCE_S):
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
 
 
-async def test_an_answer_that_takes_long_is_waited_for(open_wire: OpenWire) -> None:
+async def test_an_answer_that_takes_long_is_waited_for() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.1, body_grace_s=0.1, max_answer_stall_s=0.1)) as wire:
         reader, _ = await wire.connect(get("/held"))
         silent, _ = await wire.connect()
@@ -153,7 +47,7 @@ async def test_an_answer_that_takes_long_is_waited_for(open_wire: OpenWire) -> N
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_peer_that_does_not_read_its_answer_is_cut(open_wire: OpenWire) -> None:
+async def test_a_peer_that_does_not_read_its_answer_is_cut() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, max_answer_stall_s=0.2)) as wire:
         peer = socket.socket()
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -164,7 +58,7 @@ async def test_a_peer_that_does_not_read_its_answer_is_cut(open_wire: OpenWire) 
         peer.close()
 
 
-async def test_a_peer_that_reads_its_answer_gets_all_of_it(open_wire: OpenWire) -> None:
+async def test_a_peer_that_reads_its_answer_gets_all_of_it() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, max_answer_stall_s=0.2)) as wire:
         reader, _ = await wire.connect(get("/big"))
         async with asyncio.timeout(PATIENCE_S):
@@ -174,7 +68,7 @@ async def test_a_peer_that_reads_its_answer_gets_all_of_it(open_wire: OpenWire) 
         assert wire.count("slow_reader") == 0
 
 
-async def test_idle_connections_give_way_to_new_ones_the_oldest_first(open_wire: OpenWire) -> None:
+async def test_idle_connections_give_way_to_new_ones_the_oldest_first() -> None:
     async with open_wire(HttpLimits(max_connections=4, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
         idle = [await wire.connect(b"GET /ha") for _ in range(4)]
         await wire.until(lambda: wire.connections == 4)
@@ -186,7 +80,7 @@ async def test_idle_connections_give_way_to_new_ones_the_oldest_first(open_wire:
         assert await idle[1][0].readline() == b"HTTP/1.1 200 OK\r\n"  # the others were left alone
 
 
-async def test_a_flood_of_silent_connections_keeps_nobody_out(open_wire: OpenWire) -> None:
+async def test_a_flood_of_silent_connections_keeps_nobody_out() -> None:
     async with open_wire(HttpLimits(max_connections=50, reserve=5, header_timeout_s=PATIENCE_S)) as wire:
         for _ in range(200):
             await wire.connect()
@@ -195,7 +89,16 @@ async def test_a_flood_of_silent_connections_keeps_nobody_out(open_wire: OpenWir
         assert wire.count("evicted") == 152
 
 
-async def test_while_all_connections_are_busy_only_health_is_answered(open_wire: OpenWire) -> None:
+async def test_peers_that_stay_after_a_refusal_keep_nobody_out() -> None:
+    async with open_wire(HttpLimits(max_connections=2, reserve=1, linger_s=PATIENCE_S)) as wire:
+        for _ in range(3):
+            reader, _ = await wire.connect(b"nonsense\r\n\r\n")
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        assert await wire.ask("/") == b"HTTP/1.1 200 OK"
+
+
+async def test_while_all_connections_are_busy_only_health_is_answered() -> None:
     async with open_wire(HttpLimits(max_connections=2, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
         busy = [await wire.connect(get("/held")) for _ in range(2)]
         await wire.until(lambda: wire.held == 2)
@@ -214,7 +117,7 @@ async def test_while_all_connections_are_busy_only_health_is_answered(open_wire:
         assert [await reader.readline() for reader, _ in busy] == [b"HTTP/1.1 200 OK\r\n"] * 2
 
 
-async def test_beyond_the_reserve_connections_are_dropped(open_wire: OpenWire) -> None:
+async def test_beyond_the_reserve_connections_are_dropped() -> None:
     async with open_wire(HttpLimits(max_connections=1, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
         await wire.connect(get("/held"))
         await wire.until(lambda: wire.held == 1)
@@ -225,6 +128,23 @@ async def test_beyond_the_reserve_connections_are_dropped(open_wire: OpenWire) -
         async with asyncio.timeout(PATIENCE_S):
             assert await reader.read() == b""
         assert wire.count("dropped") == 1
+
+
+async def test_a_stop_ends_all_connections_but_those_whose_answer_is_still_to_come() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S)) as wire:
+        held, _ = await wire.connect(get("/held"))
+        await wire.until(lambda: wire.held == 1)
+        answered, _ = await wire.connect(get("/"))
+        assert await answered.readline() == b"HTTP/1.1 200 OK\r\n"
+        idle = [await wire.connect(sent) for sent in (b"", b"GET /ha")]
+        await wire.until(lambda: wire.connections == 4)
+        wire.server.should_exit = True
+        async with asyncio.timeout(PATIENCE_S):
+            for reader in (answered, *(reader for reader, _ in idle)):
+                await reader.read()  # to its end
+            assert wire.connections == 1
+            wire.gate.set()
+            assert (await held.read()).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))"

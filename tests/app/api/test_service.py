@@ -131,10 +131,11 @@ async def test_an_insane_request_id_is_replaced(client: httpx.AsyncClient, sent:
 async def test_the_frameworks_own_errors_are_problems_too(client: httpx.AsyncClient) -> None:
     assert_problem(await client.get("/nowhere"), 404, "not_found")
     assert_problem(await client.post("/predict/", content=picture(0)), 404, "not_found")  # and no redirect
-    wrong_method = await client.get("/predict")
-    assert_problem(wrong_method, 405, "method_not_allowed")
-    assert wrong_method.headers["allow"] == "POST"
-    assert (await client.options("/predict")).headers["allow"] == "POST"
+    for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
+        wrong_method = await client.request(method, "/predict")
+        assert_problem(wrong_method, 405, "method_not_allowed")
+        assert wrong_method.headers["allow"] == "POST"
+    assert (await client.head("/predict")).status_code == 405
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/model", "/metrics", "/docs", "/openapi.json"])

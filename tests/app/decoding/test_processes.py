@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,7 +20,7 @@ import numpy as np
 import pytest
 import structlog
 
-from app.decoding.forking import Zygote, _environment, _shared_memory
+from app.decoding.forking import Child, Zygote, _environment, _shared_memory
 from app.decoding.limits import needed_bytes
 from app.decoding.processes import ProcessDecoder
 from app.decoding.zygote import Job
@@ -226,6 +227,21 @@ async def test_a_process_that_ended_while_it_was_idle_costs_nothing(open_decoder
     assert restarts == {"crashed": 2}
 
 
+async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder(processes=2)
+    stopped = set(pids(decoder))
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    answer = asyncio.create_task(value(decoder, b"good 3"))
+    while stopped:
+        await asyncio.sleep(0)
+        for pid in stopped & {place.child.pid for place in decoder._places if place.result is not None}:
+            os.kill(pid, signal.SIGKILL)
+            stopped.remove(pid)
+    assert await answer == 3
+    assert restarts == {"crashed": 2}
+
+
 async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     (pid,) = pids(decoder)
@@ -246,6 +262,28 @@ async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> No
     with pytest.raises(Draining):
         await decoder.decode(b"good 1")
     assert not any(exists(pid) for pid in left)
+
+
+async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, _ = await open_decoder()
+    fork, made, closed = decoder._zygote.fork, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def fork_while_it_closes(*arguments: Any) -> tuple[Child, int]:
+        forked = fork(*arguments)
+        loop.call_soon_threadsafe(made.set)
+        closed.wait(60)
+        return forked
+
+    monkeypatch.setattr(decoder._zygote, "fork", fork_while_it_closes)
+    call = asyncio.create_task(decoder.decode(b"exit"))
+    await made.wait()
+    decoder.close()
+    closed.set()
+    with pytest.raises(Draining):
+        await call
+    await loop.shutdown_default_executor()
+    assert [place.child.connection.fileno() for place in decoder._places] == [-1]
 
 
 SERVICE = """
