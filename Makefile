@@ -3,12 +3,13 @@
 # make lint    formatting, lint rules, types
 # make references    compare with transformers, timm and torchvision, model by model
 # make bench   measure this machine, the engines, decoding, the service and its peers; takes an hour and 10 GB of disk
+# make soak    ten minutes of good, broken, oversize and vanishing callers (MINUTES=2 for a try)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint format references bench
+.PHONY: serve test lint format references bench soak
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed
@@ -30,6 +31,11 @@ references: $(VENV)/installed-dev
 bench: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.peers.install
 	@$(BIN)/python -m benchmarks
+
+# exits with 1 if an answer is wrong, or the service is not afterwards what it was before
+soak: MINUTES ?= 10
+soak: $(VENV)/installed-dev
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

@@ -9,7 +9,9 @@ measures, never for it.
 import asyncio
 import itertools
 import random
+import socket
 import statistics
+import struct
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,8 +35,7 @@ class Target:
     content_type: str
 
     def requests(self) -> list[bytes]:
-        head = f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: {self.content_type}\r\n"
-        return [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in self.bodies]
+        return [head(self.path, len(body), self.content_type) + body for body in self.bodies]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +110,15 @@ def storm(target: Target, rate: float, seconds: float, *, max_connections: int =
     return uvloop.run(_storm(target, rate, seconds, max_connections, seed))
 
 
-def get(port: int, path: str) -> bytes:
+def get(path: str) -> bytes:
     """A whole request that has no body."""
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+
+def head(path: str, length: int | None, content_type: str) -> bytes:
+    """What stands before a body of so many bytes; without a length, one that comes in chunks."""
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\n{framing}\r\n\r\n".encode()
 
 
 def ask(target: Target) -> list[tuple[int, bytes]]:
@@ -119,14 +126,19 @@ def ask(target: Target) -> list[tuple[int, bytes]]:
     return uvloop.run(_ask(target))
 
 
-class _Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection, kept; one request at a time."""
+class Connection(asyncio.Protocol):
+    """One HTTP/1.1 connection; one request at a time, whole or piece by piece."""
 
     def __init__(self) -> None:
         self._answered: asyncio.Future[Answer] | None = None
         self._transport: asyncio.WriteTransport | None = None
         self._idle_since = time.perf_counter()
         self._begin()
+
+    @staticmethod
+    async def open(port: int) -> "Connection":
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+        return connection
 
     def _begin(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
@@ -164,17 +176,35 @@ class _Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and time.perf_counter() - self._idle_since < _IDLE_S
 
+    def expect(self) -> "asyncio.Future[Answer]":
+        """The answer to the request that is going to be written."""
+        self._answered = asyncio.get_running_loop().create_future()
+        return self._answered
+
+    def write(self, data: bytes) -> None:
+        """Do nothing if the connection has ended: whoever waits for the answer is told so."""
+        if self._transport is not None:
+            self._transport.write(data)
+
     async def send(self, request: bytes) -> Answer:
+        """Send a whole request, even if it is refused meanwhile: the next one follows behind it."""
         if self._transport is None:
             raise ConnectionResetError
-        self._answered = asyncio.get_running_loop().create_future()
-        self._transport.write(request)  # whole, even if it is refused meanwhile: the next request follows behind it
+        answered = self.expect()
+        self.write(request)
         async with asyncio.timeout(_PATIENCE_S):
-            return await self._answered
+            return await answered
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+            self._transport = None
+
+    def reset(self) -> None:
+        """End it as a process does that dies: what is under way is lost, and the server's next write fails."""
+        if self._transport is not None:
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
             self._transport = None
 
 
@@ -183,7 +213,7 @@ class Connections:
 
     def __init__(self, port: int, limit: int = 10_000) -> None:
         self._port = port
-        self._idle: list[_Connection] = []
+        self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(limit)
         self._in_use = self.most = 0
 
@@ -204,13 +234,12 @@ class Connections:
             self._idle.append(connection)
             return answer
 
-    async def _take(self) -> _Connection:
+    async def _take(self) -> Connection:
         while self._idle:
             if (connection := self._idle.pop()).usable:
                 return connection
             connection.close()
-        _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", self._port)
-        return connection
+        return await Connection.open(self._port)
 
     def close(self) -> None:
         for connection in self._idle:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,9 +43,9 @@ async def _watch(port: int, pid: int, seconds: float) -> Watch:
     connections = Connections(port)
     end = time.perf_counter() + seconds
     live, ready, samples = await asyncio.gather(
-        _probe(connections, get(port, "/health/live"), end),
-        _probe(connections, get(port, "/health/ready"), end),
-        _sample(connections, get(port, "/metrics"), pid, end),
+        _probe(connections, get("/health/live"), end),
+        _probe(connections, get("/health/ready"), end),
+        _sample(connections, get("/metrics"), pid, end),
     )
     connections.close()
     return Watch(live, ready, samples)
@@ -69,6 +69,22 @@ async def _sample(connections: Connections, request: bytes, pid: int, end: float
         samples.append(Sample(time.perf_counter(), resident_bytes(pid), accepted))
         await asyncio.sleep(_SAMPLES_S)
     return samples
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What processes hold together."""
+
+    resident_bytes: int
+    open_files: int
+    threads: int
+
+
+def usage(pids: Iterable[int]) -> Usage:
+    """Of living processes."""
+    pids = list(pids)
+    files, threads = (sum(len(list(Path(f"/proc/{pid}/{what}").iterdir())) for pid in pids) for what in ("fd", "task"))
+    return Usage(sum(map(resident_bytes, pids)), files, threads)
 
 
 def metrics_of(text: bytes) -> dict[str, float]:
