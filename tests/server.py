@@ -7,25 +7,26 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tests.support import CACHE
 
+_BIN = Path(sys.executable).parent
 _PATIENCE_S = 120
 
 
 class Server:
-    """`vit-serve serve` in a process of its own; its log is read as it comes."""
+    """`vit-serve serve`, or another command that serves, in a process of its own; its log is read as it comes."""
 
-    def __init__(self, **variables: object) -> None:
+    def __init__(self, command: Sequence[str | Path] = (_BIN / "vit-serve", "serve"), **variables: object) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
         given = {"port": 0, "device": "cpu", "cache_dir": CACHE.name, **variables}
         environment |= {f"VIT_{name.upper()}": str(value) for name, value in given.items()}
         self.process = subprocess.Popen(
-            [Path(sys.executable).parent / "vit-serve", "serve"],
+            command,
             env={**environment, "VIT_LOG_FORMAT": "json"},
             stderr=subprocess.PIPE,
             text=True,
@@ -69,7 +70,7 @@ class Server:
 
 
 @contextmanager
-def running_server(**variables: object) -> Iterator[Server]:
+def running_server(**variables: Any) -> Iterator[Server]:
     """A server that is ready; killed at the end if it still runs."""
     server = Server(**variables)
     try:
