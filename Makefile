@@ -4,12 +4,13 @@
 # make references    compare with transformers, timm and torchvision, model by model
 # make audit   look up known vulnerabilities of everything that is pinned; needs PyPI's JSON API
 # make bench   measure this machine, the engines, decoding, the service and its peers; takes an hour and 10 GB of disk
+# make soak    ten minutes of good, broken, oversize and vanishing callers (MINUTES=2 for a try)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint format references audit bench
+.PHONY: serve test lint format references audit bench soak
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed
@@ -36,6 +37,11 @@ audit: $(VENV)/audit/installed
 bench: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.peers.install
 	@$(BIN)/python -m benchmarks
+
+# exits with 1 if an answer is wrong, or the service is not afterwards what it was before
+soak: MINUTES ?= 10
+soak: $(VENV)/installed-dev
+	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .

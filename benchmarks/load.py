@@ -2,16 +2,18 @@
 
 It keeps its connections, sends bodies that were made before, and parses with httptools, so that it needs far less of a core
 than what it measures: `Load.generator_share` says how much. Latencies of an open loop count from when a request was due,
-whether or not it could be sent then: waiting is part of what a caller sees.
+whether or not it could be sent then: waiting is part of what a caller sees. A generator that is late counts against what it
+measures, never for it.
 """
 
 import asyncio
 import itertools
 import random
+import socket
 import statistics
+import struct
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -19,6 +21,8 @@ import httptools
 import uvloop
 
 _PATIENCE_S = 120.0
+_IDLE_S = 4.0
+"""For which a connection may have been idle: uvicorn closes them after 5, and a request that meets the end of one is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +35,44 @@ class Target:
     content_type: str
 
     def requests(self) -> list[bytes]:
-        head = f"POST {self.path} HTTP/1.1\r\nHost: 127.0.0.1:{self.port}\r\nContent-Type: {self.content_type}\r\n"
-        return [f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body for body in self.bodies]
+        return [head(self.path, len(body), self.content_type) + body for body in self.bodies]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered."""
+
+    status: int
+    body: bytes
+    retry_after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One request and what came of it. Times of `time.perf_counter`, which all processes of a machine share."""
+
+    due: float
+    ended: float
+    outcome: str
+    """The status of the answer, or the name of what happened instead."""
+    retry_after: str = ""
+
+    @property
+    def latency_s(self) -> float:
+        return self.ended - self.due
+
+
+@dataclass(frozen=True, slots=True)
+class Storm:
+    """An open loop, request by request."""
+
+    exchanges: Sequence[Exchange]
+    lateness_s: Sequence[float]
+    """How long after it was due each request was begun: what the generator itself was late."""
+    seconds: float
+    """From the first request to the last answer."""
+    cpu_s: float
+    most_connections: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +101,24 @@ def closed_loop(target: Target, clients: int, seconds: float, warm_up_s: float) 
 
 def open_loop(target: Target, rate: float, seconds: float, seed: int = 0) -> Load:
     """Callers who know nothing of each other: `rate` a second, at random (Poisson). All are waited for."""
-    return uvloop.run(_open_loop(target, rate, seconds, seed))
+    found = storm(target, rate, seconds, seed=seed)
+    return _load(f"{rate:.1f}/s", found.exchanges, found.seconds, found.cpu_s)
+
+
+def storm(target: Target, rate: float, seconds: float, *, max_connections: int = 10_000, seed: int = 0) -> Storm:
+    """The same, request by request; those that find no connection free wait for one."""
+    return uvloop.run(_storm(target, rate, seconds, max_connections, seed))
+
+
+def get(path: str) -> bytes:
+    """A whole request that has no body."""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+
+
+def head(path: str, length: int | None, content_type: str) -> bytes:
+    """What stands before a body of so many bytes; without a length, one that comes in chunks."""
+    framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
+    return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\n{framing}\r\n\r\n".encode()
 
 
 def ask(target: Target) -> list[tuple[int, bytes]]:
@@ -69,14 +126,24 @@ def ask(target: Target) -> list[tuple[int, bytes]]:
     return uvloop.run(_ask(target))
 
 
-class _Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection, kept; one request at a time."""
+class Connection(asyncio.Protocol):
+    """One HTTP/1.1 connection; one request at a time, whole or piece by piece."""
 
     def __init__(self) -> None:
-        self._answered: asyncio.Future[tuple[int, bytes]] | None = None
+        self._answered: asyncio.Future[Answer] | None = None
         self._transport: asyncio.WriteTransport | None = None
+        self._idle_since = time.perf_counter()
+        self._begin()
+
+    @staticmethod
+    async def open(port: int) -> "Connection":
+        _, connection = await asyncio.get_running_loop().create_connection(Connection, "127.0.0.1", port)
+        return connection
+
+    def _begin(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._body: list[bytes] = []
+        self._retry_after = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one, but does not inherit from it
@@ -84,15 +151,21 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"retry-after":
+            self._retry_after = value.decode("latin-1")
+
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
     def on_message_complete(self) -> None:
-        status, body = self._parser.get_status_code(), b"".join(self._body)
-        self._body.clear()
-        self._parser = httptools.HttpResponseParser(self)
+        self._idle_since = time.perf_counter()
+        answer = Answer(self._parser.get_status_code(), b"".join(self._body), self._retry_after)
+        if not self._parser.should_keep_alive():
+            self.close()
+        self._begin()
         if self._answered is not None and not self._answered.done():
-            self._answered.set_result((status, body))
+            self._answered.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
@@ -101,111 +174,139 @@ class _Connection(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        return self._transport is not None
+        return self._transport is not None and time.perf_counter() - self._idle_since < _IDLE_S
 
-    async def send(self, request: bytes) -> tuple[int, bytes]:
+    def expect(self) -> "asyncio.Future[Answer]":
+        """The answer to the request that is going to be written."""
+        self._answered = asyncio.get_running_loop().create_future()
+        return self._answered
+
+    def write(self, data: bytes) -> None:
+        """Do nothing if the connection has ended: whoever waits for the answer is told so."""
+        if self._transport is not None:
+            self._transport.write(data)
+
+    async def send(self, request: bytes) -> Answer:
+        """Send a whole request, even if it is refused meanwhile: the next one follows behind it."""
         if self._transport is None:
             raise ConnectionResetError
-        self._answered = asyncio.get_running_loop().create_future()
-        self._transport.write(request)
+        answered = self.expect()
+        self.write(request)
         async with asyncio.timeout(_PATIENCE_S):
-            return await self._answered
+            return await answered
 
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+            self._transport = None
+
+    def reset(self) -> None:
+        """End it as a process does that dies: what is under way is lost, and the server's next write fails."""
+        if self._transport is not None:
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self._transport.abort()
+            self._transport = None
 
 
-class _Connections:
-    """Idle connections to one port; more are opened when all are in use."""
+class Connections:
+    """Idle connections to one port; more are opened when all are in use, and at `limit` a request waits for one."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, limit: int = 10_000) -> None:
         self._port = port
-        self._idle: list[_Connection] = []
+        self._idle: list[Connection] = []
+        self._free = asyncio.Semaphore(limit)
+        self._in_use = self.most = 0
 
-    async def send(self, request: bytes) -> tuple[int, bytes]:
-        connection = await self._take()
-        answer = await connection.send(request)
-        self._idle.append(connection)
-        return answer
+    async def send(self, request: bytes) -> Answer:
+        """Send a whole request.
 
-    async def _take(self) -> _Connection:
+        Raises:
+            OSError, TimeoutError: it was not answered.
+        """
+        async with self._free:
+            self._in_use += 1
+            self.most = max(self.most, self._in_use)
+            try:
+                connection = await self._take()
+                answer = await connection.send(request)
+            finally:
+                self._in_use -= 1
+            self._idle.append(connection)
+            return answer
+
+    async def _take(self) -> Connection:
         while self._idle:
             if (connection := self._idle.pop()).usable:
                 return connection
-        _, connection = await asyncio.get_running_loop().create_connection(_Connection, "127.0.0.1", self._port)
-        return connection
+            connection.close()
+        return await Connection.open(self._port)
 
     def close(self) -> None:
         for connection in self._idle:
             connection.close()
 
 
-class _Record:
-    """Latencies and failures of what ended after a moment."""
+async def exchange(connections: Connections, request: bytes, due: float) -> Exchange:
+    """Send a request, and tell what came of it."""
+    try:
+        answer = await connections.send(request)
+    except (OSError, TimeoutError) as error:
+        return Exchange(due, time.perf_counter(), type(error).__name__)
+    return Exchange(due, time.perf_counter(), str(answer.status), answer.retry_after)
 
-    def __init__(self, since: float) -> None:
-        self.since = since
-        self.latencies: list[float] = []
-        self.errors: Counter[str] = Counter()
 
-    async def one(self, connections: _Connections, request: bytes, due: float) -> None:
-        try:
-            status, _ = await connections.send(request)
-            failure = None if status == 200 else str(status)
-        except (OSError, TimeoutError) as error:
-            failure = type(error).__name__
-        now = time.perf_counter()
-        if now < self.since:
-            return
-        if failure is None:
-            self.latencies.append(now - due)
-        else:
-            self.errors[failure] += 1
+def quantile(values: Sequence[float], share: float) -> float:
+    """Of the values; NaN of fewer than two."""
+    if len(values) < 2:
+        return float("nan")
+    return statistics.quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
 
-    def load(self, offered: str, seconds: float, cpu_s: float) -> Load:
-        if len(self.latencies) < 2:
-            nan = float("nan")
-            return Load(offered, len(self.latencies) / seconds, nan, nan, nan, self.errors.total(), cpu_s / seconds)
-        cuts = statistics.quantiles(self.latencies, n=100, method="inclusive")
-        p50, p95, p99 = cuts[49], cuts[94], cuts[98]
-        return Load(offered, len(self.latencies) / seconds, p50, p95, p99, self.errors.total(), cpu_s / seconds)
+
+def _load(offered: str, exchanges: Sequence[Exchange], seconds: float, cpu_s: float) -> Load:
+    latencies = [each.latency_s for each in exchanges if each.outcome == "200"]
+    p50, p95, p99 = (quantile(latencies, share) for share in (0.50, 0.95, 0.99))
+    return Load(offered, len(latencies) / seconds, p50, p95, p99, len(exchanges) - len(latencies), cpu_s / seconds)
 
 
 async def _closed_loop(target: Target, clients: int, seconds: float, warm_up_s: float) -> Load:
-    connections, requests = _Connections(target.port), itertools.cycle(target.requests())
+    connections, requests = Connections(target.port), itertools.cycle(target.requests())
     began = time.perf_counter()
-    record, end = _Record(began + warm_up_s), began + warm_up_s + seconds
+    since, end = began + warm_up_s, began + warm_up_s + seconds
+    exchanges: list[Exchange] = []
 
-    async def client(requests: Iterator[bytes]) -> None:
+    async def client() -> None:
         while (due := time.perf_counter()) < end:
-            await record.one(connections, next(requests), due)
+            exchanges.append(await exchange(connections, next(requests), due))
 
-    callers = [asyncio.create_task(client(requests)) for _ in range(clients)]
+    callers = [asyncio.create_task(client()) for _ in range(clients)]
     await asyncio.sleep(warm_up_s)
     cpu_s = time.process_time()
     await asyncio.sleep(end - time.perf_counter())
-    load = record.load(f"{clients} clients", seconds, time.process_time() - cpu_s)
+    load = _load(
+        f"{clients} clients", [each for each in exchanges if each.ended >= since], seconds, time.process_time() - cpu_s
+    )
     await asyncio.gather(*callers)
     connections.close()
     return load
 
 
-async def _open_loop(target: Target, rate: float, seconds: float, seed: int) -> Load:
-    connections, requests, rng = _Connections(target.port), itertools.cycle(target.requests()), random.Random(seed)
+async def _storm(target: Target, rate: float, seconds: float, max_connections: int, seed: int) -> Storm:
+    connections, requests = Connections(target.port, max_connections), itertools.cycle(target.requests())
+    rng, lateness_s = random.Random(seed), []
     began, cpu_s = time.perf_counter(), time.process_time()
-    record, due, under_way = _Record(began), began, []
+    due, under_way = began, []
     while (due := due + rng.expovariate(rate)) < began + seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        under_way.append(asyncio.create_task(record.one(connections, next(requests), due)))
-    await asyncio.gather(*under_way)
+        lateness_s.append(time.perf_counter() - due)
+        under_way.append(asyncio.create_task(exchange(connections, next(requests), due)))
+    exchanges = await asyncio.gather(*under_way)
     took = time.perf_counter() - began
     connections.close()
-    return record.load(f"{rate:.1f}/s", took, time.process_time() - cpu_s)
+    return Storm(exchanges, lateness_s, took, time.process_time() - cpu_s, connections.most)
 
 
 async def _ask(target: Target) -> list[tuple[int, bytes]]:
-    connections = _Connections(target.port)
+    connections = Connections(target.port)
     answers = [await connections.send(request) for request in target.requests()]
     connections.close()
-    return answers
+    return [(answer.status, answer.body) for answer in answers]

@@ -34,6 +34,33 @@ class Section:
         return {"title": self.title, "note": self.note, "rows": [row.as_json() for row in self.rows]}
 
 
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """One number, and whether it is good enough; `goal` is empty where there is none."""
+
+    what: str
+    value: float
+    shown: str
+    goal: str = ""
+    met: bool = True
+
+    def row(self) -> Row:
+        verdict = ("met" if self.met else "MISSED") if self.goal else ""
+        return Row(
+            (self.what,),
+            {"value": self.value, "met": self.met},
+            {"measured": self.shown, "goal": self.goal, "verdict": verdict},
+            None,
+        )
+
+
+def verdict_section(title: str, note: str, verdicts: Sequence[Verdict]) -> Section:
+    """Ends with how many goals were met."""
+    goals = [verdict for verdict in verdicts if verdict.goal]
+    met = sum(verdict.met for verdict in goals)
+    return Section(title, f"{note}; {met} of {len(goals)} goals met", [verdict.row() for verdict in verdicts])
+
+
 def as_markdown(section: Section) -> str:
     names = len(section.rows[0].names)
     columns = list(dict.fromkeys(column for row in section.rows for column in row.shown))

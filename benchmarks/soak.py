@@ -1,0 +1,263 @@
+"""Callers of every sort for ten minutes, and whether the service is afterwards what it was before: python -m benchmarks.soak
+
+Good, broken, oversize and vanishing callers come at random (an open loop) at a share of what 32 clients in a closed loop get.
+Every answer is checked, pictures against what the model says of them alone, and so are the service's own counters. What the
+process holds is counted while nobody calls, after a warm-up by the same callers and at the end.
+
+Progress goes to standard error, the table to standard output; the exit status is 1 if a goal is missed.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+import uvloop
+
+from benchmarks import machine
+from benchmarks.callers import IMAGES_A_REQUEST, REFUSALS, TOLERANCE, Callers, Picture, Tally
+from benchmarks.contenders import start_ours, wait_until_healthy
+from benchmarks.load import Target, ask, closed_loop, quantile
+from benchmarks.measure import progress
+from benchmarks.models import MODELS
+from benchmarks.peers import Server
+from benchmarks.pictures import WEB
+from benchmarks.report import Verdict, as_markdown, verdict_section
+from benchmarks.watch import Usage, metrics_of, usage
+
+_WORK = Path(__file__).parent.parent / ".bench"
+_MAX_IMAGE_BYTES = 2**20
+_MIB = 2**20
+_GROWTH = 16 * _MIB
+"""That is noise of the allocator."""
+
+_NOISE = 4
+"""Files or threads: OpenVINO starts some late, when it first has enough to do."""
+
+_QUIET_S = 7.0
+"""After which nobody's connection is open any more: uvicorn closes idle ones after 5."""
+
+_EXIT_S = 40.0
+_GAUGES = ("vit_images_accepted", "vit_images_waiting", "vit_requests_accepted")
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Of a server that nobody calls: what it holds, and what its metrics say."""
+
+    usage: Usage
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Soak:
+    """One run."""
+
+    rate: float
+    """Requests a second."""
+    tally: Tally
+    resident_bytes: Sequence[int]
+    """Once a second."""
+    before: Moment
+    after: Moment
+    exit_status: int | None
+    """On SIGTERM; None if it had to be killed."""
+
+
+def measure(server: Server, port: int, images: Sequence[bytes], load: float, seconds: float, warm_up_s: float) -> Soak:
+    """The whole course, on a server that is ready; ends it."""
+    progress("saturation")
+    pictures = _pictures(port, images)
+    target = Target(port, "/predict?vectors=false", images, "image/jpeg")
+    rate = load * closed_loop(target, clients=32, seconds=5, warm_up_s=1).throughput / IMAGES_A_REQUEST
+    progress("warm-up")
+    uvloop.run(_mixed(server, Callers(port, pictures, _MAX_IMAGE_BYTES, seed=1), rate, warm_up_s))
+    before = _quiet(server, port)
+    callers = Callers(port, pictures, _MAX_IMAGE_BYTES, seed=0)
+    resident_bytes = uvloop.run(_mixed(server, callers, rate, seconds))
+    progress("waiting until it is quiet")
+    after = _quiet(server, port)
+    return Soak(rate, callers.tally, resident_bytes, before, after, _exit_status(server))
+
+
+def _pictures(port: int, images: Sequence[bytes]) -> list[Picture]:
+    """What each is answered alone; far enough from each other's answers that one could not pass for another."""
+    answers = ask(Target(port, "/predict", images, "image/jpeg"))
+    logits = np.array([json.loads(body)["logits"] for _, body in answers])
+    distances = np.abs(logits[:, None] - logits).max(axis=-1) + np.eye(len(logits))
+    if distances.min() < 100 * TOLERANCE:
+        raise SystemExit("two of the pictures are answered alike")
+    return [Picture(image, row) for image, row in zip(images, logits, strict=True)]
+
+
+async def _mixed(server: Server, callers: Callers, rate: float, seconds: float) -> list[int]:
+    """Call at random (Poisson) until the time is up and all are answered; memory once a second."""
+    rng, under_way, resident_bytes = random.Random(0), set[asyncio.Task[None]](), []
+    began = due = time.perf_counter()
+    while (due := due + rng.expovariate(rate)) < began + seconds:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        task = asyncio.create_task(callers.call(due))
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+        if due - began > len(resident_bytes):
+            resident_bytes.append(usage(server.pids()).resident_bytes)
+            if len(resident_bytes) % 10 == 0:
+                progress(_state(len(resident_bytes), seconds, callers.tally, resident_bytes[-1]))
+    await asyncio.gather(*under_way)
+    callers.close()
+    return resident_bytes
+
+
+def _state(passed_s: int, seconds: float, tally: Tally, resident_bytes: int) -> str:
+    wrong, unanswered = len(tally.wrong), tally.unanswered.total()
+    return (
+        f"{passed_s} of {seconds:.0f} s: {tally.kinds.total()} requests, {wrong} answered wrongly, {unanswered} not at all; "
+        f"{resident_bytes / _MIB:.0f} MiB"
+    )
+
+
+def _quiet(server: Server, port: int) -> Moment:
+    """When all connections have ended, but for the one that asks."""
+    time.sleep(_QUIET_S)
+    with httpx.Client() as client:
+        metrics = metrics_of(client.get(f"http://127.0.0.1:{port}/metrics").content)
+        return Moment(usage(server.pids()), metrics)
+
+
+def _exit_status(server: Server) -> int | None:
+    server.process.send_signal(signal.SIGTERM)
+    try:
+        return server.process.wait(_EXIT_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def verdicts(run: Soak) -> Iterator[Verdict]:
+    tally, requests = run.tally, run.tally.kinds.total()
+    kinds = ", ".join(f"{kind}: {count}" for kind, count in tally.kinds.most_common())
+    yield Verdict("requests", requests, f"{requests}, {run.rate:.0f} a second ({kinds})")
+    yield Verdict("images answered rightly", tally.images, str(tally.images), "> 0", tally.images > 0)
+    yield _none("answered wrongly", tally.wrong)
+    yield _none("not answered at all", tally.unanswered.elements())
+    refused = sum(count for (_, status), count in tally.answered.items() if int(status) in REFUSALS) / requests
+    yield Verdict("refused with Retry-After", refused, f"{refused:.1%}", "<= 5 %", refused <= 0.05)
+    counts = counted(run.before.metrics, run.after.metrics)
+    faults = Counter({status: count for (_, status), count in counts.items() if status[0] == "5" and status != "503"})
+    yield _none("5xx other than 503", faults.elements())
+    yield _none("counted otherwise than answered", miscounted(counts, tally))
+    yield from _left_behind(run)
+    half = len(tally.latencies_s) // 2
+    p99 = [quantile(part, 0.99) for part in (tally.latencies_s[:half], tally.latencies_s[half:])]
+    shown = f"{p99[0] * 1000:.0f} ms in the first half, {p99[1] * 1000:.0f} ms in the second"
+    yield Verdict("a single picture, p99", p99[1] / p99[0], shown)
+    status = run.exit_status
+    yield Verdict("exit status on SIGTERM", -1 if status is None else status, str(status), "0", status == 0)
+
+
+def _none(what: str, found: Iterator[str] | Sequence[str]) -> Verdict:
+    """Of something that must not be; the first is shown."""
+    found = list(found)
+    return Verdict(what, len(found), f"{len(found)}, first: {found[0]}" if found else "0", "0", not found)
+
+
+def counted(before: Mapping[str, float], after: Mapping[str, float]) -> Counter[tuple[str, str]]:
+    """What the service's counters say was answered to POST meanwhile, by route and status."""
+    found = Counter[tuple[str, str]]()
+    for name, value in after.items():
+        if name.startswith("vit_http_requests_total{") and 'method="POST"' in name:
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', name))
+            found[labels["route"], labels["status"]] = round(value - before.get(name, 0.0))
+    return +found
+
+
+def miscounted(counts: Mapping[tuple[str, str], int], tally: Tally) -> list[str]:
+    """What differs from what the callers saw. Nobody saw what became of those that vanished: each counts once, or never if it
+    had gone before the service saw it."""
+    differences = {key: counts.get(key, 0) - tally.answered[key] for key in {*counts, *tally.answered}}
+    found = [
+        f"{route} {status}: {difference:+d}"
+        for (route, status), difference in differences.items()
+        if difference < 0 or (difference > 0 and route != "/predict")
+    ]
+    surplus = sum(difference for difference in differences.values() if difference > 0)
+    return found + ([f"{surplus} more than answers, and {tally.vanished} vanished"] if surplus > tally.vanished else [])
+
+
+def _left_behind(run: Soak) -> Iterator[Verdict]:
+    quarter = len(run.resident_bytes) // 4
+    # the first quarter is for the allocator to find its size
+    early, late = (
+        statistics.median(part) for part in (run.resident_bytes[quarter : 2 * quarter], run.resident_bytes[-quarter:])
+    )
+    grown = late - early
+    shown = f"{early / _MIB:.0f} {grown / _MIB:+.1f} MiB from the second quarter to the last"
+    yield Verdict("memory", grown, shown, f"<= {_GROWTH / _MIB:+.0f} MiB", grown <= _GROWTH)
+    before, after = run.before.usage, run.after.usage
+    for what, was, left in (
+        ("open files", before.open_files, after.open_files),
+        ("threads", before.threads, after.threads),
+    ):
+        yield Verdict(f"{what}, at the end", left, f"{left}, before: {was}", f"<= before + {_NOISE}", left <= was + _NOISE)
+    waiting = {name: run.after.metrics[name] for name in _GAUGES}
+    shown = ", ".join(f"{name}: {value:.0f}" for name, value in waiting.items())
+    yield Verdict("queue, at the end", sum(waiting.values()), shown, "0", not any(waiting.values()))
+
+
+def main() -> int:
+    arguments = _arguments()
+    model = next(model for model in MODELS if model.name == arguments.model)
+    images = [file.read_bytes() for file in WEB.files(_WORK / "pictures")]
+    settings: dict[str, object] = {
+        "cache_dir": _WORK / "cache",
+        "max_image_bytes": _MAX_IMAGE_BYTES,
+        "log_level": "warning",
+    }
+    started = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
+    with (_WORK / "soak.log").open("wb") as log:
+        server, port = start_ours(model.directory(_WORK / "models"), settings, log.fileno())
+        try:
+            wait_until_healthy(port)
+            seconds = 60 * arguments.minutes
+            run = measure(server, port, images, arguments.load, seconds, warm_up_s=max(10.0, seconds / 10))
+        finally:
+            server.stop()
+    progress("")
+    found = list(verdicts(run))
+    note = f"{arguments.load:.0%} of saturation for {arguments.minutes:g} minutes"
+    section = verdict_section(f"Soak: {model.title}", note, found)
+    sys.stdout.write(as_markdown(section) + "\n")
+    report = {
+        "machine": machine.describe(),
+        "command": " ".join(["python -m benchmarks.soak", *sys.argv[1:]]),
+        "started": started,
+        "section": section.as_json(),
+        "resident_bytes": run.resident_bytes,
+    }
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
+    return 0 if all(verdict.met for verdict in found) else 1
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [model.name for model in MODELS]
+    parser.add_argument("--model", choices=names, default=names[0], help=", ".join(names))
+    parser.add_argument("--minutes", type=float, default=10.0, help="at least 0.2")
+    parser.add_argument("--load", type=float, default=0.7, help="share of saturation that is offered")
+    parser.add_argument("--output", type=Path, default=_WORK / "soak.json")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

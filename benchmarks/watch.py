@@ -1,0 +1,99 @@
+"""Watch a server from beside: whether its health is told at once, how much memory it has, what its gauges say."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvloop
+
+from benchmarks.load import Connections, Exchange, exchange, get
+
+_PROBES_S = 0.05
+"""Between two questions of one kind."""
+
+_SAMPLES_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Of one moment (`time.perf_counter`): resident memory in bytes, and images accepted and not yet answered."""
+
+    at: float
+    resident_bytes: int
+    accepted: float
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What was seen."""
+
+    live: Sequence[Exchange]
+    ready: Sequence[Exchange]
+    samples: Sequence[Sample]
+
+
+def watch(port: int, pid: int, seconds: float) -> Watch:
+    """Ask for health twenty times a second each, and look at memory and queue four times a second."""
+    return uvloop.run(_watch(port, pid, seconds))
+
+
+async def _watch(port: int, pid: int, seconds: float) -> Watch:
+    connections = Connections(port)
+    end = time.perf_counter() + seconds
+    live, ready, samples = await asyncio.gather(
+        _probe(connections, get("/health/live"), end),
+        _probe(connections, get("/health/ready"), end),
+        _sample(connections, get("/metrics"), pid, end),
+    )
+    connections.close()
+    return Watch(live, ready, samples)
+
+
+async def _probe(connections: Connections, request: bytes, end: float) -> list[Exchange]:
+    """At a steady rate, whether or not the last one was answered."""
+    due, under_way = time.perf_counter(), []
+    while due < end:
+        await asyncio.sleep(max(0.0, due - time.perf_counter()))
+        under_way.append(asyncio.create_task(exchange(connections, request, due)))
+        due += _PROBES_S
+    return await asyncio.gather(*under_way)
+
+
+async def _sample(connections: Connections, request: bytes, pid: int, end: float) -> list[Sample]:
+    samples = []
+    while time.perf_counter() < end:
+        answer = await connections.send(request)
+        accepted = metrics_of(answer.body).get("vit_images_accepted", 0.0)
+        samples.append(Sample(time.perf_counter(), resident_bytes(pid), accepted))
+        await asyncio.sleep(_SAMPLES_S)
+    return samples
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What processes hold together."""
+
+    resident_bytes: int
+    open_files: int
+    threads: int
+
+
+def usage(pids: Iterable[int]) -> Usage:
+    """Of living processes."""
+    pids = list(pids)
+    files, threads = (sum(len(list(Path(f"/proc/{pid}/{what}").iterdir())) for pid in pids) for what in ("fd", "task"))
+    return Usage(sum(map(resident_bytes, pids)), files, threads)
+
+
+def metrics_of(text: bytes) -> dict[str, float]:
+    """Prometheus' text -> value by name with labels, as it is written there."""
+    lines = (line.rpartition(" ") for line in text.decode().splitlines() if line[:1] != "#")
+    return {name: float(value) for name, _, value in lines}
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM and is its own; what is mapped from files comes and goes with the system's caches."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024

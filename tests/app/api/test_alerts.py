@@ -1,0 +1,42 @@
+"""The alerts ask for what the service exports, and Prometheus is told of both."""
+
+import re
+from typing import Any
+
+import httpx
+import pytest
+import yaml  # type: ignore[import-untyped]  # as in tests/test_deploy.py
+
+from tests.support import ROOT, picture
+
+_PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
+_RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"][0]["rules"]
+
+_METRIC = re.compile(r"\b((?:vit|process)_\w+)(?:{([^}]*)})?")
+"""A metric with its matchers, in PromQL or in Prometheus' text format."""
+
+_OF_PROMETHEUS = {"job", "instance", "le"}
+"""Labels that Prometheus adds, or that every histogram has."""
+
+
+def labels_of(matchers: str) -> set[str]:
+    return set(re.findall(r"(\w+)=~?\"", matchers)) - _OF_PROMETHEUS
+
+
+@pytest.mark.parametrize("rule", _RULES, ids=[rule["alert"] for rule in _RULES])
+async def test_every_metric_of_an_alert_is_exported_with_its_labels(client: httpx.AsyncClient, rule: dict[str, Any]) -> None:
+    await client.post("/predict", content=picture(0))  # a series exists once it has counted something
+    lines = (await client.get("/metrics")).text.splitlines()
+    samples = [match for line in lines if line[:1] != "#" and (match := _METRIC.match(line))]
+    exported = {match[1]: labels_of(match[2] or "") for match in samples}
+    asked = [(match[1], labels_of(match[2] or "")) for match in _METRIC.finditer(rule["expr"])]
+    assert asked or rule["expr"].startswith("up{")
+    for name, labels in asked:
+        assert name in exported
+        assert labels <= exported[name]
+
+
+def test_prometheus_reads_the_alerts_and_knows_the_job_that_they_name() -> None:
+    assert _PROMETHEUS["rule_files"] == ["alerts.yml"]
+    jobs = {job for rule in _RULES for job in re.findall(r'job="([^"]+)"', rule["expr"])}
+    assert jobs == {scrape["job_name"] for scrape in _PROMETHEUS["scrape_configs"]}

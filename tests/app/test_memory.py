@@ -1,0 +1,86 @@
+"""What a real server process holds does not grow with what it has answered; and if it did, this would be seen."""
+
+import asyncio
+import itertools
+import statistics
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+
+from benchmarks.callers import Callers, Picture
+from benchmarks.watch import Usage, usage
+from tests.server import Server, running_server
+from tests.support import encode, random_picture
+
+_MAX_IMAGE_BYTES = 50_000
+_IMAGE_SIZE = 56
+"""Of the model's input: 9 KiB of pixels for each picture that a leak would keep."""
+
+_FEW = 8
+"""Files or threads: OpenVINO starts some late, when it first has enough to do."""
+
+_CALLERS = 32
+_WARM_UP = 1000
+_BLOCK = 250
+_BLOCKS = 8
+_GROWTH = 1024
+"""Bytes a request: an eighth of a picture, and more than the noise of an allocator that has settled."""
+
+
+class Watched:
+    """Calls a server with requests of every sort, and looks at what its process holds."""
+
+    def __init__(self, server: Server) -> None:
+        self._pid = server.process.pid
+        self.callers = Callers(int(urlsplit(server.url).port or 0), _pictures(server.url), _MAX_IMAGE_BYTES, seed=0)
+        self.resident_bytes: list[int] = []
+
+    async def call(self, requests: int) -> Usage:
+        """So many, by a few callers who each wait for their answers."""
+        turns = iter(range(requests))
+
+        async def caller() -> None:
+            for _ in turns:
+                await self.callers.call(time.perf_counter())
+
+        await asyncio.gather(*(caller() for _ in range(_CALLERS)))
+        self.callers.close()
+        return usage([self._pid])
+
+    async def growth(self) -> float:
+        """Resident bytes a request, after a warm-up: the median of the slopes between all pairs of measurements (Theil and
+        Sen), which no single jump of an allocator moves."""
+        sizes = [(await self.call(_WARM_UP)).resident_bytes]
+        sizes += [(await self.call(_BLOCK)).resident_bytes for _ in range(_BLOCKS)]
+        assert (self.callers.tally.wrong, self.callers.tally.unanswered.total()) == ([], 0)
+        pairs = itertools.combinations(enumerate(sizes), 2)
+        return statistics.median((late - early) / (j - i) for (i, early), (j, late) in pairs) / _BLOCK
+
+
+def _pictures(url: str) -> list[Picture]:
+    """With what each is answered alone."""
+    images = [encode(random_picture(seed, 120, 100), "JPEG") for seed in range(8)]
+    with httpx.Client(base_url=url, timeout=60) as client:
+        return [Picture(image, np.array(client.post("/predict", content=image).json()["logits"])) for image in images]
+
+
+async def test_nothing_is_kept_of_what_was_answered(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, image_size=_IMAGE_SIZE, max_image_bytes=_MAX_IMAGE_BYTES) as server:
+        watched = Watched(server)
+        before = await watched.call(100)
+        assert await watched.growth() < _GROWTH
+        async with asyncio.timeout(60):  # the server learns a little later that connections have ended
+            while (after := await watched.call(0)).open_files > before.open_files + _FEW:  # noqa: ASYNC110 - it has no Event
+                await asyncio.sleep(0.1)
+        assert after.threads <= before.threads + _FEW
+
+
+async def test_a_leak_is_seen(tiny_checkpoint: Path) -> None:
+    command = [sys.executable, "-m", "tests.leaking_server"]
+    settings = {"model": tiny_checkpoint, "image_size": _IMAGE_SIZE, "max_image_bytes": _MAX_IMAGE_BYTES}
+    with running_server(command=command, **settings) as server:
+        assert await Watched(server).growth() > _GROWTH

@@ -1,0 +1,97 @@
+"""The soak's verdict: met by a service that is as it was, and missed for each thing that can be wrong with it."""
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+
+from benchmarks.callers import Callers, Picture, Tally
+from benchmarks.soak import Moment, Soak, verdicts
+from benchmarks.watch import Usage
+from tests.server import running_server
+from tests.support import encode, random_picture
+
+_MIB = 2**20
+_PREDICTED = 'vit_http_requests_total{method="POST",route="/predict",status="200"}'
+_IDLE = {"vit_images_accepted": 0.0, "vit_images_waiting": 0.0, "vit_requests_accepted": 0.0}
+
+
+def soak(
+    *,
+    answered: int = 100,
+    vanished: int = 0,
+    refused: int = 0,
+    wrong: int = 0,
+    unanswered: int = 0,
+    resident_bytes: tuple[int, ...] = (500 * _MIB,) * 20,
+    files: int = 16,
+    threads: int = 20,
+    exit_status: int | None = 0,
+    **metrics: float,
+) -> Soak:
+    """A hundred pictures that were answered, and counted by the service; with what a test wants to be otherwise."""
+    tally = Tally(
+        kinds=Counter(raw=100),
+        answered=Counter({("/predict", "200"): answered, ("/predict", "429"): refused}),
+        vanished=vanished,
+        wrong=["no"] * wrong,
+        unanswered=Counter(raw=unanswered),
+        images=answered,
+        latencies_s=[0.1] * 10,
+    )
+    counted = {_PREDICTED: 150.0, 'vit_http_requests_total{method="POST",route="/predict",status="429"}': float(refused)}
+    before, after = Moment(Usage(0, 16, 20), {_PREDICTED: 50.0}), Moment(Usage(0, files, threads), _IDLE | counted | metrics)
+    return Soak(10.0, tally, resident_bytes, before, after, exit_status)
+
+
+def missed(run: Soak) -> list[str]:
+    return [verdict.what for verdict in verdicts(run) if not verdict.met]
+
+
+def test_a_service_that_is_as_it_was_meets_every_goal() -> None:
+    assert missed(soak()) == []
+    assert missed(soak(answered=98, vanished=2)) == []  # answered, and nobody was there
+    assert missed(soak(refused=3)) == []
+
+
+@pytest.mark.parametrize(
+    ("run", "what"),
+    [
+        (soak(wrong=1), "answered wrongly"),
+        (soak(unanswered=1), "not answered at all"),
+        (soak(refused=6), "refused with Retry-After"),
+        (soak(answered=99), "counted otherwise than answered"),
+        (soak(answered=101), "counted otherwise than answered"),
+        (soak(resident_bytes=tuple(range(500 * _MIB, 540 * _MIB, 2 * _MIB))), "memory"),
+        (soak(files=40), "open files, at the end"),
+        (soak(threads=40), "threads, at the end"),
+        (soak(vit_images_waiting=1.0), "queue, at the end"),
+        (soak(exit_status=1), "exit status on SIGTERM"),
+        (soak(exit_status=None), "exit status on SIGTERM"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_is_wrong_misses_its_goal(run: Soak, what: str) -> None:
+    assert missed(run) == [what]
+
+
+def test_a_fault_that_nobody_waited_for_is_seen_in_the_counters() -> None:
+    run = soak(vanished=1)
+    fault = {'vit_http_requests_total{method="POST",route="/predict",status="500"}': 1.0}
+    run = replace(run, after=Moment(run.after.usage, {**run.after.metrics, **fault}))
+    assert missed(run) == ["5xx other than 503"]
+
+
+async def test_an_answer_that_is_another_pictures_is_noticed(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint) as server:
+        picture = Picture(encode(random_picture(0, 120, 100), "JPEG"), np.arange(10.0))
+        callers = Callers(int(urlsplit(server.url).port or 0), [picture], 50_000, seed=0)
+        good = (callers.raw, callers.multipart, callers.base64, callers.slow, callers.batch)
+        await asyncio.gather(*(call(time.perf_counter()) for call in good))
+        callers.close()
+    assert (callers.tally.images, len(callers.tally.wrong)) == (0, 4 + 3)

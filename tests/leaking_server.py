@@ -1,0 +1,35 @@
+"""A server that keeps every picture that its model has seen: python -m tests.leaking_server. Everything else of it is real."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import uvicorn
+
+from app.images import Pixels
+from app.lifecycle import load_classifier
+from app.logs import configure_logging
+from app.main import create_app
+from app.runner import ModelRunner, Scores
+from app.settings import read_settings
+
+
+class Leak:
+    """Runs as the service does, and forgets nothing."""
+
+    def __init__(self) -> None:
+        self._seen: list[Pixels] = []
+
+    async def __call__(self, runner: ModelRunner, images: Sequence[Pixels]) -> Sequence[Scores]:
+        self._seen += images
+        return await runner.run(images)
+
+
+def main() -> None:
+    settings = read_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    app = create_app(settings, load=partial(load_classifier, run=Leak()))
+    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, log_config=None)
+
+
+if __name__ == "__main__":
+    main()
