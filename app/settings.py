@@ -75,8 +75,9 @@ class Settings(BaseSettings):
     engine: Literal["auto", "torch", "openvino"] = Field(
         "auto", description="What runs the model; `auto` is `torch` on CUDA and `openvino` on a CPU."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="Number format of the model; `auto` is `bfloat16` on CUDA and `float32` on a CPU."
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+        "auto",
+        description="Number format of the model; `auto` is `bfloat16` on CUDA and `float32` on a CPU; `int8` is for OpenVINO.",
     )
     compile: bool | Literal["auto"] = Field(
         "auto",

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,8 @@ def _sections(
             yield _isolation(model, rounds, scale)
         if "load" in only:
             yield _service_by_load(model, rounds, scale)
+        if "dtype" in only and "openvino int8" in machine.engines():
+            yield _service_by_dtype(model, rounds, scale)
 
 
 def _floor(rounds: int) -> Section:
@@ -239,6 +242,33 @@ def _service_by_load(model: BenchmarkModel, rounds: int, scale: float) -> Sectio
         return _by_load(model, ours, rounds, model.slice_s * scale)
 
 
+def _service_by_dtype(model: BenchmarkModel, rounds: int, scale: float) -> Section:
+    """Ours in float32 and in int8, turn by turn."""
+    pictures = _bytes(WEB.files(_WORK / "pictures"))
+    settings: dict[str, object] = {"cache_dir": _WORK / "cache", "request_timeout_s": 120}
+    with ExitStack() as stack:
+        found = []
+        for dtype in ("float32", "int8"):
+            ours = contenders(
+                model.directory(_WORK / "models"), (), model.peer_batch_size, pictures, _WORK, dtype=dtype, **settings
+            )
+            found.append(replace(stack.enter_context(ours)[0], name=dtype))
+        loads: dict[str, list[Load]] = {}
+        cases = [
+            (f"{each.name}, {clients}", _measured(loads, each, clients, model.slice_s * scale))
+            for clients in _COMPARED_AT
+            for each in found
+        ]
+        samples = interleaved(f"dtypes, {model.name}", cases, rounds)
+        memory = ", ".join(f"{each.memory_mib:.0f} MiB in {each.name}" for each in found)
+    gains = (f"{samples[f'int8, {clients}'].over(samples[f'float32, {clients}']):.2f}" for clients in _COMPARED_AT)
+    return Section(
+        f"Service by dtype: {model.title}",
+        f"int8 over float32: x {' and x '.join(gains)}; {memory}",
+        load_rows(samples, loads, {}),
+    )
+
+
 def _by_load(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float) -> Section:
     loads: dict[str, list[Load]] = {}
     memory = [ours.memory_mib]
@@ -273,7 +303,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [model.name for model in MODELS]
     environments = list(dict.fromkeys(peer.environment for peer in PEERS))
-    sections = ["floor", "decode", "engine", "start", "peers", "isolation", "load"]
+    sections = ["floor", "decode", "engine", "start", "peers", "isolation", "load", "dtype"]
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--peers", nargs="*", choices=environments, default=environments, help="none: ours alone")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.engines.choice import has_vnni
 from app.errors import ServiceError
 from app.offline import classify_all, running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
@@ -30,6 +31,7 @@ _WAYS: dict[str, dict[str, object]] = {
     "quick decoding": {"engine": "torch"},
     "OpenVINO": {"engine": "openvino", "exact_decode": True},
     "OpenVINO, quick decoding (the default on a CPU)": {},
+    "OpenVINO, int8": {"dtype": "int8", "exact_decode": True},
     "float16": {"dtype": "float16", "exact_decode": True},
     "bfloat16": {"dtype": "bfloat16", "exact_decode": True},
 }
@@ -74,6 +76,8 @@ def main() -> None:
     sys.stdout.write("| way | top-1 | same first class | largest difference of a probability |\n|---|---|---|---|\n")
     reference: NDArray[np.float32] | None = None
     for name, settings in _WAYS.items():
+        if settings.get("dtype") == "int8" and not has_vnni():
+            continue
         answers = asyncio.run(probabilities(pictures, arguments.model, settings))
         reference = answers if reference is None else reference
         first = answers.argmax(axis=1)

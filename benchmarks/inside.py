@@ -48,12 +48,13 @@ def load(model: Path, cache: Path, engines: Sequence[str] = ("auto",)) -> Inside
     return Inside(made, quick, exact, config.image_size, config.flops)
 
 
-def _options(engine: str, cache: Path) -> EngineOptions:
-    assert engine in ("auto", "torch", "openvino")
+def _options(name: str, cache: Path) -> EngineOptions:
+    engine, _, dtype = name.partition(" ")
+    assert engine in ("auto", "torch", "openvino") and dtype in ("", "int8")
     return EngineOptions(
         engine=engine,  # type: ignore[arg-type]  # as it was just asserted
         device="auto",
-        dtype="auto",
+        dtype=dtype or "auto",  # type: ignore[arg-type]
         compile="auto",
         max_batch_size=None,
         threads=available_cpus(),

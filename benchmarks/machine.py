@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from app.cpus import available_cpus
+from app.engines.choice import has_vnni
 
 _PACKAGES = ("torch", "openvino", "pillow", "simplejpeg", "fastapi", "uvicorn", "uvloop", "numpy")
 _SIDE = 2048
@@ -35,8 +36,10 @@ def describe() -> dict[str, object]:
 
 
 def engines() -> tuple[str, ...]:
-    """Those that can be compared here."""
-    return ("torch",) if torch.cuda.is_available() else ("torch", "openvino")
+    """Those that can be compared here, each with its dtype where that is not what `auto` takes."""
+    if torch.cuda.is_available():
+        return ("torch",)
+    return ("torch", "openvino", "openvino int8") if has_vnni() else ("torch", "openvino")
 
 
 def matrix_flops() -> float:

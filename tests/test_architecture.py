@@ -60,7 +60,7 @@ def test_only_the_server_builds_the_app_and_few_meet_torch(path: Path) -> None:
     name = str(path.relative_to(ROOT))
     assert name == "app/server.py" or not reaches(path, "app.main")
     assert name.startswith(("model/", "app/engines/")) or name == "app/jpeg.py" or not reaches(path, "torch")
-    assert name == "app/engines/openvino.py" or not reaches(path, "openvino")
+    assert name in ("app/engines/openvino.py", "app/engines/int8.py") or not reaches(path, "openvino")
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("app/engines/*.py")), ids=lambda path: path.name)

@@ -16,6 +16,7 @@ from transformers import AutoModelForImageClassification
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from app.classifier import Classification
+from app.engines.choice import has_vnni
 from app.offline import running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
 from tests.server import Server, running_server
@@ -89,6 +90,20 @@ def test_quick_decoding_changes_next_to_nothing() -> None:
     for one, other in zip(quick, exact, strict=True):
         assert one.top(1)[0].label == other.top(1)[0].label
         np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=0, atol=0.01)
+
+
+@pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
+def test_a_server_in_int8_says_so_and_answers_nearly_the_same(server: Server) -> None:
+    with running_server(dtype="int8") as rounded:
+        assert httpx.get(f"{rounded.url}/model", timeout=60).json()["dtype"] == "int8"
+        for name in ("cat.jpg", "espresso.jpg"):
+            image_bytes = (PICTURES / name).read_bytes()
+            one, other = (
+                httpx.post(f"{each.url}/predict", content=image_bytes, timeout=60).json() for each in (rounded, server)
+            )
+            assert one["predictions"][0]["label"] == other["predictions"][0]["label"]
+            assert one["logits"] != other["logits"]
+            np.testing.assert_allclose(one["probabilities"], other["probabilities"], rtol=0, atol=0.1)
 
 
 def test_the_labels_are_64_everyday_things() -> None:

@@ -78,7 +78,7 @@ class ModelBody(BaseModel):
     parameters: int
     engine: Annotated[str, Field(description="`torch` or `openvino`.")]
     device: str
-    dtype: str
+    dtype: Annotated[str, Field(description="`float32`, `bfloat16`, `float16` or `int8`.")]
     preprocessing: str
     max_batch_size: Annotated[int, Field(description="Images in one run.")]
     compiled_batch_sizes: Annotated[

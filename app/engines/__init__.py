@@ -3,6 +3,7 @@
 `choice.py` takes one by the settings:
 
     openvino.py       OpenVINO on a CPU: what a CPU gets by default, because it is the fastest there
+    int8.py           the same with whole numbers in its products of matrices: faster still, and less exact
     torch_cpu.py      eager torch on a CPU: can do all that the model can
     torch_staged.py   torch on a GPU: compiled, captured as CUDA graphs, fed from pinned memory
 

@@ -22,6 +22,8 @@ _TOKENS_IN_A_RUN = 256
 
 _GPU_BATCH_SIZE = 64
 
+_OPENVINO_DTYPES = ("float32", "int8")
+
 _log = structlog.get_logger(__name__)
 
 
@@ -31,7 +33,7 @@ class EngineOptions:
 
     engine: Literal["auto", "torch", "openvino"]
     device: str
-    dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"]
     compile: bool | Literal["auto"]
     max_batch_size: int | None
     threads: int
@@ -45,6 +47,8 @@ def choose_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
         StartError: the device is not there, or the engine that was asked for cannot do what was asked.
     """
     device = _device(options.device)
+    if options.dtype == "int8":
+        _check_int8(device, options)
     model = PixelModel(checkpoint.model, checkpoint.preprocessing)
     if device.type == "cuda":
         if options.engine == "openvino":
@@ -54,9 +58,24 @@ def choose_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
         if options.engine == "openvino":
             raise StartError("VIT_COMPILE: only torch is compiled; leave it out, or set VIT_ENGINE=torch")
         return _staged(model, device, options, compile_model=True)
-    if options.engine == "torch" or (options.engine == "auto" and options.dtype not in ("auto", "float32")):
+    if options.engine == "torch" or (options.engine == "auto" and options.dtype not in ("auto", *_OPENVINO_DTYPES)):
         return _torch_cpu(model, options)
     return _openvino(model, options)
+
+
+def has_vnni() -> bool:
+    """Whether the CPU has the instructions for products of 8-bit numbers that OpenVINO uses: only with them is int8 faster."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
+
+
+def _check_int8(device: torch.device, options: EngineOptions) -> None:
+    if device.type == "cuda" or options.engine == "torch" or options.compile is True:
+        raise StartError(
+            "VIT_DTYPE: int8 is for OpenVINO on a CPU; set VIT_DEVICE=cpu, and leave out VIT_ENGINE and VIT_COMPILE"
+        )
+    if not has_vnni():
+        raise StartError("VIT_DTYPE: int8 is faster than float32 only on an x86 CPU with VNNI, which this is not; leave it out")
 
 
 def _staged(model: PixelModel, device: torch.device, options: EngineOptions, *, compile_model: bool) -> Engine:
@@ -75,13 +94,16 @@ def _torch_cpu(model: PixelModel, options: EngineOptions) -> Engine:
 def _openvino(model: PixelModel, options: EngineOptions) -> Engine:
     from app.engines.openvino import OpenVinoEngine  # a large import, for nobody with a GPU
 
-    if options.dtype not in ("auto", "float32"):
-        raise StartError(f"VIT_DTYPE: openvino runs in float32 here, not in {options.dtype}; set VIT_ENGINE=torch")
+    dtype = "float32" if options.dtype == "auto" else options.dtype
+    if dtype not in _OPENVINO_DTYPES:
+        raise StartError(f"VIT_DTYPE: openvino runs in float32 or int8 here, not in {dtype}; set VIT_ENGINE=torch")
     size = _cpu_batch_size(model, options)
     try:
-        return OpenVinoEngine(model, max_batch_size=size, threads=options.threads, cache=options.cache / "openvino")
+        return OpenVinoEngine(
+            model, dtype=dtype, max_batch_size=size, threads=options.threads, cache=options.cache / "openvino"
+        )
     except StartError as error:
-        if options.engine == "openvino":
+        if options.engine == "openvino" or dtype == "int8":
             raise
         _log.warning("serving with torch, which is slower", reason=str(error))
         return _torch_cpu(model, options)

@@ -115,10 +115,21 @@ def test_auto_takes_torch_on_a_gpu_and_openvino_on_a_cpu(cache: Path) -> None:
     ("options", "message"),
     [
         ({"device": "cuda:63"}, r"VIT_DEVICE: cuda:63 is not there; CUDA devices found: \d+"),
-        ({"engine": "openvino", "dtype": "bfloat16"}, "VIT_DTYPE: openvino runs in float32 here, not in bfloat16"),
+        ({"engine": "openvino", "dtype": "bfloat16"}, "VIT_DTYPE: openvino runs in float32 or int8 here, not in bfloat16"),
+        ({"engine": "torch", "dtype": "int8"}, "VIT_DTYPE: int8 is for OpenVINO on a CPU"),
+        ({"compile": True, "dtype": "int8"}, "VIT_DTYPE: int8 is for OpenVINO on a CPU"),
         ({"engine": "openvino", "compile": True}, "VIT_COMPILE: only torch is compiled"),
     ],
 )
 def test_what_cannot_be_had_stops_the_start(cache: Path, options: dict[str, object], message: str) -> None:
     with pytest.raises(StartError, match=message):
         engine_of(cache, **options)
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"avx512_f": True, "avx512_vnni": False, "avx_vnni": False}], ids=str)
+def test_int8_is_refused_where_it_is_not_faster(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool]
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    with pytest.raises(StartError, match=r"^VIT_DTYPE: int8 is faster than float32 only on an x86 CPU with VNNI"):
+        engine_of(cache, dtype="int8")

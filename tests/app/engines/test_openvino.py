@@ -11,6 +11,7 @@ import openvino
 import pytest
 import torch
 
+from app.engines.choice import has_vnni
 from app.engines.openvino import OpenVinoEngine
 from app.engines.pixel_model import PixelModel
 from app.errors import StartError
@@ -18,9 +19,11 @@ from model.config import ViTConfig
 from model.vit import VisionTransformer
 from tests.support import TINY_DINOV2, TINY_PREPROCESSING, tiny_model
 
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
 
-def engine_of(cache: Path, model: VisionTransformer | None = None) -> OpenVinoEngine:
-    return OpenVinoEngine(pixel_model(model), max_batch_size=4, threads=2, cache=cache)
+
+def engine_of(cache: Path, model: VisionTransformer | None = None, dtype: str = "float32") -> OpenVinoEngine:
+    return OpenVinoEngine(pixel_model(model), dtype=dtype, max_batch_size=4, threads=2, cache=cache)
 
 
 def pixel_model(model: VisionTransformer | None = None) -> PixelModel:
@@ -90,17 +93,20 @@ def test_where_nothing_can_be_kept_it_is_converted_at_every_start(tmp_path: Path
     assert np.isfinite(first_logit(engine_of(tmp_path / "file" / "no directory")))
 
 
-def test_a_conversion_that_gives_other_logits_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("dtype", "setting"), [("float32", "VIT_ENGINE"), pytest.param("int8", "VIT_DTYPE", marks=needs_vnni)])
+def test_a_conversion_that_gives_other_logits_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, setting: str
+) -> None:
     def wrong(_: object) -> openvino.Model:
         other = pixel_model()
         with torch.no_grad():
-            other.vit.head.bias[:] = 1
+            other.vit.head.bias[:] = 100
             return convert(torch.export.export(other, (torch.zeros(2, 3, 28, 28, dtype=torch.uint8),)))
 
     convert = openvino.convert_model
     monkeypatch.setattr(openvino, "convert_model", wrong)
-    with pytest.raises(StartError, match=r"logits of OpenVINO are .* away from torch's"):
-        engine_of(tmp_path)
+    with pytest.raises(StartError, match=rf"^{setting}: logits of OpenVINO in {dtype} are .* away from torch's"):
+        engine_of(tmp_path, dtype=dtype)
 
 
 def test_a_model_that_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +115,15 @@ def test_a_model_that_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path
 
     monkeypatch.setattr(openvino, "convert_model", fails)
     with pytest.raises(StartError, match=r"^VIT_ENGINE: OpenVINO cannot run this model: Check failed$"):
+        engine_of(tmp_path)
+
+
+def test_a_model_that_can_be_converted_but_not_run_is_said_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("no primitive descriptor")
+
+    monkeypatch.setattr(OpenVinoEngine, "run", fails)
+    with pytest.raises(StartError, match=r"^VIT_ENGINE: OpenVINO cannot run this model: no primitive descriptor$"):
         engine_of(tmp_path)
 
 
@@ -134,7 +149,7 @@ def test_every_kind_of_model_is_converted_right(tmp_path: Path, options: dict[st
     reference = pixel_model(model)
     images = np.random.default_rng(3).integers(0, 256, (3, 3, 28, 28), dtype=np.uint8)
     expected = reference(torch.from_numpy(images)).numpy()
-    engine = OpenVinoEngine(reference, max_batch_size=4, threads=2, cache=tmp_path)
+    engine = OpenVinoEngine(reference, dtype="float32", max_batch_size=4, threads=2, cache=tmp_path)
     np.testing.assert_allclose(engine.run(list(images), alone=False), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 

@@ -1,0 +1,114 @@
+"""What int8 does to logits, to the kept model, and between the images of a batch."""
+
+from pathlib import Path
+
+import numpy as np
+import openvino
+import pytest
+import torch
+
+from app.engines import Logits
+from app.engines.choice import EngineOptions, choose_engine, has_vnni
+from app.engines.openvino import OpenVinoEngine
+from app.engines.pixel_model import PixelModel
+from app.errors import StartError
+from app.images import Pixels
+from model.checkpoint import Checkpoint
+from model.config import ViTConfig
+from model.vit import VisionTransformer
+from tests.support import TINY_DINOV2, TINY_LABELS, TINY_PREPROCESSING, tiny_model
+
+pytestmark = pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
+
+IMAGES: list[Pixels] = list(np.random.default_rng(0).integers(0, 256, (4, 3, 28, 28), dtype=np.uint8))
+
+
+def pixel_model(**options: object) -> PixelModel:
+    """Tiny, and with an input for each of the groups that share a scale to be whole, part of one, or one and a part."""
+    fields = {name: getattr(TINY_DINOV2, name) for name in ViTConfig.__dataclass_fields__}
+    model = VisionTransformer(ViTConfig(**{**fields, **options}))
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2, generator=generator)
+    return PixelModel(model, TINY_PREPROCESSING)
+
+
+def engine_of(cache: Path, model: PixelModel, dtype: str = "int8") -> OpenVinoEngine:
+    return OpenVinoEngine(model, dtype=dtype, max_batch_size=4, threads=2, cache=cache)
+
+
+def expected_logits(model: PixelModel) -> Logits:
+    logits: Logits = model(torch.from_numpy(np.stack(IMAGES))).numpy()
+    return logits
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"embed_dim": 64, "mlp_dim": 256},
+        {"embed_dim": 32},
+        {"embed_dim": 80, "mlp_dim": 320},
+        {"embed_dim": 64, "mlp_dim": 128, "swiglu": True, "activation": "silu"},
+    ],
+    ids=str,
+)
+def test_logits_are_near_those_of_float32_and_not_the_same(tmp_path: Path, options: dict[str, object]) -> None:
+    expected = expected_logits(pixel_model(**options))
+    logits = engine_of(tmp_path, pixel_model(**options)).run(IMAGES, alone=False)
+    difference = np.abs(logits - expected).max() / np.abs(expected).max()
+    assert 1e-3 < difference < 0.05
+
+
+def test_an_answer_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+    engine = engine_of(tmp_path, pixel_model(embed_dim=64, mlp_dim=256))
+    dark = [image // 16 for image in IMAGES[1:]]  # smaller numbers: they would share a scale badly
+    for alone in (True, False):
+        single = engine.run(IMAGES[:1], alone=alone)
+        np.testing.assert_allclose(engine.run([IMAGES[0], *dark], alone=False)[:1], single, rtol=0, atol=1e-4)
+
+
+def test_weights_are_kept_in_a_file_of_their_own_and_a_quarter_as_large(tmp_path: Path) -> None:
+    options: dict[str, object] = {"embed_dim": 128, "mlp_dim": 512}
+    sizes: dict[Path, int] = {}
+    for dtype in ("float32", "int8"):
+        engine_of(tmp_path, pixel_model(**options), dtype)
+        (new,) = set(tmp_path.glob("*.bin")) - set(sizes)
+        sizes[new] = new.stat().st_size
+    whole, rounded = sizes.values()
+    assert rounded < 0.4 * whole  # the patch embedding, norms and biases are as they were
+
+
+def test_the_second_start_answers_as_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options: dict[str, object] = {"embed_dim": 64, "mlp_dim": 256}
+    first = engine_of(tmp_path, pixel_model(**options)).run(IMAGES, alone=False)
+    monkeypatch.setattr(openvino, "convert_model", lambda _: pytest.fail("converted again"))
+    np.testing.assert_array_equal(engine_of(tmp_path, pixel_model(**options)).run(IMAGES, alone=False), first)
+
+
+def test_weights_that_are_all_zero_stay_so(tmp_path: Path) -> None:
+    model = pixel_model()
+    model.vit.head.weight[0] = 0
+    logits = engine_of(tmp_path, model).run(IMAGES, alone=True)
+    np.testing.assert_allclose(logits[:, 0], float(model.vit.head.bias[0]), rtol=0, atol=1e-5)
+
+
+def test_the_setting_takes_openvino(tmp_path: Path) -> None:
+    engine = choose_engine(tiny_checkpoint(), options(tmp_path))
+    assert (engine.name, engine.device, engine.dtype) == ("openvino", "cpu", "int8")
+
+
+def test_who_asked_for_int8_is_not_served_in_another_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: object) -> None:
+        raise RuntimeError("Check failed")
+
+    monkeypatch.setattr(openvino, "convert_model", fails)
+    with pytest.raises(StartError, match="OpenVINO cannot run this model"):
+        choose_engine(tiny_checkpoint(), options(tmp_path))
+
+
+def tiny_checkpoint() -> Checkpoint:
+    return Checkpoint("tiny", "Dinov2ForImageClassification", tiny_model(), TINY_PREPROCESSING, TINY_LABELS)
+
+
+def options(cache: Path) -> EngineOptions:
+    return EngineOptions("auto", "cpu", "int8", compile="auto", max_batch_size=4, threads=2, cache=cache)
