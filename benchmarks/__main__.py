@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -76,11 +75,11 @@ def _sections(
         if "peers" in only:
             yield from _service_and_peers(model, peers, rounds, scale)
         if "isolation" in only:
-            yield _isolation(model, rounds, scale)
+            yield _service_by_setting(model, "decode_isolation", ("thread", "process"), rounds, scale)
         if "load" in only:
             yield _service_by_load(model, rounds, scale)
         if "dtype" in only and "openvino int8" in machine.engines():
-            yield _service_by_dtype(model, rounds, scale)
+            yield _service_by_setting(model, "dtype", ("float32", "int8"), rounds, scale)
 
 
 def _floor(rounds: int) -> Section:
@@ -212,11 +211,11 @@ def _measured(loads: dict[str, list[Load]], contender: Contender, clients: int, 
     return measure
 
 
-def _isolation(model: BenchmarkModel, rounds: int, scale: float) -> Section:
-    """Ours with images decoded in threads, and in processes that can be ended."""
+def _service_by_setting(model: BenchmarkModel, setting: str, values: Sequence[str], rounds: int, scale: float) -> Section:
+    """Ours with a setting at each of its values, turn by turn, and the throughput of each as a share of the first."""
     pictures = _bytes(WEB.files(_WORK / "pictures"))
     variants: dict[str, dict[str, object]] = {
-        way: {"decode_isolation": way, "cache_dir": _WORK / "cache", "request_timeout_s": 120} for way in ("thread", "process")
+        value: {setting: value, "cache_dir": _WORK / "cache", "request_timeout_s": 120} for value in values
     }
     loads: dict[str, list[Load]] = {}
     with ours_with(model.directory(_WORK / "models"), variants, pictures, _WORK) as found:
@@ -225,13 +224,15 @@ def _isolation(model: BenchmarkModel, rounds: int, scale: float) -> Section:
             for clients in _COMPARED_AT
             for each in found
         ]
-        samples = interleaved(f"isolation, {model.name}", cases, rounds)
+        samples = interleaved(f"{setting}, {model.name}", cases, rounds)
         memory = " and ".join(f"{each.memory_mib:.0f} MiB ({each.name})" for each in found)
     rows = []
     for row, (name, each) in zip(load_rows(samples, loads, {}), samples.items(), strict=True):
-        ratio = each.over(samples[name.replace("process", "thread")])
-        rows.append(replace(row, numbers={**row.numbers, "ratio": ratio}, shown={"x thread": f"{ratio:.3f}", **row.shown}))
-    return Section(f"Isolation of decoding: {model.title}", f"memory (PSS) after all of this: {memory}", rows)
+        ratio = each.over(samples[f"{values[0]}, {name.rpartition(', ')[2]}"])
+        rows.append(
+            replace(row, numbers={**row.numbers, "ratio": ratio}, shown={f"x {values[0]}": f"{ratio:.3f}", **row.shown})
+        )
+    return Section(f"VIT_{setting.upper()}: {model.title}", f"memory (PSS) after all of this: {memory}", rows)
 
 
 def _service_by_load(model: BenchmarkModel, rounds: int, scale: float) -> Section:
@@ -240,33 +241,6 @@ def _service_by_load(model: BenchmarkModel, rounds: int, scale: float) -> Sectio
     settings: dict[str, object] = {"cache_dir": _WORK / "cache", "request_timeout_s": 120}
     with contenders(model.directory(_WORK / "models"), (), model.peer_batch_size, pictures, _WORK, **settings) as (ours,):
         return _by_load(model, ours, rounds, model.slice_s * scale)
-
-
-def _service_by_dtype(model: BenchmarkModel, rounds: int, scale: float) -> Section:
-    """Ours in float32 and in int8, turn by turn."""
-    pictures = _bytes(WEB.files(_WORK / "pictures"))
-    settings: dict[str, object] = {"cache_dir": _WORK / "cache", "request_timeout_s": 120}
-    with ExitStack() as stack:
-        found = []
-        for dtype in ("float32", "int8"):
-            ours = contenders(
-                model.directory(_WORK / "models"), (), model.peer_batch_size, pictures, _WORK, dtype=dtype, **settings
-            )
-            found.append(replace(stack.enter_context(ours)[0], name=dtype))
-        loads: dict[str, list[Load]] = {}
-        cases = [
-            (f"{each.name}, {clients}", _measured(loads, each, clients, model.slice_s * scale))
-            for clients in _COMPARED_AT
-            for each in found
-        ]
-        samples = interleaved(f"dtypes, {model.name}", cases, rounds)
-        memory = ", ".join(f"{each.memory_mib:.0f} MiB in {each.name}" for each in found)
-    gains = (f"{samples[f'int8, {clients}'].over(samples[f'float32, {clients}']):.2f}" for clients in _COMPARED_AT)
-    return Section(
-        f"Service by dtype: {model.title}",
-        f"int8 over float32: x {' and x '.join(gains)}; {memory}",
-        load_rows(samples, loads, {}),
-    )
 
 
 def _by_load(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float) -> Section:
