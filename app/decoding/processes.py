@@ -2,7 +2,7 @@
 
 A small pool of our own, because those of `multiprocessing`, `concurrent.futures` and pebble (5.2) unpickle in the service what
 their workers send: a decoder that was taken over could run there what it likes. Here a reply is a number and a short text, and
-pixels come through memory that the service made, whose size nobody can change.
+pixels come through memory that the service made, whose size nobody can change. docs/decoding.md says more.
 
 All of this class runs in the event loop; only making a process is left to a thread.
 """
