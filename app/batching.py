@@ -136,9 +136,8 @@ class Batcher(Generic[Item, Result]):
         """Bytes that requests hold now."""
         return self._held_bytes
 
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold one of the `max_queue_size` places, so that a full queue refuses before any work is done on an item.
+    def check_room(self) -> None:
+        """Tell whether a place is free now.
 
         Raises:
             QueueFull: no place is free.
@@ -148,6 +147,15 @@ class Batcher(Generic[Item, Result]):
         self._check_alive()
         if self._accepted >= self._max_queue_size:
             raise QueueFull("Too many images are waiting.", retry_after_s=self._drain_time())
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Hold one of the `max_queue_size` places, so that a full queue refuses before any work is done on an item.
+
+        Raises:
+            QueueFull, NotReady, Draining: see `check_room`.
+        """
+        self.check_room()
         if self._accepted == 0:
             self._busy_since = time.perf_counter()
             self._left.clear()
@@ -243,7 +251,8 @@ class Batcher(Generic[Item, Result]):
 
     def _cut(self) -> Sequence[_Job[Item, Result]]:
         """Take the oldest items that still have a use, and leave to other runs that may begin now their share."""
-        sharers = self._max_runs - len(self._running) if self._side_by_side else 1
+        shared = self._side_by_side and not self._max_queue_delay_s  # who waits for full batches gets them
+        sharers = self._max_runs - len(self._running) if shared else 1
         size = min(self._max_batch_size, math.ceil(len(self._waiting) / sharers))
         batch: list[_Job[Item, Result]] = []
         while self._waiting and len(batch) < size:

@@ -117,8 +117,7 @@ class Classifier:
         Raises:
             QueueFull, NotReady, Draining: it would be refused.
         """
-        with self._batcher.place():
-            pass
+        self._batcher.check_room()
 
     def bytes_held(self) -> AbstractContextManager[Callable[[int], None]]:
         """Account for the bytes that one request holds; see `Batcher.bytes_held`."""

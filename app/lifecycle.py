@@ -11,6 +11,7 @@ import structlog
 
 from app.batching import Batcher
 from app.classifier import Classifier, ModelDescription
+from app.cpus import give_way
 from app.decoding.choice import StartingDecoder, begin_decoding
 from app.engines.choice import EngineOptions, choose_engine
 from app.errors import DeadlineExceeded, Draining, NotReady, StartError
@@ -120,6 +121,7 @@ async def _in_daemon_thread(work: Callable[[], Classifier]) -> Classifier:
             deliver()
 
     def run() -> None:
+        give_way()
         try:
             result = work()
         except BaseException as error:
@@ -258,6 +260,7 @@ class Service:
         self._draining.set()
         self._closed = True
         for limit in self._uploads:
-            limit.reschedule(asyncio.get_running_loop().time())
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
         if self._classifier is not None:
             await self._classifier.close()

@@ -68,7 +68,11 @@ def create_app(
     )
     app.state.settings, app.state.service, app.state.metrics = settings, service, measured
     app.state.access = Access(settings, measured)
-    app.state.limits = HttpLimits(max_connections=settings.max_connections, header_timeout_s=settings.header_timeout_s)
+    app.state.limits = HttpLimits(
+        max_connections=settings.max_connections,
+        header_timeout_s=settings.header_timeout_s,
+        other_descriptors=256 + 2 * settings.decode_threads,  # each process has a socket and a piece of memory
+    )
     app.state.http_protocol = partial(HttpProtocol, connections=Connections(app.state.limits, measured))
     for router in (predict.router, model.router, health.router):
         app.include_router(router)

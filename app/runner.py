@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from app.cpus import give_way
 from app.engines import Engine
 from app.errors import OutOfMemory, StartError
 from app.images import Pixels
@@ -32,7 +33,7 @@ class ModelRunner:
     def __init__(self, engine: Engine, image_shape: tuple[int, int, int]) -> None:
         self.engine = engine
         self._image_shape = image_shape
-        self._threads = ThreadPoolExecutor(engine.max_runs, thread_name_prefix="run")
+        self._threads = ThreadPoolExecutor(engine.max_runs, thread_name_prefix="run", initializer=give_way)
         self._under_way = 0
 
     def warm_up(self) -> None:

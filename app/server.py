@@ -1,6 +1,7 @@
 """Run the application under uvicorn, and stop it without losing an accepted request."""
 
 import asyncio
+import gc
 from collections.abc import Callable
 from types import FrameType
 
@@ -32,7 +33,14 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
     Raises:
         StartError: something other than the model keeps the service from starting.
     """
-    app = create_app(settings, load=load, on_failure=lambda reason: server.give_up(reason))
+
+    def load_and_freeze(settings: Settings, metrics: Metrics) -> Classifier:
+        classifier = load(settings, metrics)
+        gc.collect()
+        gc.freeze()  # or each full collection looks at all that was imported, and for a quarter of a second nobody is heard
+        return classifier
+
+    app = create_app(settings, load=load_and_freeze, on_failure=lambda reason: server.give_up(reason))
     app.state.limits.check_descriptors()
     config = uvicorn.Config(
         app,
@@ -106,9 +114,11 @@ class DrainingServer(uvicorn.Server):
     async def _drain_and_exit(self) -> None:
         drain = asyncio.create_task(self._service.drain(self._drain_timeout_s))
         hurried = asyncio.create_task(self._hurried.wait())
-        await asyncio.wait((drain, hurried), return_when=asyncio.FIRST_COMPLETED)
-        if not (drain.done() and drain.result()):
-            await self._service.close()  # whoever still waits is told so, instead of being cut off
-        for task in (drain, hurried):
-            task.cancel()
-        self.should_exit = True
+        try:
+            await asyncio.wait((drain, hurried), return_when=asyncio.FIRST_COMPLETED)
+            if not (drain.done() and drain.result()):
+                await self._service.close()  # whoever still waits is told so, instead of being cut off
+        finally:
+            for task in (drain, hurried):
+                task.cancel()
+            self.should_exit = True

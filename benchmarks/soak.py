@@ -50,7 +50,7 @@ _QUIET_S = 7.0
 """After which nobody's connection is open any more: uvicorn closes idle ones after 5."""
 
 _EXIT_S = 40.0
-_GAUGES = ("vit_images_accepted", "vit_images_waiting", "vit_requests_accepted")
+_GAUGES = ("vit_images_accepted", "vit_images_waiting", "vit_requests_accepted", "vit_held_bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from functools import partial
 
-import uvicorn
-
+from app.cli import end
 from app.images import Pixels
 from app.lifecycle import load_classifier
 from app.logs import configure_logging
-from app.main import create_app
 from app.runner import ModelRunner, Scores
+from app.server import serve
 from app.settings import read_settings
 
 
@@ -27,8 +26,7 @@ class Leak:
 def main() -> None:
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_format)
-    app = create_app(settings, load=partial(load_classifier, run=Leak()))
-    uvicorn.run(app, host=settings.host, port=settings.port, access_log=False, log_config=None)
+    end(serve(settings, load=partial(load_classifier, run=Leak())))
 
 
 if __name__ == "__main__":

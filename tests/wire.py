@@ -25,12 +25,15 @@ Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass
 class Wire:
-    """A server in this process. `/held` is answered when the gate opens, `/big` at length, and all else once it is read."""
+    """A server in this process. `/held` is answered when the gate opens, `/deserted` never, `/big` at length, and all else once
+    it is read."""
 
     limits: HttpLimits
     metrics: Metrics = field(default_factory=Metrics)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     held: int = 0
+    deserted: int = 0
+    """How many were told that their peer has gone."""
     address: tuple[str, int] = ("", 0)
     peers: list[asyncio.StreamWriter] = field(default_factory=list)
     server: uvicorn.Server = field(init=False)
@@ -41,6 +44,11 @@ class Wire:
         if scope["path"] == "/held":
             self.held += 1
             await self.gate.wait()
+        if scope["path"] == "/deserted":
+            self.held += 1
+            await receive()  # there is nothing more to receive than the end
+            self.deserted += 1
+            return
         body = bytes(BIG) if scope["path"] == "/big" else b"done"
         length = str(len(body)).encode()
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", length)]})

@@ -8,9 +8,6 @@ from typing import Protocol
 from app.errors import StartError
 from app.metrics import Metrics
 
-_OTHER_DESCRIPTORS = 256
-"""Files, pipes and libraries of the process itself, and connections that are just being closed."""
-
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
@@ -21,7 +18,7 @@ class HttpLimits:
     reserve: int = 32
     """More, that are asked about the service's health alone."""
     header_timeout_s: float = 10
-    """From a connection's beginning, or the last answer's end, to the end of a request's header."""
+    """From a connection's beginning, the last answer's end or the header's first byte, whichever is last, to its end."""
     max_url_bytes: int = 8 * 1024
     """As much as nginx and Apache take."""
     max_header_fields: int = 100
@@ -40,6 +37,8 @@ class HttpLimits:
     """How long a peer may go on sending what nobody reads, so that it can read why; a reset would take that from it."""
     linger_bytes: int = 32 * 1024 * 1024
     """How much of that is thrown away."""
+    other_descriptors: int = 256
+    """Files, pipes and libraries of the process itself, and connections that are just being closed."""
 
     def check_descriptors(self) -> None:
         """See to it that the process may open as many files as there can be connections.
@@ -47,7 +46,7 @@ class HttpLimits:
         Raises:
             StartError: it may not, and cannot change that.
         """
-        needed = self.max_connections + self.reserve + _OTHER_DESCRIPTORS
+        needed = self.max_connections + self.reserve + self.other_descriptors
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise StartError(

@@ -33,7 +33,7 @@ def sent_key(headers: Headers) -> bytes:
 
 
 class ApiKeys:
-    """The keys that may call. Of each only a hash is kept, and its secret dies with the process: nothing can show a key.
+    """The keys that may call. Of each only a hash is kept here, and its secret dies with the process.
 
     Args:
         given: keys from the settings.

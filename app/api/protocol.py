@@ -5,6 +5,7 @@ its place among those of its connection: so it is answered, logged, counted and 
 """
 
 import asyncio
+import math
 import re
 import urllib.parse
 from typing import Any, NoReturn, cast
@@ -35,6 +36,9 @@ _FRAMING_PER_BYTE = 16
 _REQUEST_LINE_BYTES = 32
 """What a method, a version, spaces and line ends take, at the most."""
 
+_WORTH_READING_BYTES = 256 * 1024
+"""What is read of a body that nobody wants any more, so that its connection can stay: a new one costs more than this."""
+
 _RETRY_AFTER_S = 1.0
 
 _log = structlog.get_logger(__name__)
@@ -48,6 +52,8 @@ class _Exchange(RequestResponseCycle):
     """A request and its answer. Fails while it is read if the rest of its body cannot be."""
 
     failure: ServiceError | None = None
+    unread_bytes = math.inf
+    """Of its body, as far as the header tells."""
 
     def fail(self, error: ServiceError) -> None:
         self.failure = error
@@ -62,7 +68,8 @@ class _Exchange(RequestResponseCycle):
 
     async def send(self, message: ASGISendEvent) -> None:
         if message["type"] == "http.response.start" and self.more_body:
-            self.keep_alive = False  # what is left of the body is nobody's request
+            # what is left of the body is nobody's request; who was not told to go on may not send it at all
+            self.keep_alive &= self.unread_bytes <= _WORTH_READING_BYTES and not self.waiting_for_100_continue
         await super().send(message)
 
 
@@ -88,6 +95,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._all = connections
         self._limits = connections.limits
         self._regular = True
+        self._running: RequestResponseCycle | None = None  # `cycle` is the last one that came
         self._since = self.loop.time()
         self._in_head = self._in_body = self._upgrading = False
         self._framing = 0  # bytes that came since the last whole request and are neither its header nor its body
@@ -115,6 +123,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.remove(self)
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -195,6 +206,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._framing = max(0, self._framing - len(self.url) - self._header_bytes - _REQUEST_LINE_BYTES)
         self._since, self._body_bytes = self.loop.time(), 0
         self._begin(self.scope, keep_alive=self._regular and version != "1.0" and self.parser.should_keep_alive())
+        self.cycle.unread_bytes = next((int(value) for name, value in self.headers if name == b"content-length"), math.inf)
 
     def _check_framing(self, method: bytes, version: str) -> None:
         """What the parser lets pass, and two readers could read in two ways (RFC 9112, 3.2 and 6.1)."""
@@ -220,6 +232,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         self._framing = max(0, self._framing - _FRAMING_PER_BYTE * len(body))
         self._body_bytes += len(body)
+        self.cycle.unread_bytes -= len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
@@ -231,6 +244,10 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     # requests and refusals
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _begin(self, scope: HTTPScope, keep_alive: bool) -> None:
         """Run the request, or queue it behind the one before."""
@@ -263,6 +280,9 @@ class HttpProtocol(HttpToolsProtocol):
         """Answer in the request's place, or let the request whose body this is fail; and hear no more."""
         self._deaf = self._unread = True
         self._all.count(error.code)
+        if self._in_body and self.cycle.response_complete:
+            self.transport.close()  # it has its answer
+            return
         if self._in_body:
             self.cycle.fail(error)
             return
@@ -285,10 +305,14 @@ class HttpProtocol(HttpToolsProtocol):
         elif self.cycle.response_complete:
             self._since = self.loop.time()
             self._all.at_rest(self)
+            if self._in_head or self._framing:
+                self._unset_keepalive_if_required()  # the next one has begun
 
     # what an exchange needs of its transport: it ends the connection through these
 
     def write(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
         self._written += len(data)
         self.transport.write(data)
 
@@ -313,7 +337,11 @@ class HttpProtocol(HttpToolsProtocol):
     # what `Connections` asks
 
     def evict(self) -> None:
-        self.transport.close()
+        """See `Connection`. A peer that does not read its answer would keep what is only closed."""
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
 
     def inspect(self, now: float) -> None:
         self._inspect_reader(now)

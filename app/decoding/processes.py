@@ -216,6 +216,8 @@ class ProcessDecoder:
         """Give up a process, and have another one made for its place."""
         overdue = UndecodableImage("The image takes too long to decode.")
         self._abandon(place, overdue if reason == "timeout" else _Died(begun=begun))
+        if self._closed:
+            return
         task = asyncio.create_task(self._replace(place, reason), name="replace a decoder", context=place.context)
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
@@ -249,7 +251,10 @@ class ProcessDecoder:
                 status = await asyncio.to_thread(place.renew, self._zygote)
                 self._broken = False
                 return status
-            except (ZygoteDied, OSError):
+            except OSError:  # no descriptors or memory: the zygote and its other processes are well
+                _log.error("a decoder cannot be started; trying again")
+                await asyncio.sleep(_RETRY_S)
+            except ZygoteDied:
                 if self._broken:
                     await asyncio.sleep(_RETRY_S)
                 _log.error("no decoder can be started; trying again")

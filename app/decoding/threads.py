@@ -3,6 +3,7 @@
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
 
+from app.cpus import give_way
 from app.decoding import Decode
 from app.errors import Draining
 from app.images import Pixels
@@ -18,7 +19,7 @@ class ThreadDecoder:
 
     def __init__(self, decode: Decode, *, threads: int) -> None:
         self._decode = decode
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=give_way)
 
     alive = True
 

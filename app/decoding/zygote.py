@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.cpus import give_way
 from app.decoding import Decode
 from app.decoding.limits import allow_cpu, confine, end_with_parent
 from app.decoding.protocol import FORK, FORKED, REQUEST, Reply, write_reply
@@ -53,6 +54,7 @@ def main(control: socket.socket, module: str) -> None:
     """Import, warm up, and fork whenever that is asked for."""
     for sig in (signal.SIGINT, signal.SIGTERM):  # they are for the service, which drains first
         signal.signal(sig, signal.SIG_IGN)
+    give_way()
     _end_with_peer(control, True)
     importlib.import_module(module)
     _end_with_peer(control, False)

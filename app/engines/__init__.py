@@ -1,4 +1,4 @@
-"""Engines: ways to compute logits from pixels. Each file is one; all are the same small interface to the runner.
+"""Engines: ways to compute logits from pixels; all are the same small interface to the runner.
 
 `choice.py` takes one by the settings:
 

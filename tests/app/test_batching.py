@@ -100,6 +100,17 @@ async def test_runs_side_by_side_share_what_waits() -> None:
     await batcher.stop()
 
 
+async def test_who_waits_for_full_batches_gets_them() -> None:
+    run = Squares()
+    batcher = await started(run, max_runs=2, side_by_side=True, max_queue_delay_s=60)
+    tasks = submit(batcher, 1, 2, 3, 4)
+    await turns(10)
+    assert run.batches == [[1, 2, 3, 4]]
+    run.gate.set()
+    assert await results(tasks) == [1, 4, 9, 16]
+    await batcher.stop()
+
+
 async def test_a_run_behind_another_takes_all_it_can() -> None:
     run = Squares()
     batcher = await started(run, max_runs=3)
@@ -158,6 +169,8 @@ async def test_the_time_to_come_back_is_what_the_measured_rate_needs() -> None:
         for _ in range(6):
             others.enter_context(batcher.place())
         await asyncio.gather(*(through_a_place(item) for item in range(4)))  # four left within a little over 0.05 s
+        for _ in range(100):
+            batcher.check_room()  # nobody leaves by asking
         for _ in range(4):
             others.enter_context(batcher.place())
         with pytest.raises(QueueFull) as refused, batcher.place():

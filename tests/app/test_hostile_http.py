@@ -362,15 +362,8 @@ def test_the_next_header_on_a_kept_connection_must_come_in_time_too(server: Serv
 UNREAD: dict[str, tuple[bytes, int]] = {
     "length-too-large": (request("POST /predict", f"Content-Length: {10**10}"), 413),
     "length-too-large-and-expecting": (request("POST /predict", f"Content-Length: {10**10}", "Expect: 100-continue"), 413),
-    "compressed": (request("POST /predict", "Content-Length: 5000", "Content-Encoding: gzip"), 415),
-    "compressed-in-part": (
-        request("POST /predict", "Content-Length: 5000", "Content-Encoding: identity", "Content-Encoding: gzip"),
-        415,
-    ),
-    "no-such-path": (request("POST /nowhere", "Content-Length: 5000"), 404),
-    "no-such-method": (request("PUT /predict", "Content-Length: 5000"), 405),
-    "bad-parameter": (request("POST /predict?top_k=0", "Content-Length: 5000"), 422),
-    "get-with-a-body": (request("GET /health/live", "Content-Length: 5000"), 200),
+    "large-to-no-such-path": (request("POST /nowhere", "Content-Length: 5000000"), 404),
+    "expecting": (request("POST /nowhere", "Content-Length: 5000", "Expect: 100-continue"), 404),
     "chunks-without-end": (chunked(*[b"%x\r\n%s\r\n" % (65536, bytes(65536))] * 3), 413),
 }
 
@@ -380,6 +373,37 @@ def test_an_answer_before_the_end_of_the_body_closes_the_connection(server: Serv
     sent, status = case
     (answer,) = talk(server, sent)
     assert (answer.status, answer.headers["connection"]) == (status, "close")
+
+
+UNREAD_BUT_SMALL: dict[str, tuple[bytes, int]] = {
+    "compressed": (request("POST /predict", "Content-Length: 5000", "Content-Encoding: gzip"), 415),
+    "compressed-in-part": (
+        request("POST /predict", "Content-Length: 5000", "Content-Encoding: identity", "Content-Encoding: gzip"),
+        415,
+    ),
+    "no-such-path": (request("POST /nowhere", "Content-Length: 5000"), 404),
+    "no-such-method": (request("PUT /predict", "Content-Length: 5000"), 405),
+    "bad-parameter": (request("POST /predict?top_k=0", "Content-Length: 5000"), 422),
+    "get-with-a-body": (request("GET /health/live", "Content-Length: 5000"), 200),
+}
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in UNREAD_BUT_SMALL.items()])
+def test_the_rest_of_a_small_body_is_passed_over_and_the_next_request_answered(server: Server, case: tuple[bytes, int]) -> None:
+    sent, status = case
+    with connect(server) as peer:
+        peer.sendall(sent)
+        answer = peer.recv(65536)  # before the body
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        assert b"connection: close" not in answer.lower()
+        peer.sendall(b"POST /forged HTTP/1.1\r\n".ljust(5000, b"x") + request("GET /health/live", "Connection: close"))
+        answers = answer + b"".join(iter(lambda: peer.recv(65536), b""))
+    assert re.findall(rb"HTTP/1\.1 (\d+) ", answers) == [b"%d" % status, b"200"]
+
+
+def test_a_small_body_that_nobody_waits_for_must_come_in_time_too(server: Server) -> None:
+    (answer,) = talk(server, request("POST /nowhere", "Content-Length: 5000"))
+    assert answer.status == 404
 
 
 def test_who_goes_on_sending_can_still_read_why_it_was_refused(server: Server) -> None:

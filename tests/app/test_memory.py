@@ -24,9 +24,10 @@ _FEW = 8
 """Files or threads: decoders and OpenVINO start some of theirs late, when they first have enough to do."""
 
 _CALLERS = 32
-_WARM_UP = 1000
-_BLOCK = 250
+_WARM_UP = 800
+_BLOCK = 150
 _BLOCKS = 8
+_TRIES = 3
 _GROWTH = 1024
 """Bytes a request: an eighth of a picture, and more than the noise of an allocator that has settled."""
 
@@ -60,6 +61,13 @@ class Watched:
         pairs = itertools.combinations(enumerate(sizes), 2)
         return statistics.median((late - early) / (j - i) for (i, early), (j, late) in pairs) / _BLOCK
 
+    async def grows_on(self) -> bool:
+        """An allocator settles sooner or later, a leak does not."""
+        for _ in range(_TRIES):
+            if await self.growth() < _GROWTH:
+                return False
+        return True
+
 
 def _pictures(url: str) -> list[Picture]:
     """With what each is answered alone."""
@@ -72,7 +80,7 @@ async def test_nothing_is_kept_of_what_was_answered(tiny_checkpoint: Path) -> No
     with running_server(model=tiny_checkpoint, image_size=_IMAGE_SIZE, max_image_bytes=_MAX_IMAGE_BYTES) as server:
         before = usage([server.process.pid])  # while nobody is connected
         watched = Watched(server)
-        assert await watched.growth() < _GROWTH
+        assert not await watched.grows_on()
         async with asyncio.timeout(60):  # the server learns a little later that connections have ended
             while (after := await watched.call(0)).open_files > before.open_files + _FEW:  # noqa: ASYNC110 - it has no Event
                 await asyncio.sleep(0.1)
@@ -83,4 +91,4 @@ async def test_a_leak_is_seen(tiny_checkpoint: Path) -> None:
     command = [sys.executable, "-m", "tests.leaking_server"]
     settings = {"model": tiny_checkpoint, "image_size": _IMAGE_SIZE, "max_image_bytes": _MAX_IMAGE_BYTES}
     with running_server(command=command, **settings) as server:
-        assert await Watched(server).growth() > _GROWTH
+        assert await Watched(server).grows_on()

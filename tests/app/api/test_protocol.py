@@ -98,6 +98,24 @@ async def test_peers_that_stay_after_a_refusal_keep_nobody_out() -> None:
         assert await wire.ask("/") == b"HTTP/1.1 200 OK"
 
 
+async def test_what_a_peer_has_not_read_is_not_kept_for_it_when_it_gives_way() -> None:
+    async with open_wire(HttpLimits(max_connections=1, reserve=1, max_answer_stall_s=PATIENCE_S)) as wire:
+        reader, _ = await wire.connect(get("/big"))
+        async with asyncio.timeout(PATIENCE_S):
+            while await wire.ask("/") != b"HTTP/1.1 200 OK":  # it is busy until its answer is written
+                pass
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(BIG)
+
+
+async def test_a_peer_that_leaves_takes_its_first_request_along_though_others_wait_behind_it() -> None:
+    async with open_wire(HttpLimits()) as wire:
+        _, writer = await wire.connect(get("/deserted") + get("/"))
+        await wire.until(lambda: wire.held == 1)
+        writer.transport.abort()
+        await wire.until(lambda: wire.deserted == 1)
+
+
 async def test_while_all_connections_are_busy_only_health_is_answered() -> None:
     async with open_wire(HttpLimits(max_connections=2, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
         busy = [await wire.connect(get("/held")) for _ in range(2)]
