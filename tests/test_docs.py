@@ -49,19 +49,28 @@ def test_every_setting_is_on_its_page_with_its_default() -> None:
     assert page == {f"VIT_{name.upper()}": default for name, default in defaults.items()}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])
 def test_every_setting_that_is_named_exists(page: str) -> None:
     named = set(re.findall(r"VIT_[A-Z_]+[A-Z]", (ROOT / page).read_text(encoding="utf-8")))
     assert named
     assert named <= {f"VIT_{name.upper()}" for name in Settings.model_fields}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/security.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "benchmarks/README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
+)
 def test_every_link_and_path_leads_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     assert targets
     for target in targets:
         assert (ROOT / page).parent.joinpath(target).exists(), target
+
+
+def test_every_test_that_is_named_exists() -> None:
+    named = set(re.findall(r"`(test_\w+|BatcherMachine)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")))
+    tests = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
+    assert len(named) > 100
+    assert named <= set(re.findall(r"(?:def|class) (\w+)", tests))
 
 
 def test_every_make_target_that_is_named_exists() -> None:
