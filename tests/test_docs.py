@@ -61,7 +61,6 @@ def test_every_setting_that_is_named_exists(page: str) -> None:
 )
 def test_every_link_and_path_leads_somewhere(page: str) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
-    assert targets
     for target in targets:
         assert (ROOT / page).parent.joinpath(target).exists(), target
 

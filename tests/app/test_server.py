@@ -215,7 +215,8 @@ async def test_what_computes_gives_way_to_what_answers(server: Server) -> None:
         return [os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(directory).iterdir()]
 
     def children(pid: int) -> list[int]:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+        lists = Path(f"/proc/{pid}/task").glob("*/children")  # of each thread
+        return [int(child) for children in lists for child in children.read_text().split()]
 
     pid = server.process.pid
     assert os.getpriority(os.PRIO_PROCESS, pid) == 0  # the event loop's thread
