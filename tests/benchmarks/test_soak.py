@@ -18,7 +18,7 @@ from tests.support import encode, random_picture
 
 _MIB = 2**20
 _PREDICTED = 'vit_http_requests_total{method="POST",route="/predict",status="200"}'
-_IDLE = {"vit_images_accepted": 0.0, "vit_images_waiting": 0.0, "vit_requests_accepted": 0.0}
+_IDLE = {"vit_images_accepted": 0.0, "vit_images_waiting": 0.0, "vit_requests_accepted": 0.0, "vit_held_bytes": 0.0}
 
 
 def soak(
