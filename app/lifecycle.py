@@ -13,6 +13,7 @@ from app.batching import Batcher
 from app.classifier import Classifier, ModelDescription
 from app.cpus import give_way
 from app.decoding.choice import StartingDecoder, begin_decoding
+from app.engines import Engine
 from app.engines.choice import EngineOptions, choose_engine
 from app.errors import DeadlineExceeded, Draining, NotReady, StartError
 from app.images import Pixels
@@ -20,6 +21,7 @@ from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
 from app.settings import Settings
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from model.config import ViTConfig
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
 
@@ -61,18 +63,7 @@ def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: S
     checkpoint = load(settings)
     config, parameters = checkpoint.model.config, checkpoint.parameters  # of the checkpoint as it was published
     image_shape = (config.num_channels, config.image_size, config.image_size)
-    engine = choose_engine(
-        checkpoint,
-        EngineOptions(
-            engine=settings.engine,
-            device=settings.device,
-            dtype=settings.dtype,
-            compile=settings.compile,
-            max_batch_size=settings.max_batch_size,
-            threads=settings.inference_threads,
-            cache=settings.cache_dir,
-        ),
-    )
+    engine = choose_engine(checkpoint, _engine_options(settings))
     runner = ModelRunner(engine, image_shape)
     runner.warm_up()
     decoder = decoding.finish(checkpoint.preprocessing, image_shape)
@@ -91,7 +82,27 @@ def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: S
         side_by_side=engine.side_by_side,
         max_run_s=settings.run_timeout_s,
     )
-    description = ModelDescription(
+    metrics.gauge("vit_images_accepted", "Images accepted and not yet answered.", lambda: batcher.accepted)
+    metrics.gauge("vit_images_waiting", "Images that wait for a run.", lambda: batcher.waiting)
+    metrics.gauge("vit_held_bytes", "Bytes of requests that arrive or wait for their answer.", lambda: batcher.held_bytes)
+    return Classifier(_describe(checkpoint, config, parameters, engine), decoder, runner, batcher, metrics=metrics)
+
+
+def _engine_options(settings: Settings) -> EngineOptions:
+    return EngineOptions(
+        engine=settings.engine,
+        device=settings.device,
+        dtype=settings.dtype,
+        compile=settings.compile,
+        max_batch_size=settings.max_batch_size,
+        threads=settings.inference_threads,
+        cache=settings.cache_dir,
+    )
+
+
+def _describe(checkpoint: Checkpoint, config: ViTConfig, parameters: int, engine: Engine) -> ModelDescription:
+    """The model as it was published, and what runs it."""
+    return ModelDescription(
         name=checkpoint.name,
         architecture=checkpoint.architecture,
         labels=checkpoint.labels,
@@ -105,10 +116,6 @@ def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: S
         max_batch_size=engine.max_batch_size,
         compiled_batch_sizes=engine.batch_sizes,
     )
-    metrics.gauge("vit_images_accepted", "Images accepted and not yet answered.", lambda: batcher.accepted)
-    metrics.gauge("vit_images_waiting", "Images that wait for a run.", lambda: batcher.waiting)
-    metrics.gauge("vit_held_bytes", "Bytes of requests that arrive or wait for their answer.", lambda: batcher.held_bytes)
-    return Classifier(description, decoder, runner, batcher, metrics=metrics)
 
 
 async def _in_daemon_thread(work: Callable[[], Classifier]) -> Classifier:

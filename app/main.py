@@ -68,19 +68,33 @@ def create_app(
     )
     app.state.settings, app.state.service, app.state.metrics = settings, service, measured
     app.state.access = Access(settings, measured)
-    app.state.limits = HttpLimits(
+    app.state.limits = _http_limits(settings)
+    app.state.http_protocol = partial(HttpProtocol, connections=Connections(app.state.limits, measured))
+    _add_routes(app, settings)
+    install_problem_handlers(app)
+    _add_middleware(app, settings, service, measured)
+    return app
+
+
+def _http_limits(settings: Settings) -> HttpLimits:
+    return HttpLimits(
         max_connections=settings.max_connections,
         header_timeout_s=settings.header_timeout_s,
-        other_descriptors=256 + 2 * settings.decode_threads,  # each process has a socket and a piece of memory
+        decoders=settings.decode_threads,
     )
-    app.state.http_protocol = partial(HttpProtocol, connections=Connections(app.state.limits, measured))
+
+
+def _add_routes(app: FastAPI, settings: Settings) -> None:
     for router in (predict.router, model.router, health.router):
         app.include_router(router)
     if settings.docs:
         app.include_router(docs.router)
     if settings.metrics and settings.metrics_port is None:
         app.include_router(metrics.router)
-    install_problem_handlers(app)
+
+
+def _add_middleware(app: FastAPI, settings: Settings, service: Service, measured: Metrics) -> None:
+    """From the inside to the outside."""
     app.add_middleware(LastResort)
     if settings.cors_origins:
         app.add_middleware(
@@ -91,7 +105,6 @@ def create_app(
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
     app.add_middleware(RequestContext, service=service, metrics=measured)
-    return app
 
 
 async def _start(service: Service, on_failure: Callable[[str], None]) -> None:

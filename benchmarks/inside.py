@@ -54,7 +54,7 @@ def _options(name: str, cache: Path) -> EngineOptions:
     return EngineOptions(
         engine=engine,  # type: ignore[arg-type]  # as it was just asserted
         device="auto",
-        dtype=dtype or "auto",  # type: ignore[arg-type]
+        dtype=dtype or "auto",  # type: ignore[arg-type]  # likewise
         compile="auto",
         max_batch_size=None,
         threads=available_cpus(),

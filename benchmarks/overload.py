@@ -9,7 +9,6 @@ Progress goes to standard error, the table to standard output; the exit status i
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -26,7 +25,7 @@ from benchmarks.load import Exchange, Load, Storm, Target, ask, closed_loop, qua
 from benchmarks.measure import progress
 from benchmarks.models import MODELS
 from benchmarks.pictures import WEB
-from benchmarks.report import Verdict, as_markdown, verdict_section
+from benchmarks.report import Verdict, conclude
 from benchmarks.watch import Watch, resident_bytes, watch
 
 _WORK = Path(__file__).parent.parent / ".bench"
@@ -177,17 +176,10 @@ def main() -> int:
     ):
         run = measure(ours, arguments.times, arguments.seconds, arguments.saturation_seconds)
     found = list(verdicts(run))
-    section = verdict_section(
-        f"Overload: {model.title}", f"{arguments.times:g} times saturation for {arguments.seconds:g} s", found
-    )
-    sys.stdout.write(as_markdown(section) + "\n")
-    report = {
-        "machine": machine.describe(),
-        "command": " ".join(["python -m benchmarks.overload", *sys.argv[1:]]),
-        "started": started,
-    }
-    arguments.output.write_text(json.dumps({**report, "section": section.as_json()}, indent=1) + "\n")
-    return 0 if all(verdict.met for verdict in found) else 1
+    note = f"{arguments.times:g} times saturation for {arguments.seconds:g} s"
+    command = " ".join(["python -m benchmarks.overload", *sys.argv[1:]])
+    report = {"machine": machine.describe(), "command": command, "started": started}
+    return conclude(f"Overload: {model.title}", note, found, arguments.output, report)
 
 
 def _arguments() -> argparse.Namespace:

@@ -1,8 +1,11 @@
 """Sections of numbers, as a table for people and as JSON for programs."""
 
+import json
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from benchmarks.load import Load
 from benchmarks.measure import Samples
@@ -59,6 +62,14 @@ def verdict_section(title: str, note: str, verdicts: Sequence[Verdict]) -> Secti
     goals = [verdict for verdict in verdicts if verdict.goal]
     met = sum(verdict.met for verdict in goals)
     return Section(title, f"{note}; {met} of {len(goals)} goals met", [verdict.row() for verdict in verdicts])
+
+
+def conclude(title: str, note: str, verdicts: Sequence[Verdict], output: Path, report: Mapping[str, object]) -> int:
+    """Print the verdicts, write them to `output` with the rest of the report, and give the process's exit status."""
+    section = verdict_section(title, note, verdicts)
+    sys.stdout.write(as_markdown(section) + "\n")
+    output.write_text(json.dumps({**report, "section": section.as_json()}, indent=1) + "\n")
+    return 0 if all(verdict.met for verdict in verdicts) else 1
 
 
 def as_markdown(section: Section) -> str:

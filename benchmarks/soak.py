@@ -34,7 +34,7 @@ from benchmarks.measure import progress
 from benchmarks.models import MODELS
 from benchmarks.peers import Server
 from benchmarks.pictures import WEB
-from benchmarks.report import Verdict, as_markdown, verdict_section
+from benchmarks.report import Verdict, conclude
 from benchmarks.watch import Usage, metrics_of, usage
 
 _WORK = Path(__file__).parent.parent / ".bench"
@@ -236,17 +236,9 @@ def main() -> int:
     progress("")
     found = list(verdicts(run))
     note = f"{arguments.load:.0%} of saturation for {arguments.minutes:g} minutes"
-    section = verdict_section(f"Soak: {model.title}", note, found)
-    sys.stdout.write(as_markdown(section) + "\n")
-    report = {
-        "machine": machine.describe(),
-        "command": " ".join(["python -m benchmarks.soak", *sys.argv[1:]]),
-        "started": started,
-        "section": section.as_json(),
-        "resident_bytes": run.resident_bytes,
-    }
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n")
-    return 0 if all(verdict.met for verdict in found) else 1
+    command = " ".join(["python -m benchmarks.soak", *sys.argv[1:]])
+    report = {"machine": machine.describe(), "command": command, "started": started, "resident_bytes": run.resident_bytes}
+    return conclude(f"Soak: {model.title}", note, found, arguments.output, report)
 
 
 def _arguments() -> argparse.Namespace:

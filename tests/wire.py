@@ -25,8 +25,8 @@ Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 @dataclass
 class Wire:
-    """A server in this process. `/held` is answered when the gate opens, `/deserted` never, `/big` at length, and all else once
-    it is read."""
+    """A server in this process. `/early` is answered before its body has come, `/held` when the gate opens, `/deserted` never,
+    `/big` at length, and all else once it is read."""
 
     limits: HttpLimits
     metrics: Metrics = field(default_factory=Metrics)
@@ -39,7 +39,7 @@ class Wire:
     server: uvicorn.Server = field(init=False)
 
     async def app(self, scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-        while (await receive()).get("more_body"):
+        while scope["path"] != "/early" and (await receive()).get("more_body"):
             pass
         if scope["path"] == "/held":
             self.held += 1
@@ -84,7 +84,7 @@ def get(path: str) -> bytes:
 
 
 @asynccontextmanager
-async def open_wire(limits: HttpLimits) -> AsyncIterator[Wire]:
+async def open_wire(limits: HttpLimits, keep_alive_s: int = 5) -> AsyncIterator[Wire]:
     """A wire that serves; at the end it closes all peers that a test has left open."""
     wire = Wire(limits)
     app = FastAPI(openapi_url=None)
@@ -99,6 +99,7 @@ async def open_wire(limits: HttpLimits) -> AsyncIterator[Wire]:
         lifespan="off",
         log_config=None,
         proxy_headers=False,
+        timeout_keep_alive=keep_alive_s,
         timeout_graceful_shutdown=1,
     )
     server = wire.server = uvicorn.Server(config)

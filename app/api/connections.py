@@ -8,6 +8,9 @@ from typing import Protocol
 from app.errors import StartError
 from app.metrics import Metrics
 
+_OTHER_DESCRIPTORS = 256
+"""Files, pipes and libraries of the process itself, and connections that are just being closed."""
+
 
 @dataclass(frozen=True, slots=True)
 class HttpLimits:
@@ -37,8 +40,13 @@ class HttpLimits:
     """How long a peer may go on sending what nobody reads, so that it can read why; a reset would take that from it."""
     linger_bytes: int = 32 * 1024 * 1024
     """How much of that is thrown away."""
-    other_descriptors: int = 256
-    """Files, pipes and libraries of the process itself, and connections that are just being closed."""
+    decoders: int = 0
+    """Decoding processes, each with a socket and a piece of memory."""
+
+    @property
+    def needed_descriptors(self) -> int:
+        """Files that the process may have open with all of these connections."""
+        return self.max_connections + self.reserve + 2 * self.decoders + _OTHER_DESCRIPTORS
 
     def check_descriptors(self) -> None:
         """See to it that the process may open as many files as there can be connections.
@@ -46,7 +54,7 @@ class HttpLimits:
         Raises:
             StartError: it may not, and cannot change that.
         """
-        needed = self.max_connections + self.reserve + self.other_descriptors
+        needed = self.needed_descriptors
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if hard != resource.RLIM_INFINITY and hard < needed:
             raise StartError(

@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Self
 
 from app.decoding.protocol import FORK, FORKED
 from app.decoding.zygote import MAX_JOB_BYTES, Job
@@ -57,7 +57,7 @@ class Zygote:
                 pass_fds=[theirs.fileno()],
             )
 
-    def warm_up(self, job: Job) -> Self:
+    def warm_up(self, job: Job) -> None:
         """Wait until it has imported everything, and tell it what decoding processes will do. Blocks, for a second or two.
 
         Raises:
@@ -69,7 +69,6 @@ class Zygote:
         self._hear()
         self._control.send(description)
         self._hear()
-        return self
 
     def fork(self, job: Job, predecessor: int = 0) -> tuple[Child, int]:
         """Another decoding process; its predecessor, if there is one, is ended. Blocks, for milliseconds.
@@ -79,21 +78,22 @@ class Zygote:
 
         Raises:
             ZygoteDied: it ended.
+            OSError: this process has no memory or descriptors left for another one; the zygote is well.
         """
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        memory = _shared_memory(job.shared_bytes)
-        try:
-            with self._lock:
-                socket.send_fds(self._control, [FORK.pack(predecessor)], [theirs.fileno(), memory])
-                pid, status = FORKED.unpack(self._hear())
-            ours.setblocking(False)
-            return Child(pid, ours, mmap.mmap(memory, job.shared_bytes)), status
-        except (OSError, ZygoteDied) as error:
-            ours.close()
-            raise ZygoteDied from error
-        finally:
-            theirs.close()
-            os.close(memory)
+        with ExitStack() as given_away:
+            memory = _shared_memory(job.shared_bytes)
+            given_away.callback(os.close, memory)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            given_away.enter_context(theirs)
+            try:
+                with self._lock:
+                    socket.send_fds(self._control, [FORK.pack(predecessor)], [theirs.fileno(), memory])
+                    pid, status = FORKED.unpack(self._hear())
+                ours.setblocking(False)
+                return Child(pid, ours, mmap.mmap(memory, job.shared_bytes)), status
+            except (OSError, ZygoteDied) as error:
+                ours.close()
+                raise ZygoteDied from error
 
     def close(self) -> None:
         """End it and all that it has forked."""

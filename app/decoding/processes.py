@@ -117,7 +117,7 @@ class ProcessDecoder:
         try:
             self._zygote.warm_up(self._job)
             self._places = [_Place(self._zygote.fork(self._job)[0], self._job) for _ in range(self._processes)]
-        except ZygoteDied:
+        except (ZygoteDied, OSError):
             raise StartError("VIT_DECODE_ISOLATION: no decoding process can be started here; `thread` needs none") from None
 
     def start(self) -> None:

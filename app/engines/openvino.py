@@ -22,7 +22,7 @@ from app.images import Pixels
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused
 import openvino  # noqa: E402
 
-from app.engines.int8 import GROUP_SIZE, round_weights  # noqa: E402
+from app.engines.int8 import GROUP_SIZE, round_weights  # noqa: E402  # it imports openvino, too
 
 _CONVERSION = 1
 """To be raised when what is kept on disk would be made otherwise."""

@@ -401,11 +401,6 @@ def test_the_rest_of_a_small_body_is_passed_over_and_the_next_request_answered(s
     assert re.findall(rb"HTTP/1\.1 (\d+) ", answers) == [b"%d" % status, b"200"]
 
 
-def test_a_small_body_that_nobody_waits_for_must_come_in_time_too(server: Server) -> None:
-    (answer,) = talk(server, request("POST /nowhere", "Content-Length: 5000"))
-    assert answer.status == 404
-
-
 def test_who_goes_on_sending_can_still_read_why_it_was_refused(server: Server) -> None:
     body = bytes(8_000_000)  # more than fits between here and there
     assert httpx.post(f"{server.url}/predict", content=body, timeout=PATIENCE_S).status_code == 413

@@ -4,10 +4,14 @@ import asyncio
 import socket
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from app.api.connections import HttpLimits
+from app.main import create_app
+from app.settings import read_settings
 from tests.wire import BIG, PATIENCE_S, get, open_wire
 
 
@@ -35,6 +39,23 @@ async def test_a_body_that_stops_is_408() -> None:
         reader, _ = await wire.connect(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc")
         async with asyncio.timeout(PATIENCE_S):
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_that_is_passed_over_must_come_in_time_too() -> None:
+    async with open_wire(HttpLimits(body_grace_s=0.2, header_timeout_s=1)) as wire:
+        reader, writer = await wire.connect(b"POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 5000\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+            writer.write(b"a beginning")
+            assert await reader.read() == b""
+
+
+async def test_a_header_that_has_begun_is_waited_for_longer_than_the_next_request() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.5), keep_alive_s=0) as wire:
+        reader, _ = await wire.connect(get("/") + b"GET /")
+        async with asyncio.timeout(PATIENCE_S):
+            answers = await reader.read()
+        assert (answers[:12], b"HTTP/1.1 408 " in answers) == (b"HTTP/1.1 200", True)
 
 
 async def test_an_answer_that_takes_long_is_waited_for() -> None:
@@ -177,6 +198,13 @@ def check_descriptors(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
 
 def test_the_limit_of_open_files_is_raised_as_far_as_connections_need() -> None:
     assert check_descriptors(soft=300, hard=600).stdout.split() == ["488", "600"]
+
+
+def test_decoding_processes_count_as_open_files_too(tiny_checkpoint: Path) -> None:
+    app = create_app(read_settings(model=str(tiny_checkpoint), decode_threads=100))
+    assert app.state.limits == HttpLimits(decoders=100)
+    few = HttpLimits(max_connections=200, decoders=1)
+    assert (few.needed_descriptors, replace(few, decoders=100).needed_descriptors) == (490, 688)
 
 
 def test_a_process_that_may_not_open_as_many_files_does_not_start() -> None:

@@ -4,14 +4,15 @@ import asyncio
 import json
 import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from app.classifier import Classifier
-from app.errors import StartError
-from app.lifecycle import load_classifier
+from app.errors import Draining, StartError
+from app.lifecycle import Service, load_classifier
 from app.main import create_app
 from app.metrics import Metrics
 from app.settings import Settings, read_settings
@@ -94,6 +95,19 @@ async def test_a_draining_service_finishes_its_work_and_takes_no_more(open_clien
         held.gate.set()
         assert (await first).status_code == 200
         assert await drained
+
+
+async def test_an_upload_whose_deadline_passes_in_the_moment_of_closing_does_not_keep_the_service(
+    tiny_checkpoint: Path,
+) -> None:
+    service = Service(read_settings(model=str(tiny_checkpoint)), Metrics())
+    now = asyncio.get_running_loop().time()
+    upload = asyncio.create_task(service.upload(now - 1, asyncio.Event().wait()))
+    for _ in range(2):  # it begins; its deadline has been noticed, but not by it
+        await asyncio.sleep(0)
+    await service.close()
+    with pytest.raises(Draining):
+        await upload
 
 
 async def test_a_drain_that_takes_too_long_is_told(open_client: OpenClient) -> None:

@@ -1,6 +1,7 @@
 """Decoding processes that hang, crash, lie and die: only the picture that they had is lost, and the next one is right."""
 
 import asyncio
+import errno
 import fcntl
 import os
 import random
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 import structlog
 
+from app.decoding import forking, processes
 from app.decoding.forking import Child, Zygote, _environment, _shared_memory
 from app.decoding.limits import needed_bytes
 from app.decoding.processes import ProcessDecoder
@@ -66,6 +68,13 @@ async def value(decoder: ProcessDecoder, picture: bytes) -> int:
 
 def pids(decoder: ProcessDecoder) -> list[int]:
     return [place.child.pid for place in decoder._places]
+
+
+def stop(pid: int) -> None:
+    """Until it is stopped it may be awake still, and take what comes."""
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        os.sched_yield()
 
 
 async def test_every_picture_gets_its_own_pixels(open_decoder: Open) -> None:
@@ -231,7 +240,7 @@ async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open
     decoder, restarts = await open_decoder(processes=2)
     stopped = set(pids(decoder))
     for pid in stopped:
-        os.kill(pid, signal.SIGSTOP)
+        stop(pid)
     answer = asyncio.create_task(value(decoder, b"good 3"))
     while stopped:
         await asyncio.sleep(0)
@@ -262,6 +271,41 @@ async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> No
     with pytest.raises(Draining):
         await decoder.decode(b"good 1")
     assert not any(exists(pid) for pid in left)
+
+
+async def test_without_room_for_another_process_those_that_work_go_on(
+    open_decoder: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, restarts = await open_decoder(processes=2)
+    zygote, make, refused = decoder._zygote, forking._shared_memory, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def no_more(size: int) -> int:
+        monkeypatch.setattr(forking, "_shared_memory", make)
+        loop.call_soon_threadsafe(refused.set)
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(forking, "_shared_memory", no_more)
+    monkeypatch.setattr(processes, "_RETRY_S", 0.01)
+    os.kill(pids(decoder)[0], signal.SIGKILL)
+    await refused.wait()
+    assert await value(decoder, b"good 3") == 3
+    assert (decoder.alive, decoder._zygote) == (True, zygote)
+    while decoder._replacing:
+        await asyncio.wait(decoder._replacing)
+    assert (decoder._zygote, restarts) == (zygote, {"crashed": 1})
+
+
+async def test_a_place_that_is_given_in_the_moment_of_closing_is_not_renewed(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    place = await decoder._take()
+    call = asyncio.create_task(decoder.decode(b"good 1"))
+    await asyncio.sleep(0)
+    decoder._release(place)
+    decoder.close()
+    with pytest.raises(Draining):
+        await call
+    assert (decoder._replacing, restarts) == (set(), {})
 
 
 async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
