@@ -46,7 +46,8 @@ class Wire:
             await self.gate.wait()
         if scope["path"] == "/deserted":
             self.held += 1
-            await receive()  # there is nothing more to receive than the end
+            while (await receive())["type"] != "http.disconnect":
+                pass
             self.deserted += 1
             return
         body = bytes(BIG) if scope["path"] == "/big" else b"done"

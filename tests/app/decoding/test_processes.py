@@ -287,13 +287,16 @@ async def test_without_room_for_another_process_those_that_work_go_on(
 
     monkeypatch.setattr(forking, "_shared_memory", no_more)
     monkeypatch.setattr(processes, "_RETRY_S", 0.01)
-    os.kill(pids(decoder)[0], signal.SIGKILL)
+    killed = pids(decoder)[0]
+    os.kill(killed, signal.SIGKILL)
     await refused.wait()
     assert await value(decoder, b"good 3") == 3
     assert (decoder.alive, decoder._zygote) == (True, zygote)
     while decoder._replacing:
         await asyncio.wait(decoder._replacing)
     assert (decoder._zygote, restarts) == (zygote, {"crashed": 1})
+    assert len(decoder._idle) == 2
+    assert killed not in pids(decoder)
 
 
 async def test_a_place_that_is_given_in_the_moment_of_closing_is_not_renewed(open_decoder: Open) -> None:
