@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -123,28 +123,29 @@ class Classifier:
         """Account for the bytes that one request holds; see `Batcher.bytes_held`."""
         return self._batcher.bytes_held()
 
-    async def classify(self, image_bytes: bytes, deadline: float = math.inf) -> Classification:
+    async def classify(self, image_bytes: bytes, deadline: float = math.inf, request: Hashable = None) -> Classification:
         """Classify one encoded image. Cancelling this call drops the work wherever it waits.
 
         Args:
             image_bytes: JPEG, PNG, WebP, GIF or BMP.
             deadline: time of the event loop's clock after which the answer is of no use.
+            request: identity of the request that brought several images: requests take turns in the decoder.
 
         Raises:
             ServiceError: one of its kinds; see `app/errors.py`.
         """
         with self._metrics.outcome_of_image(), self._batcher.place():
             started = time.perf_counter()
-            pixels = await self._decode(image_bytes, deadline)
+            pixels = await self._decode(image_bytes, deadline, request)
             decode_s = time.perf_counter() - started
             served = await self._batcher.submit(pixels, deadline)
             return self._classification(served, decode_s)
 
-    async def _decode(self, image_bytes: bytes, deadline: float) -> Pixels:
+    async def _decode(self, image_bytes: bytes, deadline: float, request: Hashable) -> Pixels:
         """Decode; an image whose caller has gone or whose deadline has passed is never begun."""
         try:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
-                return await self._decoder.decode(image_bytes)
+                return await self._decoder.decode(image_bytes, request)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
 
@@ -168,9 +169,9 @@ class Classifier:
         return self._model.labels
 
     @property
-    def alive(self) -> bool:
-        """Whether the worker behind it runs, and images can be decoded."""
-        return self._batcher.alive and self._decoder.alive
+    def why_not_ready(self) -> str | None:
+        """Reason why no image can be classified now, in one sentence; None if one can."""
+        return self._decoder.why_not_ready if self._batcher.alive else "The inference worker has died."
 
     def describe(self) -> ModelDescription:
         """The model, with the batch size of now."""
@@ -180,4 +181,4 @@ class Classifier:
         """Stop the worker and the decoder; whatever still waits fails with `Draining`."""
         await self._batcher.stop()
         self._runner.close()
-        self._decoder.close()
+        await self._decoder.close()

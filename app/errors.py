@@ -13,6 +13,7 @@ ServiceError                  a request cannot be answered
 ├── UndecodableImage          the right format, but truncated or corrupt
 ├── DeadlineExceeded          the answer would come too late
 ├── InferenceFailed           the model failed on this image
+├── InternalError             the service failed on this image, through a fault of its own
 └── Refused                   not now: the caller may try again
     ├── RateLimited           more requests than this caller may send
     ├── QueueFull             as many images wait as may wait
@@ -101,6 +102,12 @@ class InferenceFailed(ServiceError):
     """The model failed on this image."""
 
     code = "inference_failed"
+
+
+class InternalError(ServiceError):
+    """The service failed on this image through a fault of its own, which has been logged."""
+
+    code = "internal_error"
 
 
 class Refused(ServiceError):

@@ -6,16 +6,16 @@ first frame and of all metadata only the EXIF orientation is read.
 
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
+from app.errors import ImageTooLarge, UndecodableImage, UnsupportedImageFormat
 from app.geometry import Geometry, Size
-from app.headers import check_jpeg_scans, count_jpeg_scans, png_without_profiles, sniff_format, webp_size
+from app.headers import check_jpeg_scans, count_jpeg_scans, count_pixels, png_without_profiles, sniff_format, webp_size
 from app.jpeg import decode_jpeg
 from model.preprocessing import Preprocessing
 
@@ -82,13 +82,14 @@ class ImageDecoder:
             image_bytes = png_without_profiles(image_bytes)
         elif image_format == "webp" and (size := webp_size(image_bytes)) is not None:
             self._check_size(size)  # Pillow makes room for it before it tells how large it is
-        with _decoding_errors(), Image.open(io.BytesIO(image_bytes), formats=[image_format]) as image:
+        with _open(image_bytes, image_format) as image:
             self._check_size(image.size)
             check_jpeg_scans(scans, image.width * image.height, self._max_pixels)
             quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
             if quick and (pixels := decode_jpeg(image_bytes, image.size, _orientation(image), self._preprocessing)) is not None:
                 return pixels
-            image.load()  # before the metadata: PNG's getexif would load too, and its error would be taken for broken EXIF
+            with _decoding_errors():
+                image.load()  # before the metadata: PNG's getexif loads too, and its error would pass for broken EXIF
             return _resize_and_crop(_to_rgb(_upright(image)), self._preprocessing)
 
     def _check(self, image_bytes: bytes) -> str:
@@ -123,13 +124,32 @@ def check_length(image_bytes: bytes, max_bytes: int) -> None:
         raise ImageTooLarge(f"The image has {len(image_bytes)} bytes; at most {max_bytes} are allowed.")
 
 
+def check_work(images: Iterable[bytes], max_image_pixels: int, max_request_pixels: int) -> None:
+    """Refuse a request whose images have more pixels together than can be decoded in time; by their headers alone.
+
+    Raises:
+        ImageTooLarge: they have. An image that is too large by itself costs nothing, and does not count.
+    """
+    pixels = 0
+    for image in images:
+        counted = count_pixels(image)
+        pixels += max_image_pixels if counted is None else counted if counted <= max_image_pixels else 0
+    if pixels > max_request_pixels:
+        raise ImageTooLarge(
+            f"The images have {pixels} pixels together; at most {max_request_pixels} are allowed in one request: send fewer."
+        )
+
+
+def _open(image_bytes: bytes, image_format: str) -> Image.Image:
+    with _decoding_errors():
+        return Image.open(io.BytesIO(image_bytes), formats=[image_format])
+
+
 @contextmanager
 def _decoding_errors() -> Iterator[None]:
-    """Whatever a decoder raises on hostile bytes, the caller hears one sentence and none of Pillow's own text."""
+    """Turn whatever Pillow raises on hostile bytes into one sentence; to be put around its calls alone, not around our code."""
     try:
         yield
-    except ServiceError:
-        raise
     except MemoryError:
         raise ImageTooLarge("The image does not fit into memory.") from None
     except Exception as error:
@@ -171,10 +191,15 @@ def _strip_to_rgb(image: Image.Image) -> Image.Image:
             grey[levels == transparent] = 255
         return Image.fromarray(grey).convert("RGB")
     if "A" in image.getbands() or transparent is not None:
-        image = image.convert("RGBA")
+        image = _convert(image, "RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return _convert(image, "RGB")
+
+
+def _convert(image: Image.Image, mode: str) -> Image.Image:
+    with _decoding_errors():  # Pillow looks into a palette and its transparency only here
+        return image.convert(mode)
 
 
 def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:

@@ -191,9 +191,7 @@ class Service:
             return "The service is shutting down."
         if self._classifier is None:
             return "The model is still loading."
-        if not self._classifier.alive:
-            return "The inference worker or the decoder has died."
-        return None
+        return self._classifier.why_not_ready
 
     @property
     def draining(self) -> bool:

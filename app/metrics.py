@@ -54,9 +54,12 @@ class Metrics:
         )
         self.decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoder, and decoding, an image.")
         self.decoder_restarts = Counter(
-            "vit_decoder_restarts", "Decoding processes that were replaced, by why.", ("reason",), registry=registry
+            "vit_decoder_restarts",
+            "Decoding processes that were lost, by reason: `start` ended before they decoded anything.",
+            ("reason",),
+            registry=registry,
         )
-        for reason in ("timeout", "crashed"):
+        for reason in ("timeout", "crashed", "killed", "start"):
             self.decoder_restarts.labels(reason)
         self.queue_seconds = self._seconds("vit_queue_seconds", "An image's wait for its batch to run.")
         self.inference_seconds = self._seconds("vit_inference_seconds", "The run of the batch that an image was in.")

@@ -24,7 +24,11 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-MADE = {"cache_dir": "`~/.cache/vit-serve`", "max_batch_size": "by the engine"}
+MADE = {
+    "cache_dir": "`~/.cache/vit-serve`",
+    "max_batch_size": "by the engine",
+    "max_request_pixels": "8 times `VIT_MAX_IMAGE_PIXELS`",
+}
 """Defaults that are found out at the start; all others of the kind are numbers of cores."""
 
 

@@ -11,6 +11,7 @@ from app.api.forms import BodyLimits, read_image, read_images
 from app.api.problems import problem_headers, problem_of, problem_responses
 from app.api.schemas import FailedBody, PredictBatchBody, PredictBody, PredictionBody, ResultBody
 from app.classifier import Classification, Classifier, Prediction, Timings
+from app.images import check_work
 from app.settings import Settings
 
 router = APIRouter(tags=["predict"])
@@ -28,6 +29,7 @@ _ERRORS = problem_responses(
     errors.RateLimited,
     errors.QueueFull,
     errors.InferenceFailed,
+    errors.InternalError,
     errors.NotReady,
     errors.Draining,
     errors.DeadlineExceeded,
@@ -100,6 +102,7 @@ async def predict_batch(
     """Classify several images, sent as multipart parts `images` or as base64 in JSON; a bad one fails alone."""
     classifier, deadline = admission.classifier, admission.deadline
     images = await admission.upload(read_images(request, _limits(admission.settings), admission.hold))
+    check_work(images, admission.settings.max_image_pixels, admission.settings.request_pixels)
     outcomes = await while_connected(request, _classify_all(classifier, images, deadline))
     done = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
     request.state.timings = _longest([classification.timings for classification in done])
@@ -118,11 +121,13 @@ async def _classify_all(
 ) -> list[Classification | errors.ServiceError]:
     """Every image's classification or its own error, in order; an error that is no ServiceError fails the request."""
 
+    request = object()
+
     async def classify(image_bytes: bytes) -> Classification | errors.ServiceError:
         try:
             if not image_bytes:
                 raise errors.MalformedRequest("The image is empty.")
-            return await classifier.classify(image_bytes, deadline)
+            return await classifier.classify(image_bytes, deadline, request)
         except errors.ServiceError as error:
             return error
 

@@ -26,6 +26,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.QueueFull: 429,
     errors.HeaderTooLarge: 431,
     errors.InferenceFailed: 500,
+    errors.InternalError: 500,
     errors.TooManyConnections: 503,
     errors.NotReady: 503,
     errors.Draining: 503,

@@ -1,6 +1,6 @@
-"""Where pictures are decoded: in processes that can be ended (`processes.py`), or in threads (`threads.py`)."""
+"""Where images are decoded: in worker processes that can be ended (`processes.py`), or in threads (`threads.py`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:  # the zygote imports this file, before it is ready for what takes a second
@@ -14,20 +14,25 @@ class Decoder(Protocol):
     """Decodes several images at once, beside the event loop."""
 
     def start(self) -> None:
-        """Begin; to be called in the event loop that will decode."""
+        """Begin; called in the event loop that will decode."""
 
-    async def decode(self, image_bytes: bytes) -> "Pixels":
-        """Wait for a free place, and decode there. A call that is cancelled before its turn is never begun.
+    async def decode(self, image_bytes: bytes, request: Hashable = None) -> "Pixels":
+        """Decode one image when its turn comes. A call that is cancelled before its turn is never begun.
+
+        Args:
+            image_bytes: the encoded image.
+            request: identity of the request that brought it: requests take turns. None is a request of its own.
 
         Raises:
-            ImageTooLarge, UnsupportedImageFormat, UndecodableImage: as `ImageDecoder.decode`.
-            NotReady: nothing can be decoded now.
+            ImageTooLarge, UnsupportedImageFormat, UndecodableImage: see `ImageDecoder.decode`.
+            InternalError: the service itself failed on this image.
+            NotReady: no image can be decoded now.
             Draining: the decoder was closed, before or meanwhile.
         """
 
     @property
-    def alive(self) -> bool:
-        """Whether anything can be decoded."""
+    def why_not_ready(self) -> str | None:
+        """Reason why no image can be decoded now, in one sentence; None if one can."""
 
-    def close(self) -> None:
-        """End it; whatever still waits fails with `Draining`."""
+    async def close(self) -> None:
+        """End all workers; whatever still waits fails with `Draining`."""

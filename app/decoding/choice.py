@@ -1,10 +1,12 @@
-"""Take the decoder that the settings ask for, in two steps: processes start slowly, and may do so while the model loads."""
+"""Make the decoder that the settings ask for, in two steps: processes start slowly, and may do so while the model loads."""
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import structlog
+from PIL import Image
 
 from app.decoding import Decoder
 from app.decoding.forking import Zygote
@@ -48,8 +50,14 @@ class StartingDecoder:
         ).decode
         if self._zygote is None:
             return ThreadDecoder(decode, threads=settings.decode_threads)
-        memory_bytes = needed_bytes(settings.max_image_pixels, settings.max_image_bytes)
-        job = Job(decode, shape, settings.max_image_bytes, memory_bytes, settings.decode_timeout_s)
+        job = Job(
+            decode,
+            shape,
+            max_image_bytes=settings.max_image_bytes,
+            memory_bytes=needed_bytes(settings.max_image_pixels, settings.max_image_bytes),
+            timeout_s=settings.decode_timeout_s,
+            probe=_probe(settings.image_formats),
+        )
         decoder = ProcessDecoder(self._zygote, job, processes=settings.decode_threads, on_restart=self._count)
         decoder.warm_up()
         return decoder
@@ -72,6 +80,13 @@ def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDec
     except BaseException:
         starting.give_up()
         raise
+
+
+def _probe(formats: frozenset[str]) -> bytes:
+    """Encode a small image in one of the formats that are decoded."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 12), "teal").save(file, min(formats).upper())
+    return file.getvalue()
 
 
 def _wants_processes(settings: Settings) -> bool:

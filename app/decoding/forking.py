@@ -1,36 +1,49 @@
-"""The service's side of the zygote: starts it, and asks it for decoding processes."""
+"""Zygote: the service's side of it, which starts it and asks it for workers."""
 
 import fcntl
 import mmap
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
-from app.decoding.protocol import FORK, FORKED
+from app.decoding.protocol import ANSWER, COMMAND, MAX_REPLY_BYTES, REQUEST, Reply, read_reply
 from app.decoding.zygote import MAX_JOB_BYTES, Job
 from app.errors import StartError
 
 _PATIENCE_S = 60.0
 """For imports on a machine that has much else to do."""
 
-_INHERITED = ("GLIBC_", "HOME", "LANG", "LC_", "LD_", "MALLOC_", "PATH", "PYTHON", "TMPDIR")
-"""Variables that decoding needs, by their first letters; the service's own hold keys."""
+_PROBE_S = 20.0
+"""For a new worker to decode its first image; it takes milliseconds on an idle machine."""
+
+_INHERITED = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ"}) | {
+    f"PYTHON{name}"
+    for name in ("DONTWRITEBYTECODE", "HASHSEED", "HOME", "IOENCODING", "MALLOC", "NOUSERSITE", "PYCACHEPREFIX", "UTF8")
+}
+_INHERITED_PREFIXES = ("GLIBC_", "LC_", "LD_", "MALLOC_")
+"""Variables that decoding needs; the others of the service may hold keys."""
 
 
 class ZygoteDied(Exception):
-    """It has ended, or does not answer."""
+    """The zygote has ended, or does not answer."""
+
+
+class WorkerFailed(Exception):
+    """A new worker did not decode its first image; the message says why."""
 
 
 @dataclass(eq=False, slots=True)
 class Child:
-    """A decoding process: its id, the socket to it, and the memory shared with it."""
+    """A decoding process: its zygote, its id, the socket to it, and the memory shared with it."""
 
+    zygote: "Zygote"
     pid: int
     connection: socket.socket
     memory: mmap.mmap
@@ -70,16 +83,36 @@ class Zygote:
         self._control.send(description)
         self._hear()
 
-    def fork(self, job: Job, predecessor: int = 0) -> tuple[Child, int]:
-        """Another decoding process; its predecessor, if there is one, is ended. Blocks, for milliseconds.
-
-        Returns:
-            The process, and how its predecessor ended: a status as of `os.waitpid`, or -1 if there was none.
+    def start_worker(self, job: Job) -> Child:
+        """Fork a worker, and have it decode its first image. Blocks, for milliseconds.
 
         Raises:
-            ZygoteDied: it ended.
-            OSError: this process has no memory or descriptors left for another one; the zygote is well.
+            ZygoteDied: the zygote ended.
+            WorkerFailed: the worker ended, or could not decode the image.
+            OSError: there is no memory, process or descriptor left for another one; the zygote is well.
         """
+        child = self._fork(job)
+        reply = _prove(child, job.probe)
+        if reply is not None and reply.error is None:
+            child.connection.setblocking(False)
+            return child
+        child.connection.close()
+        status = self.end(child)
+        raise WorkerFailed(f"it ended at once, with {how_it_ended(status)}" if reply is None else str(reply.error))
+
+    def end(self, child: Child) -> int:
+        """Kill a worker if it still runs, and reap it. Blocks, for a moment.
+
+        Returns:
+            How it ended: a status as of `os.waitpid`, or -1 if that is not known.
+
+        Raises:
+            ZygoteDied: the zygote ended, and its workers with it.
+        """
+        with self._lock:
+            return self._ask(COMMAND.pack(child.pid), [])
+
+    def _fork(self, job: Job) -> Child:
         with ExitStack() as given_away:
             memory = _shared_memory(job.shared_bytes)
             given_away.callback(os.close, memory)
@@ -87,16 +120,18 @@ class Zygote:
             given_away.enter_context(theirs)
             try:
                 with self._lock:
-                    socket.send_fds(self._control, [FORK.pack(predecessor)], [theirs.fileno(), memory])
-                    pid, status = FORKED.unpack(self._hear())
-                ours.setblocking(False)
-                return Child(pid, ours, mmap.mmap(memory, job.shared_bytes)), status
-            except (OSError, ZygoteDied) as error:
+                    pid = self._ask(COMMAND.pack(0), [theirs.fileno(), memory])
+                if pid < 0:
+                    raise OSError(-pid, os.strerror(-pid))
+                return Child(self, pid, ours, mmap.mmap(memory, job.shared_bytes))
+            except BaseException:
                 ours.close()
-                raise ZygoteDied from error
+                raise
 
     def close(self) -> None:
-        """End it and all that it has forked."""
+        """End it and all that it has forked. Blocks, for a second at most."""
+        with suppress(OSError):  # it is closed already
+            self._control.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for an answer
         self._control.close()
         try:
             self._process.wait(1)
@@ -104,7 +139,16 @@ class Zygote:
             self._process.kill()
             self._process.wait()
 
+    def _ask(self, command: bytes, fds: list[int]) -> int:
+        try:
+            socket.send_fds(self._control, [command], fds)
+        except OSError as error:
+            raise ZygoteDied from error
+        answer: int = ANSWER.unpack(self._hear())[0]
+        return answer
+
     def _hear(self) -> bytes:
+        """Receive an answer. Blocks."""
         try:
             answer = self._control.recv(64)
         except OSError as error:
@@ -114,9 +158,29 @@ class Zygote:
         return answer
 
 
+def how_it_ended(status: int) -> str:
+    """Say in words what a status of `os.waitpid` means; -1 is one that nobody knows."""
+    if status < 0:
+        return "unknown"
+    if os.WIFSIGNALED(status):
+        return signal.Signals(os.WTERMSIG(status)).name
+    return f"exit status {os.waitstatus_to_exitcode(status)}"
+
+
+def _prove(child: Child, probe: bytes) -> Reply | None:
+    """Have a new worker decode its first image; None if it ends or hangs. Blocks."""
+    try:
+        child.connection.settimeout(_PROBE_S)
+        child.memory[: len(probe)] = probe
+        child.connection.send(REQUEST.pack(0, len(probe)))
+        return read_reply(child.connection.recv(MAX_REPLY_BYTES))
+    except OSError:
+        return None
+
+
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """One thread in every library: a process with several cannot be forked safely."""
-    inherited = {name: value for name, value in variables.items() if name.startswith(_INHERITED)}
+    """Keep what decoding needs, with one thread in every library: a process with several cannot be forked safely."""
+    inherited = {name: value for name, value in variables.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)}
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     return inherited | single | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 

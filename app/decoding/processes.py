@@ -1,88 +1,102 @@
-"""Decode in processes that have limits and can be ended: a picture that hangs or crashes its decoder costs only itself.
+"""ProcessDecoder: decodes in worker processes that have limits and can be ended, so that an image costs only itself.
 
 A small pool of our own, because those of `multiprocessing`, `concurrent.futures` and pebble (5.2) unpickle in the service what
 their workers send: a decoder that was taken over could run there what it likes. Here a reply is a number and a short text, and
 pixels come through memory that the service made, whose size nobody can change. docs/decoding.md says more.
 
-All of this class runs in the event loop; only making a process is left to a thread.
+Each worker is a small state machine, and the event loop alone changes its state:
+
+    starting ──► idle ◄──► busy          starting: has no process; one task is making it
+        ▲          │         │           idle:     has a process and no image
+        └──────────┴─────────┘ lost      busy:     has both
+
+An image goes straight from the queue to an idle worker, in one step of the event loop: nothing is ever between two states. A
+process is lost once, because the one that a callback speaks of has to be the one that the worker has.
 """
 
 import asyncio
 import contextvars
-import os
-import signal
-from collections import deque
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
-from app.decoding.forking import Child, Zygote, ZygoteDied
+from app.decoding.attempt import DecodingFault, reported
+from app.decoding.fair_queue import FairQueue, Turn, turn_of
+from app.decoding.forking import Child, WorkerFailed, Zygote, ZygoteDied, how_it_ended
 from app.decoding.protocol import MAX_REPLY_BYTES, REQUEST, read_reply
 from app.decoding.zygote import Job
 from app.errors import Draining, NotReady, StartError, UndecodableImage
 from app.images import Pixels, check_length
 
-Reason = Literal["timeout", "crashed"]
+Reason = Literal["timeout", "crashed", "killed", "start"]
+"""Why a process was replaced; `killed` is by a signal from outside, as the kernel sends it where memory runs out, and `start`
+before it decoded anything."""
 
-_TRIES = 2
-"""A decoder may die of what the image before has left behind: each image gets a second one."""
+REASONS: tuple[Reason, ...] = ("timeout", "crashed", "killed", "start")
 
-_RETRY_S = 1.0
+_MAX_CRASHES = 2
+"""A worker may crash because of what the image before has left behind: each image gets a second one."""
+
+_MAX_KILLS = 5
+"""An image that had nothing to do with it deserves a few more; but it may be what the memory ran out for."""
+
+_MAX_FAILED_STARTS = 8
+"""In a row, which takes 2.5 s; then the decoder is not ready until one succeeds."""
+
+_BACKOFF_S = (0.02, 5.0)
+"""Pause after the first failed start in a row, which doubles with each further one, and its bound."""
+
 _RETRY_AFTER_S = 5.0
+
+_FROM_OUTSIDE = ("SIGKILL", "unknown")
+"""No decoder ends by itself in these ways; nobody knows of those that ended with their zygote."""
 
 _log = structlog.get_logger(__name__)
 
 
-class _Died(Exception):
-    """The process that had the image has ended without an answer."""
+@dataclass(eq=False, slots=True)
+class _Image:
+    encoded: bytes
+    result: asyncio.Future[Pixels]
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    """The caller's: its request's id stands in the log if the image ends a worker."""
+    crashes: int = 0
+    kills: int = 0
 
-    def __init__(self, *, begun: bool) -> None:
-        self.begun = begun
+    def fail(self, error: Exception) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
 
 
-class _Place:
-    """One decoding process after another, and the image that it has now."""
+@dataclass(eq=False, slots=True)
+class _Worker:
+    """One process after another, and the image that it has now."""
 
-    def __init__(self, child: Child, job: Job) -> None:
-        self._job = job
-        self.number = 0
-        self.result: asyncio.Future[Pixels] | None = None
-        self.overdue: asyncio.TimerHandle | None = None
-        self.closed = False
-        self._settle(child)
+    child: Child | None
+    pixels: NDArray[np.uint8] | None = None
+    turn: Turn[_Image] | None = None
+    number: int = 0
+    overdue: asyncio.TimerHandle | None = None
 
-    def renew(self, zygote: Zygote) -> int:
-        """Another process for this place; returns how the one before it ended. Blocks."""
-        child, status = zygote.fork(self._job, self.child.pid)
-        self._settle(child)
-        if self.closed:  # meanwhile, by the event loop
-            child.connection.close()
-        return status
+    def give_up(self) -> Turn[_Image] | None:
+        """Let go of the process, and of the image that it had."""
+        assert self.child is not None
+        asyncio.get_running_loop().remove_reader(self.child.connection)
+        self.child.connection.close()
+        self.child = self.pixels = None
+        return self.finish()
 
-    def _settle(self, child: Child) -> None:
-        self.child = child
-        self.context = contextvars.Context()
-        self._pixels = np.frombuffer(child.memory, np.uint8, offset=self._job.pixels_at).reshape(self._job.shape)
-
-    def send(self, image_bytes: bytes) -> asyncio.Future[Pixels]:
-        self.number = (self.number + 1) % 2**32
-        self.child.memory[: len(image_bytes)] = image_bytes
-        self.child.connection.send(REQUEST.pack(self.number, len(image_bytes)))
-        self.result = asyncio.get_running_loop().create_future()
-        self.context = contextvars.copy_context()  # whose image it is: the request's id, in the logs
-        return self.result
-
-    def pixels(self) -> Pixels:
-        return self._pixels.copy()
-
-    def finish(self) -> asyncio.Future[Pixels] | None:
-        """Forget the image; returns what its caller waits for, if it still does."""
+    def finish(self) -> Turn[_Image] | None:
+        """Let go of the image."""
         if self.overdue is not None:
             self.overdue.cancel()
-        result, self.result, self.overdue = self.result, None, None
-        return None if result is None or result.done() else result
+        turn, self.turn, self.overdue = self.turn, None, None
+        return turn
 
 
 class ProcessDecoder:
@@ -92,193 +106,276 @@ class ProcessDecoder:
         zygote: what they are forked from; may be starting still.
         job: what they do. An image that takes longer than its time limit, from when it is begun, is refused.
         processes: images decoded at once.
-        on_restart: told why, whenever a process had to be replaced.
+        on_restart: called with the reason whenever a process had to be replaced.
     """
 
     def __init__(self, zygote: Zygote, job: Job, *, processes: int, on_restart: Callable[[Reason], None]) -> None:
         self._zygote = zygote
         self._job = job
-        self._processes = processes
         self._on_restart = on_restart
-        self._places: list[_Place] = []
-        self._idle: list[_Place] = []
-        self._waiting: deque[asyncio.Future[_Place]] = deque()
+        self._workers = [_Worker(None) for _ in range(processes)]
+        self._idle: list[_Worker] = []
+        self._queue = FairQueue[_Image](processes)
         self._replacing: set[asyncio.Task[None]] = set()
-        self._forking = asyncio.Lock()
-        self._broken = False
-        self._closed = False
+        self._forking = asyncio.Lock()  # one thread at a time talks to the zygote
+        self._zygote_died = False
+        self._failed_starts = 0  # in a row
+        self._pause_until = 0.0
+        self._closing = asyncio.Event()
 
     def warm_up(self) -> None:
-        """Make all processes, ready to decode. Blocks, for a second or two.
+        """Make all processes, each proven by an image that it decoded. Blocks, for a second or two.
 
         Raises:
             StartError: that is not possible.
         """
         try:
             self._zygote.warm_up(self._job)
-            self._places = [_Place(self._zygote.fork(self._job)[0], self._job) for _ in range(self._processes)]
-        except (ZygoteDied, OSError):
-            raise StartError("VIT_DECODE_ISOLATION: no decoding process can be started here; `thread` needs none") from None
+            for worker in self._workers:
+                worker.child = self._zygote.start_worker(self._job)
+        except (ZygoteDied, WorkerFailed, OSError) as error:
+            reason = str(error) or "it ended while it started"
+            raise StartError(
+                f"VIT_DECODE_ISOLATION: no decoding process can be started here: {reason}; "
+                "give the service more memory, or take `thread`, which needs none"
+            ) from None
 
     def start(self) -> None:
         """See `Decoder`."""
-        for place in self._places:
-            self._open(place)
+        for worker in self._workers:
+            assert worker.child is not None
+            self._open(worker, worker.child)
 
     @property
-    def alive(self) -> bool:
+    def why_not_ready(self) -> str | None:
         """See `Decoder`."""
-        return not self._broken
+        if any(worker.child is not None for worker in self._workers):
+            return None
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            return "Decoding processes end as soon as they start; the log says how."
+        return "The decoding processes are being started again." if self._zygote_died else None
 
-    async def decode(self, image_bytes: bytes) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None) -> Pixels:
         """See `Decoder`."""
         check_length(image_bytes, self._job.max_image_bytes)
-        tries = 0
-        while tries < _TRIES:
-            result = await self._give(image_bytes)
-            try:
-                return await result
-            except _Died as died:
-                tries += died.begun
-        raise UndecodableImage("The image makes its decoder fail.")
-
-    async def _give(self, image_bytes: bytes) -> asyncio.Future[Pixels]:
-        """Wait for a process that takes the image."""
-        while True:
-            place = await self._take()
-            try:
-                result = place.send(image_bytes)
-            except OSError:  # it ended while nobody looked
-                self._lose(place, "crashed")
-                continue
-            place.overdue = asyncio.get_running_loop().call_later(self._job.timeout_s, self._lose, place, "timeout")
-            return result
-
-    def close(self) -> None:
-        """See `Decoder`."""
-        self._closed = True
-        for task in self._replacing:
-            task.cancel()
-        for place in self._places:
-            place.closed = True
-            self._abandon(place, _stopping())
-        self._refuse_waiting(_stopping())
-        self._zygote.close()
-
-    async def _take(self) -> _Place:
-        """The place of the next image: images get theirs in the order in which they came."""
-        if self._closed:
+        if self._closing.is_set():
             raise _stopping()
-        if self._broken:
-            raise _not_running()
-        if self._idle:
-            return self._idle.pop()
-        turn: asyncio.Future[_Place] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        if (reason := self.why_not_ready) is not None:
+            raise NotReady(reason, _RETRY_AFTER_S)
+        image = _Image(image_bytes, asyncio.get_running_loop().create_future())
+        turn = turn_of(image, image_bytes, request)
+        self._queue.put(turn)
+        self._dispatch()
         try:
-            return await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._release(turn.result())  # it came in the same moment
-            raise
+            return await image.result
+        except DecodingFault as fault:
+            raise reported(fault) from None
+        finally:
+            self._queue.discard(turn)
 
-    def _release(self, place: _Place) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(place)
-                return
-        self._idle.append(place)
+    async def close(self) -> None:
+        """See `Decoder`."""
+        self._closing.set()
+        for worker in self._workers:
+            if worker.child is not None and (turn := worker.give_up()) is not None:
+                self._end_turn(turn, _stopping())
+        self._idle.clear()
+        self._refuse_waiting(_stopping())
+        await asyncio.to_thread(self._zygote.close)
+        await asyncio.gather(*self._replacing)
 
-    def _open(self, place: _Place) -> None:
-        asyncio.get_running_loop().add_reader(place.child.connection, self._read, place)
-        self._release(place)
+    # from the queue to a worker and back
 
-    def _read(self, place: _Place) -> None:
-        """A process has answered, or has ended."""
+    def _dispatch(self) -> None:
+        """Give idle workers the images whose turn it is."""
+        while self._idle and (turn := self._queue.take()) is not None:
+            self._begin(self._idle.pop(), turn)
+
+    def _begin(self, worker: _Worker, turn: Turn[_Image]) -> None:
+        child, encoded = worker.child, turn.item.encoded
+        assert child is not None
+        worker.turn = turn
+        worker.number = (worker.number + 1) % 2**32
         try:
-            message = place.child.connection.recv(MAX_REPLY_BYTES)
+            child.memory[: len(encoded)] = encoded
+            child.connection.send(REQUEST.pack(worker.number, len(encoded)))
+        except OSError:  # it ended while it was idle
+            self._lose(worker, child, "ended", begun=False)
+            return
+        worker.overdue = asyncio.get_running_loop().call_later(self._job.timeout_s, self._on_overdue, worker, child)
+
+    def _on_readable(self, worker: _Worker, child: Child) -> None:
+        """Take a worker's reply, or notice that it has ended."""
+        try:
+            message = child.connection.recv(MAX_REPLY_BYTES)
         except BlockingIOError:
             return
         except OSError:  # Linux resets a local connection whose other side closes and has not read everything
-            self._lose(place, "crashed", begun=False)
+            self._lose(worker, child, "ended", begun=False)
+        else:
+            self._on_reply(worker, child, message)
+        self._dispatch()
+
+    def _on_reply(self, worker: _Worker, child: Child, message: bytes) -> None:
+        if not message:
+            self._lose(worker, child, "ended")
             return
         reply = read_reply(message)
-        if reply is None or reply.number != place.number or place.overdue is None:
-            self._lose(place, "crashed")
-        else:
-            if (result := place.finish()) is not None:
-                result.set_result(place.pixels()) if reply.error is None else result.set_exception(reply.error)
-            place.context = contextvars.Context()
-            self._release(place)
-
-    def _lose(self, place: _Place, reason: Reason, *, begun: bool = True) -> None:
-        """Give up a process, and have another one made for its place."""
-        overdue = UndecodableImage("The image takes too long to decode.")
-        self._abandon(place, overdue if reason == "timeout" else _Died(begun=begun))
-        if self._closed:
+        if reply is None or reply.number != worker.number or worker.turn is None:
+            self._lose(worker, child, "crashed")
             return
-        task = asyncio.create_task(self._replace(place, reason), name="replace a decoder", context=place.context)
+        turn = worker.finish()
+        assert turn is not None and worker.pixels is not None
+        self._queue.release(turn)
+        self._idle.append(worker)
+        if reply.error is not None:
+            turn.item.fail(reply.error)
+        elif not turn.item.result.done():  # its caller still waits
+            turn.item.result.set_result(worker.pixels.copy())
+
+    def _on_overdue(self, worker: _Worker, child: Child) -> None:
+        self._lose(worker, child, "timeout")
+        self._dispatch()
+
+    # losing a process, and making another
+
+    def _open(self, worker: _Worker, child: Child) -> None:
+        """Make a worker idle that has a process."""
+        worker.child = child
+        worker.pixels = np.frombuffer(child.memory, np.uint8, offset=self._job.pixels_at).reshape(self._job.shape)
+        asyncio.get_running_loop().add_reader(child.connection, self._on_readable, worker, child)
+        self._idle.append(worker)
+
+    def _lose(self, worker: _Worker, child: Child, reason: Reason | Literal["ended"], *, begun: bool = True) -> None:
+        """Give a process up and have it replaced, unless that has happened already.
+
+        Args:
+            reason: `ended` if the process did so without being asked; its exit status tells why.
+            begun: the image that it had may be why it is lost.
+        """
+        if worker.child is not child:
+            return
+        turn = worker.give_up()
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if turn is not None and not begun:
+            self._queue.put_back(turn)
+            turn = None
+        context = contextvars.Context() if turn is None else turn.item.context
+        if turn is not None and reason == "timeout":
+            self._end_turn(turn, UndecodableImage("The image takes too long to decode."))
+            turn = None
+        task = asyncio.create_task(self._replace(worker, child, reason, turn), name="replace a decoder", context=context)
         self._replacing.add(task)
         task.add_done_callback(self._replacing.discard)
 
-    def _abandon(self, place: _Place, error: Exception) -> None:
-        if place.child.connection.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(place.child.connection)
-            place.child.connection.close()
-        if place in self._idle:
-            self._idle.remove(place)
-        if (result := place.finish()) is not None:
-            result.set_exception(error)
-
-    async def _replace(self, place: _Place, reason: Reason) -> None:
+    async def _replace(
+        self, worker: _Worker, child: Child, reason: Reason | Literal["ended"], turn: Turn[_Image] | None
+    ) -> None:
+        """See how a process ended, decide on the image that it had, and make another one."""
+        status = await self._end(child)
+        if reason == "ended":
+            reason = "killed" if how_it_ended(status) in _FROM_OUTSIDE else "crashed"
+        if turn is not None:
+            self._try_again(turn, reason)
+        if self._closing.is_set():
+            return
         self._on_restart(reason)
-        async with self._forking:
-            status = await self._fork(place)
-        _log.warning("decoder restarted", reason=reason, ended=_how_it_ended(status))
-        self._open(place)
+        _log.warning("decoder restarted", reason=reason, ended=how_it_ended(status))
+        self._dispatch()
+        if (replacement := await self._start_until_it_works()) is not None:
+            self._open(worker, replacement)
+            self._dispatch()
 
-    async def _fork(self, place: _Place) -> int:
-        """Make another process for a place, of another zygote if that one has ended too. Tried until it is possible."""
-        while True:
+    async def _end(self, child: Child) -> int:
+        async with self._forking:
             try:
-                if self._broken:
-                    self._zygote.close()
-                    self._zygote = Zygote()
-                    for each in self._places:
-                        each.child.pid = 0  # they ended with theirs, and to this one the numbers mean nothing
-                    await asyncio.to_thread(self._zygote.warm_up, self._job)
-                status = await asyncio.to_thread(place.renew, self._zygote)
-                self._broken = False
-                return status
-            except OSError:  # no descriptors or memory: the zygote and its other processes are well
-                _log.error("a decoder cannot be started; trying again")
-                await asyncio.sleep(_RETRY_S)
+                return await asyncio.to_thread(child.zygote.end, child)
             except ZygoteDied:
-                if self._broken:
-                    await asyncio.sleep(_RETRY_S)
-                _log.error("no decoder can be started; trying again")
-                self._broken = True
-                self._refuse_waiting(_not_running())
+                self._zygote_died |= child.zygote is self._zygote
+                return -1  # its workers ended with it
+
+    def _try_again(self, turn: Turn[_Image], reason: Reason) -> None:
+        """Give the image of a worker that ended to another one, unless too many have ended on it."""
+        image = turn.item
+        image.crashes += reason == "crashed"
+        image.kills += reason == "killed"
+        if self._closing.is_set():
+            self._end_turn(turn, _stopping())
+        elif image.crashes == _MAX_CRASHES:
+            self._end_turn(turn, UndecodableImage("The image makes its decoder fail."))
+        elif image.kills == _MAX_KILLS:
+            self._end_turn(turn, NotReady("The decoder was killed, perhaps for want of memory; try again.", _RETRY_AFTER_S))
+        elif image.result.done():  # its caller has gone
+            self._queue.release(turn)
+        else:
+            self._queue.put_back(turn)
+
+    def _end_turn(self, turn: Turn[_Image], error: Exception) -> None:
+        self._queue.release(turn)
+        turn.item.fail(error)
+
+    async def _start_until_it_works(self) -> Child | None:
+        """Make a process, with exponential backoff while that fails; None if the decoder is closed meanwhile."""
+        while not self._closing.is_set():
+            await self._pause()
+            async with self._forking:
+                if self._closing.is_set() or time.monotonic() < self._pause_until:
+                    continue  # another worker's start has failed meanwhile
+                try:
+                    child = await self._start()
+                except (ZygoteDied, WorkerFailed, OSError) as error:
+                    self._count_failed_start(error)
+                    continue
+            if self._closing.is_set():
+                child.connection.close()
+                return None
+            self._count_start()
+            return child
+        return None
+
+    async def _start(self) -> Child:
+        if self._zygote_died:
+            await asyncio.to_thread(self._zygote.close)
+            if self._closing.is_set():
+                raise ZygoteDied
+            self._zygote = Zygote()
+            await asyncio.to_thread(self._zygote.warm_up, self._job)
+            self._zygote_died = False
+        return await asyncio.to_thread(self._zygote.start_worker, self._job)
+
+    async def _pause(self) -> None:
+        """Wait until the backoff is over, or the decoder is closed."""
+        try:
+            async with asyncio.timeout(max(0.0, self._pause_until - time.monotonic())):
+                await self._closing.wait()
+        except TimeoutError:
+            pass
+
+    def _count_start(self) -> None:
+        if self._failed_starts >= _MAX_FAILED_STARTS:
+            _log.warning("a decoding process works again", failed_starts=self._failed_starts)
+        self._failed_starts, self._pause_until = 0, 0.0
+
+    def _count_failed_start(self, error: Exception) -> None:
+        if self._closing.is_set():
+            return
+        self._zygote_died |= isinstance(error, ZygoteDied)
+        self._on_restart("start")
+        first, bound = _BACKOFF_S
+        pause_s = min(bound, first * 2**self._failed_starts)
+        self._failed_starts += 1
+        self._pause_until = time.monotonic() + pause_s
+        reason = str(error) or type(error).__name__
+        _log.warning("a decoding process cannot be started; trying again", reason=reason, in_s=pause_s)
+        if self._failed_starts == _MAX_FAILED_STARTS and (why := self.why_not_ready) is not None:
+            _log.error("not ready: decoding processes end as soon as they start", failed_starts=self._failed_starts)
+            self._refuse_waiting(NotReady(why, _RETRY_AFTER_S))
 
     def _refuse_waiting(self, error: Exception) -> None:
-        while self._waiting:
-            turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_exception(error)
-
-
-def _how_it_ended(status: int) -> str:
-    if status < 0:
-        return "unknown"
-    if os.WIFSIGNALED(status):
-        return signal.Signals(os.WTERMSIG(status)).name
-    return f"exit status {os.waitstatus_to_exitcode(status)}"
+        for turn in self._queue.drain():
+            turn.item.fail(error)
 
 
 def _stopping() -> Draining:
     return Draining("The service is shutting down.", retry_after_s=1.0)
-
-
-def _not_running() -> NotReady:
-    return NotReady("The decoder is not running.", retry_after_s=_RETRY_AFTER_S)

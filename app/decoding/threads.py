@@ -1,12 +1,23 @@
-"""Decode in threads of this process: nothing to start and nothing to copy, but a decoder that crashes takes all with it."""
+"""ThreadDecoder: decodes in threads of this process; nothing to start or copy, but a decoder that crashes takes all with it."""
 
 import asyncio
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 
 from app.cpus import give_way
 from app.decoding import Decode
+from app.decoding.attempt import DecodingFault, attempt, reported
+from app.decoding.fair_queue import FairQueue, Turn, turn_of
 from app.errors import Draining
 from app.images import Pixels
+
+
+@dataclass(eq=False, slots=True)
+class _Image:
+    encoded: bytes
+    result: asyncio.Future[Pixels]
 
 
 class ThreadDecoder:
@@ -20,23 +31,56 @@ class ThreadDecoder:
     def __init__(self, decode: Decode, *, threads: int) -> None:
         self._decode = decode
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=give_way)
+        self._free = threads
+        self._queue = FairQueue[_Image](threads)
+        self._closed = False
 
-    alive = True
+    @property
+    def why_not_ready(self) -> str | None:
+        """See `Decoder`; threads are always ready."""
+        return None
 
     def start(self) -> None:
-        """Threads start when they are needed."""
+        """See `Decoder`; threads start when they are needed."""
 
-    async def decode(self, image_bytes: bytes) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None) -> Pixels:
         """See `Decoder`."""
+        if self._closed:
+            raise _stopping()
+        image = _Image(image_bytes, asyncio.get_running_loop().create_future())
+        turn = turn_of(image, image_bytes, request)
+        self._queue.put(turn)
+        self._dispatch()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._decode, image_bytes)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            # nobody cancelled this call: its turn to be decoded was, when the decoder was closed
-            raise Draining("The service is shutting down.", retry_after_s=1.0) from None
+            return await image.result
+        except DecodingFault as fault:
+            raise reported(fault) from None
+        finally:
+            self._queue.discard(turn)
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """See `Decoder`. What is being decoded is decoded to its end."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._closed = True
+        for turn in self._queue.drain():
+            if not turn.item.result.done():
+                turn.item.result.set_exception(_stopping())
+        self._threads.shutdown(wait=False)
+
+    def _dispatch(self) -> None:
+        """Give free threads the images whose turn it is."""
+        while self._free and (turn := self._queue.take()) is not None:
+            self._free -= 1
+            decoded = asyncio.get_running_loop().run_in_executor(self._threads, attempt, self._decode, turn.item.encoded)
+            decoded.add_done_callback(partial(self._finish, turn))
+
+    def _finish(self, turn: Turn[_Image], decoded: asyncio.Future[Pixels]) -> None:
+        self._free += 1
+        self._queue.release(turn)
+        error, result = decoded.exception(), turn.item.result
+        if not result.done():  # its caller still waits
+            result.set_result(decoded.result()) if error is None else result.set_exception(error)
+        self._dispatch()
+
+
+def _stopping() -> Draining:
+    return Draining("The service is shutting down.", retry_after_s=1.0)

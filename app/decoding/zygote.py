@@ -1,9 +1,10 @@
-"""python -m app.decoding.zygote FD MODULE: the process that decoding processes are forked from; it never sees a picture.
+"""python -m app.decoding.zygote FD MODULE: the process that workers are forked from; it never sees an image of a client.
 
-It imports once what decoding needs, and makes a decoder warm, so that a new process costs milliseconds and shares that memory.
-It ends, with all it has forked, when the socket to the service closes: however that has ended.
+It imports once what decoding needs and warms a decoder up, so that a new worker costs milliseconds and shares that memory.
+It ends, with all it has forked, when the socket to the service closes: however the service has ended.
 """
 
+import errno
 import fcntl
 import gc
 import importlib
@@ -14,23 +15,29 @@ import pickle
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
 from app.cpus import give_way
 from app.decoding import Decode
+from app.decoding.attempt import DecodingFault, attempt
 from app.decoding.limits import allow_cpu, confine, end_with_parent
-from app.decoding.protocol import FORK, FORKED, REQUEST, Reply, write_reply
-from app.errors import ImageTooLarge, ServiceError, UndecodableImage
+from app.decoding.protocol import ANSWER, COMMAND, REQUEST, Reply, write_reply
+from app.errors import ServiceError
+
+if TYPE_CHECKING:
+    from app.images import Pixels
 
 MAX_JOB_BYTES = 65_536
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What decoding processes do, and with how much."""
+    """The work of decoding processes, and its limits."""
 
     decode: Decode
     shape: tuple[int, int, int]
@@ -38,6 +45,8 @@ class Job:
     max_image_bytes: int
     memory_bytes: int
     timeout_s: float
+    probe: bytes
+    """An encoded image that every new worker decodes before it is given one of a client's."""
 
     @property
     def pixels_at(self) -> int:
@@ -65,26 +74,42 @@ def main(control: socket.socket, module: str) -> None:
     _warm_up(job.decode)
     gc.freeze()  # a collection would touch, and so copy, memory that all share
     control.send(b"warm")
-    zygote, children = os.getpid(), set[int]()
+    children = set[int]()
     while True:
-        request, fds, *_ = socket.recv_fds(control, FORK.size, 2)
-        if not request:
+        command, fds, *_ = socket.recv_fds(control, COMMAND.size, 2)
+        if not command:
             break
-        status = _end(FORK.unpack(request)[0], children)
-        connection, memory = socket.socket(fileno=fds[0]), fds[1]
-        if (pid := os.fork()) == 0:
-            try:
-                control.close()
-                end_with_parent(zygote)
-                _serve(connection, memory, job)
-            finally:
-                os._exit(0)
-        children.add(pid)
-        connection.close()
-        os.close(memory)
-        control.send(FORKED.pack(pid, status))
+        pid = COMMAND.unpack(command)[0]
+        control.send(ANSWER.pack(_end(pid, children) if pid else _fork(control, fds, job, children)))
     for pid in list(children):
         _end(pid, children)
+
+
+def _fork(control: socket.socket, fds: Sequence[int], job: Job, children: set[int]) -> int:
+    """Fork a worker that has these: its socket and its memory. Return its id, or an errno below 0 if that fails."""
+    zygote = os.getpid()
+    with socket.socket(fileno=fds[0]) as connection:
+        try:
+            if (pid := os.fork()) == 0:
+                _work(control, connection, fds[1], job, zygote)
+        except OSError as error:
+            return -(error.errno or errno.EAGAIN)
+        finally:
+            os.close(fds[1])
+    children.add(pid)
+    return pid
+
+
+def _work(control: socket.socket, connection: socket.socket, memory_fd: int, job: Job, zygote: int) -> NoReturn:
+    """Be a worker until the service closes the connection; the exit status is 1 if it ends by a fault of its own."""
+    status = 1
+    try:
+        control.close()
+        end_with_parent(zygote)
+        _serve(connection, memory_fd, job)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 def _end_with_peer(control: socket.socket, on: bool) -> None:
@@ -124,18 +149,21 @@ def _serve(connection: socket.socket, memory_fd: int, job: Job) -> None:
     pixels = np.frombuffer(memory, np.uint8, offset=job.pixels_at).reshape(job.shape)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a C library's last words may quote the picture
     confine(job.memory_bytes)
+
+    def decode(image_bytes: bytes) -> "Pixels":
+        decoded = job.decode(image_bytes)
+        if decoded.shape != job.shape:
+            raise ValueError("the pixels have another shape than the model takes")
+        return decoded
+
     while request := connection.recv(REQUEST.size):
         number, length = REQUEST.unpack(request)
         allow_cpu(job.timeout_s)
-        error = None
+        error: ServiceError | DecodingFault | None = None
         try:
-            pixels[:] = job.decode(memory[:length])
-        except ServiceError as known:
-            error = known
-        except MemoryError:
-            error = ImageTooLarge("The image does not fit into memory.")
-        except Exception:
-            error = UndecodableImage("The image is truncated or corrupt.")
+            pixels[:] = attempt(decode, memory[:length])
+        except (ServiceError, DecodingFault) as refused:
+            error = refused
         connection.send(write_reply(Reply(number, error)))
 
 

@@ -405,7 +405,7 @@ async def test_a_dead_worker_is_503_and_not_ready(open_client: OpenClient) -> No
         for _ in range(2):  # the one that killed it, and the one after
             assert_problem(await client.post("/predict", content=picture(0)), 503, "not_ready")
         problem = assert_problem(await client.get("/health/ready"), 503, "not_ready")
-        assert problem["detail"] == "The inference worker or the decoder has died."
+        assert problem["detail"] == "The inference worker has died."
         assert (await client.get("/health/live")).status_code == 200
 
 

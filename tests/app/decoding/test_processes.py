@@ -21,18 +21,18 @@ import numpy as np
 import pytest
 import structlog
 
-from app.decoding import forking, processes
+from app.decoding import forking
 from app.decoding.forking import Child, Zygote, _environment, _shared_memory
 from app.decoding.limits import needed_bytes
 from app.decoding.processes import ProcessDecoder
 from app.decoding.zygote import Job
-from app.errors import Draining, ImageTooLarge, ServiceError, StartError, UndecodableImage
+from app.errors import Draining, ImageTooLarge, InternalError, NotReady, ServiceError, StartError, UndecodableImage
 from app.images import ImageDecoder
 from model.preprocessing import Preprocessing
 from tests.app.decoding import faults
 from tests.support import ROOT, encode, random_picture
 
-JOB = Job(faults.decode, faults.SHAPE, max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60)
+JOB = Job(faults.decode, faults.SHAPE, max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0")
 LIGHT = "app.errors"
 """What their zygote imports: these decoders need neither torch nor Pillow."""
 
@@ -56,7 +56,7 @@ async def open_decoder() -> AsyncIterator[Open]:
 
     yield open_decoder
     for decoder in decoders:
-        decoder.close()
+        await decoder.close()
 
 
 async def value(decoder: ProcessDecoder, picture: bytes) -> int:
@@ -67,7 +67,13 @@ async def value(decoder: ProcessDecoder, picture: bytes) -> int:
 
 
 def pids(decoder: ProcessDecoder) -> list[int]:
-    return [place.child.pid for place in decoder._places]
+    return [worker.child.pid for worker in decoder._workers if worker.child is not None]
+
+
+async def settled(decoder: ProcessDecoder) -> None:
+    """Wait until every worker has a process again."""
+    while decoder._replacing:
+        await asyncio.wait(decoder._replacing)
 
 
 def stop(pid: int) -> None:
@@ -107,9 +113,10 @@ async def test_a_picture_that_hangs_is_refused_and_its_process_replaced(open_dec
 async def test_a_picture_that_ends_its_process_is_refused_and_the_next_is_right(open_decoder: Open, picture: bytes) -> None:
     decoder, restarts = await open_decoder()
     crash, good = await asyncio.gather(decoder.decode(picture), value(decoder, b"good 5"), return_exceptions=True)
-    assert isinstance(crash, UndecodableImage)
     assert good == 5
-    assert restarts == {"crashed": 2}  # it was given a second decoder
+    killed = picture == b"signal 9"  # by the kernel, for all that is known: not the image's fault
+    assert isinstance(crash, NotReady if killed else UndecodableImage)
+    assert restarts == ({"killed": 5} if killed else {"crashed": 2})
 
 
 async def test_a_picture_does_not_suffer_from_what_the_one_before_has_left_behind(open_decoder: Open) -> None:
@@ -127,12 +134,26 @@ async def test_a_picture_that_eats_memory_is_refused(open_decoder: Open) -> None
     assert not restarts
 
 
-@pytest.mark.parametrize("picture", [b"raise something secret", b"shape"])
-async def test_an_error_that_nobody_foresaw_is_told_in_our_words(open_decoder: Open, picture: bytes) -> None:
+@pytest.mark.parametrize(
+    ("picture", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at zygote.py")]
+)
+async def test_own_fault_is_internal_error(
+    open_decoder: Open, picture: bytes, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
     decoder, restarts = await open_decoder()
-    with pytest.raises(UndecodableImage, match=r"^The image is truncated or corrupt\.$"):
+    with pytest.raises(InternalError) as raised:
         await decoder.decode(picture)
+    assert place in caplog.text
+    assert "secret" not in caplog.text + str(raised.value)
     assert not restarts
+
+
+async def test_fault_outside_decoding_is_exit_1(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
+    decoder, restarts = await open_decoder()
+    with pytest.raises(UndecodableImage):
+        await decoder.decode(b"break")
+    await settled(decoder)
+    assert caplog.text.count("exit status 1") == restarts["crashed"] == 2
 
 
 @pytest.mark.parametrize("picture", [b"say nonsense", b"say-next 99"])
@@ -167,8 +188,13 @@ async def test_a_process_has_nothing_that_decoding_does_not_need(
 
 
 def test_the_variables_of_a_process_are_those_that_decoding_needs() -> None:
-    assert set(_environment({"AWS_SECRET_ACCESS_KEY": "x", "VIT_API_KEYS": "x", "LD_LIBRARY_PATH": "x"})) == {
-        "LD_LIBRARY_PATH", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH",
+    secrets = (
+        *("AWS_SECRET_ACCESS_KEY", "VIT_API_KEYS", "LANGCHAIN_API_KEY", "LANGFUSE_SECRET_KEY", "HOMEBREW_GITHUB_API_TOKEN"),
+        *("HOME_ASSISTANT_TOKEN", "PATHWAY_LICENSE_KEY", "PYTHONANYWHERE_TOKEN", "TMPDIR_KEY", "LC", "LDAP_PASSWORD"),
+    )
+    needed = ("LD_LIBRARY_PATH", "LC_ALL", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LANG", "HOME", "PATH", "PYTHONHOME")
+    assert set(_environment(dict.fromkeys(secrets + needed, "x"))) == {
+        *needed, "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH",
     }  # fmt: skip
 
 
@@ -233,7 +259,8 @@ async def test_a_process_that_ended_while_it_was_idle_costs_nothing(open_decoder
         os.kill(pid, signal.SIGKILL)
         wait_until_gone(pid)  # the event loop has not heard of it
     assert await asyncio.gather(*(value(decoder, b"good %d" % number) for number in range(4))) == [0, 1, 2, 3]
-    assert restarts == {"crashed": 2}
+    await settled(decoder)
+    assert restarts == {"killed": 2}
 
 
 async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open_decoder: Open) -> None:
@@ -244,11 +271,13 @@ async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open
     answer = asyncio.create_task(value(decoder, b"good 3"))
     while stopped:
         await asyncio.sleep(0)
-        for pid in stopped & {place.child.pid for place in decoder._places if place.result is not None}:
-            os.kill(pid, signal.SIGKILL)
-            stopped.remove(pid)
+        for worker in decoder._workers:
+            if worker.turn is not None and worker.child is not None and worker.child.pid in stopped:
+                os.kill(worker.child.pid, signal.SIGKILL)
+                stopped.remove(worker.child.pid)
     assert await answer == 3
-    assert restarts == {"crashed": 2}
+    await settled(decoder)
+    assert restarts == {"killed": 2}
 
 
 async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Open) -> None:
@@ -256,7 +285,7 @@ async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Op
     (pid,) = pids(decoder)
     os.kill(decoder._zygote._process.pid, signal.SIGKILL)
     async with asyncio.timeout(60):
-        while pids(decoder) == [pid] or not decoder.alive:  # noqa: ASYNC110 - it ends by itself, as its parent has
+        while pids(decoder) == [pid] or not pids(decoder):  # noqa: ASYNC110 - it ends by itself, as its parent has
             await asyncio.sleep(0.01)
     assert await value(decoder, b"good 2") == 2
 
@@ -266,7 +295,7 @@ async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> No
     left = [decoder._zygote._process.pid, *pids(decoder)]
     calls = [asyncio.create_task(decoder.decode(picture)) for picture in (b"spin", b"good 1")]
     await asyncio.sleep(0)
-    decoder.close()
+    await decoder.close()
     assert [type(outcome) for outcome in await asyncio.gather(*calls, return_exceptions=True)] == [Draining, Draining]
     with pytest.raises(Draining):
         await decoder.decode(b"good 1")
@@ -286,51 +315,38 @@ async def test_without_room_for_another_process_those_that_work_go_on(
         raise OSError(errno.EMFILE, "too many")
 
     monkeypatch.setattr(forking, "_shared_memory", no_more)
-    monkeypatch.setattr(processes, "_RETRY_S", 0.01)
     killed = pids(decoder)[0]
     os.kill(killed, signal.SIGKILL)
     await refused.wait()
     assert await value(decoder, b"good 3") == 3
-    assert (decoder.alive, decoder._zygote) == (True, zygote)
-    while decoder._replacing:
-        await asyncio.wait(decoder._replacing)
-    assert (decoder._zygote, restarts) == (zygote, {"crashed": 1})
+    assert (decoder.why_not_ready, decoder._zygote) == (None, zygote)
+    await settled(decoder)
+    assert (decoder._zygote, restarts) == (zygote, {"killed": 1, "start": 1})
     assert len(decoder._idle) == 2
     assert killed not in pids(decoder)
 
 
-async def test_a_place_that_is_given_in_the_moment_of_closing_is_not_renewed(open_decoder: Open) -> None:
-    decoder, restarts = await open_decoder()
-    place = await decoder._take()
-    call = asyncio.create_task(decoder.decode(b"good 1"))
-    await asyncio.sleep(0)
-    decoder._release(place)
-    decoder.close()
-    with pytest.raises(Draining):
-        await call
-    assert (decoder._replacing, restarts) == (set(), {})
-
-
 async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, _ = await open_decoder()
-    fork, made, closed = decoder._zygote.fork, asyncio.Event(), threading.Event()
+    fork, made, closed = decoder._zygote._fork, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def fork_while_it_closes(*arguments: Any) -> tuple[Child, int]:
+    def fork_while_it_closes(*arguments: Any) -> Child:
         forked = fork(*arguments)
         loop.call_soon_threadsafe(made.set)
         closed.wait(60)
         return forked
 
-    monkeypatch.setattr(decoder._zygote, "fork", fork_while_it_closes)
+    monkeypatch.setattr(decoder._zygote, "_fork", fork_while_it_closes)
     call = asyncio.create_task(decoder.decode(b"exit"))
     await made.wait()
-    decoder.close()
+    closing = asyncio.create_task(decoder.close())
+    await asyncio.sleep(0)
     closed.set()
+    await closing
     with pytest.raises(Draining):
         await call
-    await loop.shutdown_default_executor()
-    assert [place.child.connection.fileno() for place in decoder._places] == [-1]
+    assert pids(decoder) == []
 
 
 SERVICE = """
@@ -382,11 +398,20 @@ def exists(pid: int) -> bool:
         return False
 
 
-def test_a_decoder_that_cannot_be_started_is_told_in_a_sentence() -> None:
-    decoder = ProcessDecoder(Zygote(LIGHT), replace(JOB, decode=faults.abort), processes=1, on_restart=lambda _: None)
-    with pytest.raises(StartError, match="VIT_DECODE_ISOLATION"):
-        decoder.warm_up()
-    decoder.close()
+@pytest.mark.parametrize(
+    ("job", "why"),
+    [
+        pytest.param({"decode": faults.abort}, "it ended while it started", id="aborts"),
+        pytest.param({"probe": b"signal 11"}, "it ended at once, with SIGSEGV", id="crashes"),
+        pytest.param({"probe": b"raise"}, "RuntimeError at faults.py", id="raises"),
+        pytest.param({"probe": b"eat"}, "does not fit into memory", id="without-memory"),
+    ],
+)
+async def test_failed_probe_is_start_error(job: dict[str, Any], why: str) -> None:
+    decoder = ProcessDecoder(Zygote(LIGHT), replace(JOB, **job), processes=1, on_restart=lambda _: None)
+    with pytest.raises(StartError, match=f"VIT_DECODE_ISOLATION: .*({why})"):
+        await asyncio.to_thread(decoder.warm_up)
+    await decoder.close()
 
 
 def test_nobody_can_make_the_shared_memory_smaller() -> None:
@@ -410,7 +435,8 @@ async def test_real_pictures_broken_at_random_cost_nobody_else_anything(
     open_decoder: Open, image_decoder: ImageDecoder
 ) -> None:
     memory_bytes = needed_bytes(1_000_000, 100_000)
-    decoder, restarts = await open_decoder(decode=image_decoder.decode, shape=(3, 28, 28), memory_bytes=memory_bytes)
+    job = {"decode": image_decoder.decode, "probe": encode(random_picture(1)), "shape": (3, 28, 28)}
+    decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)
     rng = random.Random(0)
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):
         good = encode(random_picture(3, 80, 60), image_format)
