@@ -1,6 +1,5 @@
 """The command line: `vit-serve serve | classify | info | train | evaluate`."""
 
-import asyncio
 import csv
 import json
 import logging
@@ -83,8 +82,10 @@ def classify(
     files = list(_pictures(paths))
     if not files:
         _fail("there are no pictures in these folders")
+    from app.offline import run
+
     with _explained():
-        rows = asyncio.run(_classify(_offline_settings(model), files, top_k))
+        rows = run(_classify(_offline_settings(model), files, top_k))
     if as_json:
         _print_json(rows)
     elif as_csv or not _out.is_terminal:
@@ -120,8 +121,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure a checkpoint's accuracy on labelled pictures, decoded as the service decodes them."""
+    from app.offline import run
+
     with _explained():
-        report = asyncio.run(_evaluate(_offline_settings(model), data))
+        report = run(_evaluate(_offline_settings(model), data))
     if as_json:
         sys.stdout.write(json.dumps(report) + "\n")
         return

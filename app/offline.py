@@ -1,9 +1,11 @@
 """Classify many images in this process, with no server: what the command line does."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from uvicorn.loops.auto import auto_loop_factory
 
 from app.classifier import Classification, Classifier
 from app.errors import ServiceError
@@ -12,6 +14,13 @@ from app.metrics import Metrics
 from app.settings import Settings
 
 Key = TypeVar("Key")
+Result = TypeVar("Result")
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end on the event loop that uvicorn takes for the service."""
+    with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
+        return runner.run(work)
 
 
 @asynccontextmanager

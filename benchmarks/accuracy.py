@@ -7,7 +7,6 @@ small ones are never decoded scaled down, and what that does could not be seen.
 """
 
 import argparse
-import asyncio
 import io
 import sys
 from functools import partial
@@ -19,7 +18,7 @@ from PIL import Image
 
 from app.engines.choice import has_vnni
 from app.errors import ServiceError
-from app.offline import classify_all, running_classifier
+from app.offline import classify_all, run, running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
 from benchmarks import machine
 from model.dataset import LabelledImages, load_labelled_images
@@ -78,7 +77,7 @@ def main() -> None:
     for name, settings in _WAYS.items():
         if settings.get("dtype") == "int8" and not has_vnni():
             continue
-        answers = asyncio.run(probabilities(pictures, arguments.model, settings))
+        answers = run(probabilities(pictures, arguments.model, settings))
         reference = answers if reference is None else reference
         first = answers.argmax(axis=1)
         agreement, difference = (first == reference.argmax(axis=1)).mean(), np.abs(answers - reference).max()

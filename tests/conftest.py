@@ -1,9 +1,12 @@
 """Fixtures that many tests share."""
 
+import asyncio
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from uvicorn.loops.auto import auto_loop_factory
 
 from tests.torchvision_operators import declare_missing_operators
 
@@ -17,6 +20,11 @@ os.environ["VIT_DEVICE"] = "cpu"  # where the tolerances that are tested hold
 os.environ["VIT_ENGINE"] = "torch"  # converts nothing; processes of their own, and tests of OpenVINO, take the default
 os.environ["VIT_DECODE_ISOLATION"] = "thread"  # starts at once; processes of their own take the default
 os.environ["VIT_CACHE_DIR"] = CACHE.name
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every async test on the event loop that uvicorn takes for the service; plain asyncio's differs in details."""
+    return {"service": auto_loop_factory()}
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ Each has random weights of a fixed seed, is saved by its own library, loaded fro
 same JPEG bytes: by its library with its own preprocessing, and through `Classifier`.
 """
 
-import asyncio
 import io
 import json
 import sys
@@ -19,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.offline import running_classifier
+from app.offline import run, running_classifier
 from app.settings import read_settings
 from tests.support import encode, random_picture
 from tests.torchvision_operators import declare_missing_operators
@@ -207,7 +206,7 @@ def difference(reference: Reference, directory: Path) -> tuple[float, float]:
     model, answer = reference.write(directory)
     with Image.open(io.BytesIO(image_bytes)) as image, torch.no_grad():
         expected = answer(image.convert("RGB")).numpy()
-    logits = asyncio.run(our_logits(model, reference.settings, image_bytes))
+    logits = run(our_logits(model, reference.settings, image_bytes))
     return float(np.abs(logits - expected).max()), float(np.abs(expected).max())
 
 

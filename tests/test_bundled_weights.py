@@ -17,7 +17,7 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 
 from app.classifier import Classification
 from app.engines.choice import has_vnni
-from app.offline import running_classifier
+from app.offline import run, running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
 from tests.server import Server, running_server
 from tests.support import ROOT, encode, random_picture
@@ -79,14 +79,14 @@ def test_logits_equal_those_of_transformers(tmp_path: Path, engine: str) -> None
     (tmp_path / "portrait.webp").write_bytes(encode(random_picture(2, 120, 400), "WEBP"))
     paths = [PICTURES / "cat.jpg", PICTURES / "espresso.jpg", *sorted(tmp_path.iterdir())]
     images = [path.read_bytes() for path in paths]
-    answers = asyncio.run(answers_of_the_service(images, engine=engine, exact_decode=True))
+    answers = run(answers_of_the_service(images, engine=engine, exact_decode=True))
     logits = np.stack([answer.logits for answer in answers])
     np.testing.assert_allclose(logits, reference_logits(paths), rtol=0, atol=1e-3)
 
 
 def test_quick_decoding_changes_next_to_nothing() -> None:
     images = [(PICTURES / name).read_bytes() for name in ("cat.jpg", "espresso.jpg")]
-    quick, exact = (asyncio.run(answers_of_the_service(images, exact_decode=exact)) for exact in (False, True))
+    quick, exact = (run(answers_of_the_service(images, exact_decode=exact)) for exact in (False, True))
     for one, other in zip(quick, exact, strict=True):
         assert one.top(1)[0].label == other.top(1)[0].label
         np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=0, atol=0.01)

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -413,7 +414,7 @@ OPTIONS = st.fixed_dictionaries(
 def test_whatever_happens_every_item_gets_exactly_its_own_outcome(
     events: list[tuple[str, int]], options: dict[str, Any]
 ) -> None:
-    asyncio.run(live_through(events, options))
+    uvloop.run(live_through(events, options))
 
 
 async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -> None:

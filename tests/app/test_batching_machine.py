@@ -21,7 +21,7 @@ _LATE = 20
 
 
 class ClockLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands still until it is moved."""
+    """An event loop whose clock stands still until it is moved; asyncio's, because uvloop's clock cannot be replaced."""
 
     now = 0.0
 

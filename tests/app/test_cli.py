@@ -1,5 +1,6 @@
 """The command line, in this process."""
 
+import asyncio
 import csv
 import io
 import json
@@ -9,9 +10,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import uvicorn
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from app import offline
 from app.cli import cli
 from app.logs import configure_logging
 from tests.support import ROOT, TINY_LABELS, picture
@@ -155,3 +158,18 @@ def test_version_and_help_come_without_loading_torch() -> None:
     code = "import sys; from app.cli import cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
     assert "serve" in run("--help").stdout
+
+
+def test_commands_use_the_service_event_loop() -> None:
+    async def kind() -> type:
+        return type(asyncio.get_running_loop())
+
+    make_loop = uvicorn.Config("app").get_loop_factory()
+    assert make_loop is not None
+    loop = make_loop()
+    loop.close()
+    assert offline.run(kind()) is type(loop)
+
+
+async def test_async_tests_use_the_service_event_loop() -> None:
+    assert asyncio.get_running_loop().__class__.__module__ == "uvloop"

@@ -331,7 +331,7 @@ def test_a_header_that_does_not_come_ends_the_connection(server: Server, sent: b
     assert_serves(server)
 
 
-def test_a_header_that_comes_byte_by_byte_ends_the_connection(server: Server) -> None:
+async def test_a_header_that_comes_byte_by_byte_ends_the_connection(server: Server) -> None:
     async def dribble() -> bytes:
         url = urlsplit(server.url)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -350,7 +350,7 @@ def test_a_header_that_comes_byte_by_byte_ends_the_connection(server: Server) ->
             writing.cancel()
             writer.close()
 
-    (answer,) = answers_in(asyncio.run(dribble()))
+    (answer,) = answers_in(await dribble())
     assert (answer.status, answer.headers["connection"]) == (408, "close")
 
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import uvloop
 
 from benchmarks.load import Target, ask, closed_loop, open_loop
 from benchmarks.measure import Samples, interleaved
@@ -18,7 +19,7 @@ class Echo:
         self.under_way = self.most_under_way = 0
         self.bodies: list[bytes] = []
         self._started, self._stopping = threading.Event(), asyncio.Event()
-        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()))
+        self._thread = threading.Thread(target=lambda: uvloop.run(self._serve()))
 
     def __enter__(self) -> "Echo":
         self._thread.start()

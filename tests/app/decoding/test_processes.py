@@ -350,7 +350,7 @@ async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder:
 
 
 SERVICE = """
-import asyncio, os
+import asyncio, os, uvloop
 from app.decoding.forking import Zygote
 from app.decoding.processes import ProcessDecoder
 from tests.app.decoding.test_processes import JOB, LIGHT, pids
@@ -367,7 +367,7 @@ async def main() -> None:
         print(*pids(decoder), flush=True)
     await asyncio.sleep(3600)
 
-asyncio.run(main())
+uvloop.run(main())
 """
 
 
