@@ -57,6 +57,7 @@ class Zygote:
     """
 
     def __init__(self, module: str = "app.images") -> None:
+        self.module = module
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(_PATIENCE_S)
         self._lock = threading.Lock()

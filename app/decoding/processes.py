@@ -339,7 +339,7 @@ class ProcessDecoder:
             await asyncio.to_thread(self._zygote.close)
             if self._closing.is_set():
                 raise ZygoteDied
-            self._zygote = Zygote()
+            self._zygote = Zygote(self._zygote.module)
             await asyncio.to_thread(self._zygote.warm_up, self._job)
             self._zygote_died = False
         return await asyncio.to_thread(self._zygote.start_worker, self._job)

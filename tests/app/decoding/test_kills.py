@@ -1,11 +1,11 @@
-"""Worker processes killed at every step of a request, on uvloop as in the service: the pool ends as it was before."""
+"""Worker processes killed at every step of a request: the pool is afterwards what it was before."""
 
 import asyncio
 import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -47,24 +47,15 @@ async def opened(**job: Any) -> Opened:
 async def open_pool(**job: Any) -> AsyncIterator[Opened]:
     decoder, restarts = await opened(**job)
     try:
-        yield decoder, restarts
+        async with asyncio.timeout(PATIENCE_S):
+            yield decoder, restarts
     finally:
         await decoder.close()
 
 
-def on_uvloop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run a test as the service runs: a process that ends is noticed there in another order than by asyncio's own loop."""
-
-    def run(**arguments: Any) -> None:
-        uvloop.run(asyncio.wait_for(test(**arguments), PATIENCE_S))
-
-    run.__name__, run.__doc__, run.__wrapped__ = test.__name__, test.__doc__, test  # type: ignore[attr-defined]
-    return run
-
-
 async def until(true: Callable[[], bool]) -> None:
     while not true():  # noqa: ASYNC110 - the pool has no event for it
-        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
 
 
 async def value(decoder: ProcessDecoder, number: int) -> int:
@@ -101,7 +92,6 @@ async def is_sound(decoder: ProcessDecoder, restarts: Counter[str]) -> None:
     assert not decoder._queue._running
 
 
-@on_uvloop
 async def test_two_deaths_and_one_client_leave_pool_sound() -> None:
     async with open_pool() as (decoder, restarts):
         for _ in range(20):
@@ -113,7 +103,6 @@ async def test_two_deaths_and_one_client_leave_pool_sound() -> None:
         await is_sound(decoder, restarts)
 
 
-@on_uvloop
 async def test_killed_at_random_for_a_while() -> None:
     async with open_pool() as (decoder, restarts):
         rng, outcomes, over = random.Random(0), Counter[str](), asyncio.Event()
@@ -139,7 +128,6 @@ async def test_killed_at_random_for_a_while() -> None:
         await is_sound(decoder, restarts)
 
 
-@on_uvloop
 async def test_all_killed_again_and_again() -> None:
     async with open_pool() as (decoder, restarts):
         calls = [asyncio.create_task(value(decoder, number % 250)) for number in range(1000)]
@@ -154,7 +142,7 @@ async def test_all_killed_again_and_again() -> None:
 
 
 @pytest.mark.parametrize("kills", [1, 3])
-def test_killed_at_the_fork(kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_killed_at_the_fork(kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fork, left = Zygote._fork, [0]
 
     def fork_and_kill(self: Zygote, *arguments: Any) -> Child:
@@ -164,21 +152,16 @@ def test_killed_at_the_fork(kills: int, monkeypatch: pytest.MonkeyPatch) -> None
             kill(child.pid)
         return child
 
-    @on_uvloop
-    async def run() -> None:
-        async with open_pool() as (decoder, restarts):
-            monkeypatch.setattr(Zygote, "_fork", fork_and_kill)
-            left[0] = kills
-            kill(workers_of(decoder)[0])
-            assert await value(decoder, 5) == 5
-            await is_sound(decoder, restarts)
-            assert restarts == {"killed": 1, "start": kills}
-
-    run()
+    async with open_pool() as (decoder, restarts):
+        monkeypatch.setattr(Zygote, "_fork", fork_and_kill)
+        left[0] = kills
+        kill(workers_of(decoder)[0])
+        assert await value(decoder, 5) == 5
+        await is_sound(decoder, restarts)
+        assert restarts == {"killed": 1, "start": kills}
 
 
 @pytest.mark.parametrize("image", [b"reply-and 9", b"reply-and 11"])
-@on_uvloop
 async def test_killed_with_its_reply_sent(image: bytes) -> None:
     async with open_pool() as (decoder, restarts):
         for _ in range(10):
@@ -188,7 +171,6 @@ async def test_killed_with_its_reply_sent(image: bytes) -> None:
         await is_sound(decoder, restarts)
 
 
-@on_uvloop
 async def test_zygote_killed_under_load() -> None:
     async with open_pool() as (decoder, restarts):
         calls = [asyncio.create_task(value(decoder, number)) for number in range(200)]
@@ -203,54 +185,46 @@ def pool_that_cannot_start(tmp_path: Path) -> tuple[Path, partial[Any]]:
     return file, partial(faults.decode_unless, str(file))
 
 
-def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, decode = pool_that_cannot_start(tmp_path)
     monkeypatch.setattr(processes, "_BACKOFF_S", (0.01, 0.1))
     pauses: list[float] = []
 
-    @on_uvloop
-    async def run() -> None:
-        async with open_pool(decode=decode) as (decoder, restarts):
-            failed = decoder._count_failed_start
+    async with open_pool(decode=decode) as (decoder, restarts):
+        failed = decoder._count_failed_start
 
-            def count(error: Exception) -> None:
-                failed(error)
-                pauses.append(decoder._pause_until)
+        def count(error: Exception) -> None:
+            failed(error)
+            pauses.append(decoder._pause_until)
 
-            monkeypatch.setattr(decoder, "_count_failed_start", count)
-            file.touch()
-            waiting = asyncio.create_task(decoder.decode(b"good 1"))  # its two workers end on it, or it waits
-            for pid in workers_of(decoder):
-                kill(pid)
-            await until(lambda: decoder.why_not_ready is not None)
-            assert "end as soon as they start" in str(decoder.why_not_ready)
-            assert 8 <= restarts["start"] <= 9
-            with pytest.raises((NotReady, UndecodableImage)):
-                await waiting
-            with pytest.raises(NotReady):
-                await decoder.decode(b"good 1")
-            await until(lambda: restarts["start"] >= 12)
-            assert all(second - first >= 0.1 for first, second in pairwise(pauses[6:]))
-            file.unlink()
-            await until(lambda: decoder.why_not_ready is None)
-            await is_sound(decoder, restarts)
-
-    run()
+        monkeypatch.setattr(decoder, "_count_failed_start", count)
+        file.touch()
+        waiting = asyncio.create_task(decoder.decode(b"good 1"))  # its two workers end on it, or it waits
+        for pid in workers_of(decoder):
+            kill(pid)
+        await until(lambda: decoder.why_not_ready is not None)
+        assert "end as soon as they start" in str(decoder.why_not_ready)
+        assert 8 <= restarts["start"] <= 9
+        with pytest.raises((NotReady, UndecodableImage)):
+            await waiting
+        with pytest.raises(NotReady):
+            await decoder.decode(b"good 1")
+        await until(lambda: restarts["start"] >= 12)
+        assert all(second - first >= 0.1 for first, second in pairwise(pauses[6:]))
+        file.unlink()
+        await until(lambda: decoder.why_not_ready is None)
+        await is_sound(decoder, restarts)
 
 
-def test_close_does_not_wait_for_the_backoff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_does_not_wait_for_the_backoff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, decode = pool_that_cannot_start(tmp_path)
     monkeypatch.setattr(processes, "_BACKOFF_S", (3600.0, 3600.0))
 
-    @on_uvloop
-    async def run() -> None:
-        async with open_pool(decode=decode) as (decoder, restarts):
-            file.touch()
-            for pid in workers_of(decoder):
-                kill(pid)
-            await until(lambda: restarts["start"] > 0)
-
-    run()
+    async with open_pool(decode=decode) as (decoder, restarts):
+        file.touch()
+        for pid in workers_of(decoder):
+            kill(pid)
+        await until(lambda: restarts["start"] > 0)
 
 
 class PoolMachine(RuleBasedStateMachine):
