@@ -9,6 +9,7 @@ import pytest
 from app import images, jpeg
 from app.decoding.threads import ThreadDecoder
 from app.errors import InternalError, UndecodableImage
+from app.geometry import Geometry
 from app.images import ImageDecoder
 from model.preprocessing import Preprocessing
 from tests.app.api.conftest import OpenClient, open_client
@@ -39,7 +40,7 @@ def decoder(**options: Any) -> Callable[[bytes], Any]:
         (images, "_to_rgb"),
         (images, "check_jpeg_scans"),
         (images, "sniff_format"),
-        (images.Geometry, "of"),
+        (Geometry, "of"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
