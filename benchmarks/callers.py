@@ -24,6 +24,9 @@ TOLERANCE = 1e-4
 
 REFUSALS = (429, 503)
 
+_REFUSED = ("not_ready", "queue_full", "draining")
+"""Codes of the same, of one image of a batch."""
+
 _PATIENCE_S = 60.0
 _BOUNDARY = "soak"
 
@@ -43,8 +46,8 @@ class Tally:
     """Requests that were waited for in vain, by what happened."""
     images: int = 0
     """That were answered rightly."""
-    latencies_s: list[float] = field(default_factory=list)
-    """Of single good pictures, from when they were due, in the order in which they were answered."""
+    timed: list[tuple[float, float]] = field(default_factory=list)
+    """Of single good pictures: when they were due, and how many seconds later they were answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,14 @@ class Callers:
         except (OSError, TimeoutError) as error:
             self.tally.unanswered[f"{kind}: {type(error).__name__}"] += 1
 
+    async def attack(self, kind: str, request: tuple[str, bytes, str]) -> None:
+        """Send a request of an attacker: path, body and content type. Any answer will do, but that there is one."""
+        self.tally.kinds[kind] += 1
+        try:
+            await self._ask(*request)
+        except (OSError, TimeoutError) as error:
+            self.tally.unanswered[f"{kind}: {type(error).__name__}"] += 1
+
     def close(self) -> None:
         self._connections.close()
 
@@ -90,12 +101,12 @@ class Callers:
         picture = self._random.choice(self._pictures)
         answer = await self._ask("/predict", picture.image_bytes, "image/jpeg")
         if answer.status == 200:
-            self.tally.latencies_s.append(time.perf_counter() - due)
+            self.tally.timed.append((due, time.perf_counter() - due))
         self._check_one(answer, picture)
 
     async def multipart(self, due: float) -> None:
         picture = self._random.choice(self._pictures)
-        body = _multipart("image", [picture.image_bytes])
+        body = multipart_body("image", [picture.image_bytes])
         self._check_one(await self._ask("/predict", body, f"multipart/form-data; boundary={_BOUNDARY}"), picture)
 
     async def base64(self, due: float) -> None:
@@ -108,11 +119,13 @@ class Callers:
         pictures = self._random.choices(self._pictures, k=4)
         broken = self._random.randrange(4)
         bodies = [each.image_bytes[:500] if index == broken else each.image_bytes for index, each in enumerate(pictures)]
-        body = _multipart("images", bodies)
+        body = multipart_body("images", bodies)
         answer = await self._ask("/predict/batch", body, f"multipart/form-data; boundary={_BOUNDARY}")
         if answer.status != 200:
             return self._wrong(answer, 200)
         for index, (result, picture) in enumerate(zip(json.loads(answer.body)["results"], pictures, strict=True)):
+            if result.get("error", {}).get("code") in _REFUSED:
+                continue
             if index != broken:
                 self._check_result(result, picture)
             elif result.get("error", {}).get("code") != "undecodable_image":
@@ -242,13 +255,14 @@ def _broken_requests(picture: bytes) -> list[tuple[tuple[str, bytes, str], int]]
         (("/predict", b"", "image/jpeg"), 400),
         (("/predict", b'{"image": "***"}', "application/json"), 400),
         (("/predict", b"[" * 10_000, "application/json"), 400),
-        (("/predict", _multipart("image", [picture])[:-20], form), 400),
-        (("/predict", _multipart("image", [picture, picture]), form), 400),
-        (("/predict/batch", _multipart("images", []), form), 400),
+        (("/predict", multipart_body("image", [picture])[:-20], form), 400),
+        (("/predict", multipart_body("image", [picture, picture]), form), 400),
+        (("/predict/batch", multipart_body("images", []), form), 400),
     ]
 
 
-def _multipart(field: str, images: Sequence[bytes]) -> bytes:
+def multipart_body(field: str, images: Sequence[bytes]) -> bytes:
+    """Make a body of image parts of one name; its boundary is `soak`."""
     disposition = f'Content-Disposition: form-data; name="{field}"; filename="picture.jpg"'
     part_head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
     return b"".join(part_head + image + b"\r\n" for image in images) + f"--{_BOUNDARY}--\r\n".encode()

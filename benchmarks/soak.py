@@ -1,6 +1,7 @@
 """Callers of every sort for ten minutes, and whether the service is afterwards what it was before: python -m benchmarks.soak
 
 Good, broken, oversize and vanishing callers come at random (an open loop) at a share of what 32 clients in a closed loop get.
+Attackers join them in parts of every minute (`attackers.py`); in these, fewer of the others come.
 Every answer is checked, pictures against what the model says of them alone, and so are the service's own counters. What the
 process holds is counted while nobody calls, after a warm-up by the same callers and at the end.
 
@@ -18,8 +19,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -27,15 +28,16 @@ import numpy as np
 import uvloop
 
 from benchmarks import machine
+from benchmarks.attackers import FEWER, PARTS, PERIOD_S, Attackers, Periods
 from benchmarks.callers import IMAGES_A_REQUEST, REFUSALS, TOLERANCE, Callers, Picture, Tally
 from benchmarks.contenders import start_ours, wait_until_healthy
-from benchmarks.load import Target, ask, closed_loop, quantile
+from benchmarks.load import Connections, Exchange, Target, ask, closed_loop, get, quantile
 from benchmarks.measure import progress
 from benchmarks.models import MODELS
 from benchmarks.peers import Server
 from benchmarks.pictures import WEB
 from benchmarks.report import Verdict, conclude
-from benchmarks.watch import Usage, metrics_of, usage
+from benchmarks.watch import Usage, metrics_of, probe, usage
 
 _WORK = Path(__file__).parent.parent / ".bench"
 _MAX_IMAGE_BYTES = 2**20
@@ -47,7 +49,7 @@ _NOISE = 4
 """Files or threads: OpenVINO starts some late, when it first has enough to do."""
 
 _QUIET_S = 7.0
-"""After which nobody's connection is open any more: uvicorn closes idle ones after 5."""
+"""After which nobody's connection is open any more: the server closes idle ones after 5."""
 
 _EXIT_S = 40.0
 _GAUGES = ("vit_images_accepted", "vit_images_waiting", "vit_requests_accepted", "vit_held_bytes")
@@ -74,6 +76,13 @@ class Soak:
     after: Moment
     exit_status: int | None
     """On SIGTERM; None if it had to be killed."""
+    latencies_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Of single good pictures, by the part of the minute."""
+    health_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    """Of `/health/live`, likewise."""
+    kills: int = 0
+    lost_while_idle: float = 0
+    """Decoders that were replaced while nobody called."""
 
 
 def measure(server: Server, port: int, images: Sequence[bytes], load: float, seconds: float, warm_up_s: float) -> Soak:
@@ -83,13 +92,42 @@ def measure(server: Server, port: int, images: Sequence[bytes], load: float, sec
     target = Target(port, "/predict?vectors=false", images, "image/jpeg")
     rate = load * closed_loop(target, clients=32, seconds=5, warm_up_s=1).throughput / IMAGES_A_REQUEST
     progress("warm-up")
-    uvloop.run(_mixed(server, Callers(port, pictures, _MAX_IMAGE_BYTES, seed=1), rate, warm_up_s))
+    uvloop.run(_mixed(server, Callers(port, pictures, _MAX_IMAGE_BYTES, seed=1), port, rate, warm_up_s))
     before = _quiet(server, port)
     callers = Callers(port, pictures, _MAX_IMAGE_BYTES, seed=0)
-    resident_bytes = uvloop.run(_mixed(server, callers, rate, seconds))
+    mixed = uvloop.run(_mixed(server, callers, port, rate, seconds))
     progress("waiting until it is quiet")
+    restarts = _restarts(metrics_now(port))
     after = _quiet(server, port)
-    return Soak(rate, callers.tally, resident_bytes, before, after, _exit_status(server))
+    return Soak(
+        rate,
+        callers.tally,
+        mixed.resident_bytes,
+        before,
+        after,
+        _exit_status(server),
+        mixed.by_part((due, latency) for due, latency in callers.tally.timed),
+        mixed.by_part((probe.due, probe.latency_s) for probe in mixed.health),
+        mixed.kills,
+        _restarts(after.metrics) - restarts,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Mixed:
+    """What was seen while callers and attackers called."""
+
+    periods: Periods
+    resident_bytes: list[int]
+    health: list[Exchange]
+    kills: int
+
+    def by_part(self, timed: Iterable[tuple[float, float]]) -> dict[str, list[float]]:
+        """Sort latencies by the part of the minute in which they were due."""
+        found: dict[str, list[float]] = {part: [] for part in PARTS}
+        for due, latency_s in timed:
+            found[self.periods.part(due)].append(latency_s)
+        return found
 
 
 def _pictures(port: int, images: Sequence[bytes]) -> list[Picture]:
@@ -102,11 +140,15 @@ def _pictures(port: int, images: Sequence[bytes]) -> list[Picture]:
     return [Picture(image, row) for image, row in zip(images, logits, strict=True)]
 
 
-async def _mixed(server: Server, callers: Callers, rate: float, seconds: float) -> list[int]:
+async def _mixed(server: Server, callers: Callers, port: int, rate: float, seconds: float) -> _Mixed:
     """Call at random (Poisson) until the time is up and all are answered; memory once a second."""
-    rng, under_way, resident_bytes = random.Random(0), set[asyncio.Task[None]](), []
+    rng, under_way, resident_bytes = random.Random(0), set[asyncio.Task[None]](), list[int]()
     began = due = time.perf_counter()
-    while (due := due + rng.expovariate(rate)) < began + seconds:
+    periods = Periods(began, min(PERIOD_S, seconds))
+    attackers = Attackers(callers, server.process.pid, periods)
+    attacking, probes = asyncio.create_task(attackers.attack()), Connections(port)
+    probing = asyncio.create_task(probe(probes, get("/health/live"), began + seconds))
+    while (due := due + rng.expovariate(rate * (1 if periods.part(due) == "usual" else FEWER))) < began + seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         task = asyncio.create_task(callers.call(due))
         under_way.add(task)
@@ -115,9 +157,13 @@ async def _mixed(server: Server, callers: Callers, rate: float, seconds: float) 
             resident_bytes.append(usage(server.pids()).resident_bytes)
             if len(resident_bytes) % 10 == 0:
                 progress(_state(len(resident_bytes), seconds, callers.tally, resident_bytes[-1]))
+    attacking.cancel()
+    await asyncio.wait([attacking])
     await asyncio.gather(*under_way)
-    callers.close()
-    return resident_bytes
+    health = await probing
+    for connections in (callers, probes):
+        connections.close()
+    return _Mixed(periods, resident_bytes, health, attackers.kills)
 
 
 def _state(passed_s: int, seconds: float, tally: Tally, resident_bytes: int) -> str:
@@ -131,9 +177,17 @@ def _state(passed_s: int, seconds: float, tally: Tally, resident_bytes: int) -> 
 def _quiet(server: Server, port: int) -> Moment:
     """When all connections have ended, but for the one that asks."""
     time.sleep(_QUIET_S)
-    with httpx.Client() as client:
-        metrics = metrics_of(client.get(f"http://127.0.0.1:{port}/metrics").content)
-        return Moment(usage(server.pids()), metrics)
+    metrics = metrics_now(port)
+    return Moment(usage(server.pids()), metrics)
+
+
+def metrics_now(port: int) -> dict[str, float]:
+    """Ask the server for its metrics."""
+    return metrics_of(httpx.get(f"http://127.0.0.1:{port}/metrics").content)
+
+
+def _restarts(metrics: Mapping[str, float]) -> float:
+    return sum(value for name, value in metrics.items() if name.startswith("vit_decoder_restarts_total"))
 
 
 def _exit_status(server: Server) -> int | None:
@@ -158,12 +212,30 @@ def verdicts(run: Soak) -> Iterator[Verdict]:
     yield _none("5xx other than 503", faults.elements())
     yield _none("counted otherwise than answered", miscounted(counts, tally))
     yield from _left_behind(run)
-    half = len(tally.latencies_s) // 2
-    p99 = [quantile(part, 0.99) for part in (tally.latencies_s[:half], tally.latencies_s[half:])]
+    yield from _under_attack(run)
+    latencies_s = [latency_s for _, latency_s in tally.timed]
+    half = len(latencies_s) // 2
+    p99 = [quantile(part, 0.99) for part in (latencies_s[:half], latencies_s[half:])]
     shown = f"{p99[0] * 1000:.0f} ms in the first half, {p99[1] * 1000:.0f} ms in the second"
     yield Verdict("a single picture, p99", p99[1] / p99[0], shown)
     status = run.exit_status
     yield Verdict("exit status on SIGTERM", -1 if status is None else status, str(status), "0", status == 0)
+
+
+def _under_attack(run: Soak) -> Iterator[Verdict]:
+    """Hold the attackers' parts to their goals, against the calm of the same minutes."""
+    calm_s = quantile(run.latencies_s.get("calm", ()), 0.99)
+    for part, goal in (("large batches", 3.0), ("kills", None), ("hostile bodies", None)):
+        p99_s = quantile(run.latencies_s.get(part, ()), 0.99)
+        shown = f"{p99_s * 1000:.0f} ms, {p99_s / calm_s:.1f} times that of the calm ({calm_s * 1000:.0f} ms)"
+        met = goal is None or not p99_s / calm_s > goal
+        yield Verdict(f"a single picture, p99: {part}", p99_s / calm_s, shown, f"<= {goal:g} times" if goal else "", met)
+    for part in ("calm", "large batches", "kills", "hostile bodies"):
+        p99_s = quantile(run.health_s.get(part, ()), 0.99)
+        yield Verdict(f"/health/live, p99: {part}", p99_s, f"{p99_s * 1000:.0f} ms", "<= 100 ms", not p99_s > 0.1)
+    yield Verdict("decoders killed", run.kills, str(run.kills))
+    lost = run.lost_while_idle
+    yield Verdict("decoders replaced while idle", lost, f"{lost:.0f}", "0", not lost)
 
 
 def _none(what: str, found: Iterator[str] | Sequence[str]) -> Verdict:

@@ -43,16 +43,16 @@ async def _watch(port: int, pid: int, seconds: float) -> Watch:
     connections = Connections(port)
     end = time.perf_counter() + seconds
     live, ready, samples = await asyncio.gather(
-        _probe(connections, get("/health/live"), end),
-        _probe(connections, get("/health/ready"), end),
+        probe(connections, get("/health/live"), end),
+        probe(connections, get("/health/ready"), end),
         _sample(connections, get("/metrics"), pid, end),
     )
     connections.close()
     return Watch(live, ready, samples)
 
 
-async def _probe(connections: Connections, request: bytes, end: float) -> list[Exchange]:
-    """At a steady rate, whether or not the last one was answered."""
+async def probe(connections: Connections, request: bytes, end: float) -> list[Exchange]:
+    """Ask at a steady rate until `end`, whether or not the last one was answered."""
     due, under_way = time.perf_counter(), []
     while due < end:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))

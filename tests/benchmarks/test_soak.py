@@ -3,13 +3,16 @@
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
+from benchmarks.attackers import PARTS, Attackers, Periods, decoders_of, hostile_bodies
 from benchmarks.callers import Callers, Picture, Tally
 from benchmarks.soak import Moment, Soak, verdicts
 from benchmarks.watch import Usage
@@ -32,6 +35,9 @@ def soak(
     files: int = 16,
     threads: int = 20,
     exit_status: int | None = 0,
+    latencies_s: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    health_s: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    lost_while_idle: float = 0,
     **metrics: float,
 ) -> Soak:
     """A hundred pictures that were answered, and counted by the service; with what a test wants to be otherwise."""
@@ -42,11 +48,11 @@ def soak(
         wrong=["no"] * wrong,
         unanswered=Counter(raw=unanswered),
         images=answered,
-        latencies_s=[0.1] * 10,
+        timed=[(0.0, 0.1)] * 10,
     )
     counted = {_PREDICTED: 150.0, 'vit_http_requests_total{method="POST",route="/predict",status="429"}': float(refused)}
     before, after = Moment(Usage(0, 16, 20), {_PREDICTED: 50.0}), Moment(Usage(0, files, threads), _IDLE | counted | metrics)
-    return Soak(10.0, tally, resident_bytes, before, after, exit_status)
+    return Soak(10.0, tally, resident_bytes, before, after, exit_status, latencies_s, health_s, 0, lost_while_idle)
 
 
 def missed(run: Soak) -> list[str]:
@@ -73,6 +79,9 @@ def test_a_service_that_is_as_it_was_meets_every_goal() -> None:
         (soak(vit_images_waiting=1.0), "queue, at the end"),
         (soak(exit_status=1), "exit status on SIGTERM"),
         (soak(exit_status=None), "exit status on SIGTERM"),
+        (soak(lost_while_idle=1), "decoders replaced while idle"),
+        (soak(latencies_s={"calm": [0.01] * 9, "large batches": [0.04] * 9}), "a single picture, p99: large batches"),
+        (soak(health_s={"hostile bodies": [0.11] * 9}), "/health/live, p99: hostile bodies"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -95,3 +104,32 @@ async def test_an_answer_that_is_another_pictures_is_noticed(tiny_checkpoint: Pa
         await asyncio.gather(*(call(time.perf_counter()) for call in good))
         callers.close()
     assert (callers.tally.images, len(callers.tally.wrong)) == (0, 4 + 3)
+
+
+def test_each_part_of_a_minute_comes_in_its_turn() -> None:
+    periods = Periods(began=100.0, period_s=60.0)
+    assert [periods.part(100 + second) for second in (0, 30, 37, 45, 55)] == [
+        "usual",
+        "calm",
+        "kills",
+        "large batches",
+        "hostile bodies",
+    ]
+    assert periods.next_begin("kills", 100.0) == periods.next_begin("kills", 130.0) == 136.0
+    assert periods.next_begin("kills", 137.0) == 196.0
+    assert sum(map(periods.seconds, PARTS)) == pytest.approx(60)
+
+
+async def test_attackers_kill_and_are_answered(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, decode_threads=2) as server:
+        image = Picture(encode(random_picture(0)), np.arange(10.0))
+        callers = Callers(int(urlsplit(server.url).port or 0), [image], 50_000, seed=0)
+        attackers = Attackers(callers, server.process.pid, Periods(0.0, 60.0))
+        assert len(decoders_of(server.process.pid)) == 2
+        while not attackers.kills:
+            await attackers._kill()
+        for number in range(len(hostile_bodies())):
+            await attackers._sender(number)()
+        callers.close()
+    assert (callers.tally.unanswered, callers.tally.kinds) == ({}, {"hostile body": len(hostile_bodies())})
+    assert {status for _, status in callers.tally.answered} <= {"200", "400", "413", "422", "429", "431"}

@@ -143,7 +143,9 @@ def test_hidden_size_counts_as_heavy() -> None:
 
 def test_heavy_begins_above_phone_photos() -> None:
     assert not turn_of(0, encode(Image.new("1", (4000, 3000))), None).heavy
-    assert turn_of(0, encode(Image.new("1", (4000, HEAVY_PIXELS // 4000))), None).heavy
+    large = Image.new("L", (4000, HEAVY_PIXELS // 4000))
+    assert turn_of(0, encode(large), None).heavy
+    assert not turn_of(0, encode(large, "JPEG"), None).heavy
 
 
 def test_request_over_its_pixels_is_refused() -> None:
