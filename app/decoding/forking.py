@@ -145,7 +145,10 @@ class Zygote:
             socket.send_fds(self._control, [command], fds)
         except OSError as error:
             raise ZygoteDied from error
-        answer: int = ANSWER.unpack(self._hear())[0]
+        message = self._hear()
+        if len(message) != ANSWER.size:
+            raise ZygoteDied
+        answer: int = ANSWER.unpack(message)[0]
         return answer
 
     def _hear(self) -> bytes:

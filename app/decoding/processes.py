@@ -29,7 +29,7 @@ from app.decoding.attempt import DecodingFault, reported
 from app.decoding.fair_queue import FairQueue, Turn, turn_of
 from app.decoding.forking import Child, WorkerFailed, Zygote, ZygoteDied, how_it_ended
 from app.decoding.protocol import MAX_REPLY_BYTES, REQUEST, read_reply
-from app.decoding.zygote import Job
+from app.decoding.zygote import FAULT_STATUS, Job
 from app.errors import Draining, NotReady, StartError, UndecodableImage
 from app.images import Pixels, check_length
 
@@ -55,6 +55,8 @@ _RETRY_AFTER_S = 5.0
 
 _FROM_OUTSIDE = ("SIGKILL", "unknown")
 """No decoder ends by itself in these ways; nobody knows of those that ended with their zygote."""
+
+_BY_OUR_FAULT = f"exit status {FAULT_STATUS}"
 
 _log = structlog.get_logger(__name__)
 
@@ -121,6 +123,7 @@ class ProcessDecoder:
         self._zygote_died = False
         self._failed_starts = 0  # in a row
         self._pause_until = 0.0
+        self._refusing = False  # after too many of them
         self._closing = asyncio.Event()
 
     def warm_up(self) -> None:
@@ -259,7 +262,7 @@ class ProcessDecoder:
         if worker in self._idle:
             self._idle.remove(worker)
         if turn is not None and not begun:
-            self._queue.put_back(turn)
+            self._give_back(turn)
             turn = None
         context = contextvars.Context() if turn is None else turn.item.context
         if turn is not None and reason == "timeout":
@@ -273,15 +276,15 @@ class ProcessDecoder:
         self, worker: _Worker, child: Child, reason: Reason | Literal["ended"], turn: Turn[_Image] | None
     ) -> None:
         """See how a process ended, decide on the image that it had, and make another one."""
-        status = await self._end(child)
+        ended = how_it_ended(await self._end(child))
         if reason == "ended":
-            reason = "killed" if how_it_ended(status) in _FROM_OUTSIDE else "crashed"
+            reason = "killed" if ended in _FROM_OUTSIDE else "crashed"
         if turn is not None:
-            self._try_again(turn, reason)
+            self._try_again(turn, reason, ended)
         if self._closing.is_set():
             return
         self._on_restart(reason)
-        _log.warning("decoder restarted", reason=reason, ended=how_it_ended(status))
+        _log.warning("decoder restarted", reason=reason, ended=ended)
         self._dispatch()
         if (replacement := await self._start_until_it_works()) is not None:
             self._open(worker, replacement)
@@ -295,18 +298,25 @@ class ProcessDecoder:
                 self._zygote_died |= child.zygote is self._zygote
                 return -1  # its workers ended with it
 
-    def _try_again(self, turn: Turn[_Image], reason: Reason) -> None:
+    def _try_again(self, turn: Turn[_Image], reason: Reason, ended: str) -> None:
         """Give the image of a worker that ended to another one, unless too many have ended on it."""
         image = turn.item
         image.crashes += reason == "crashed"
         image.kills += reason == "killed"
         if self._closing.is_set():
             self._end_turn(turn, _stopping())
+        elif image.crashes == _MAX_CRASHES and ended == _BY_OUR_FAULT:
+            self._end_turn(turn, DecodingFault(f"a worker ended with {ended}"))
         elif image.crashes == _MAX_CRASHES:
             self._end_turn(turn, UndecodableImage("The image makes its decoder fail."))
         elif image.kills == _MAX_KILLS:
             self._end_turn(turn, NotReady("The decoder was killed, perhaps for want of memory; try again.", _RETRY_AFTER_S))
-        elif image.result.done():  # its caller has gone
+        else:
+            self._give_back(turn)
+
+    def _give_back(self, turn: Turn[_Image]) -> None:
+        """Return an image to the queue, unless its caller has gone."""
+        if turn.item.result.done():
             self._queue.release(turn)
         else:
             self._queue.put_back(turn)
@@ -324,7 +334,7 @@ class ProcessDecoder:
                     continue  # another worker's start has failed meanwhile
                 try:
                     child = await self._start()
-                except (ZygoteDied, WorkerFailed, OSError) as error:
+                except Exception as error:  # whatever it is, the worker must not stay without a process
                     self._count_failed_start(error)
                     continue
             if self._closing.is_set():
@@ -353,9 +363,9 @@ class ProcessDecoder:
             pass
 
     def _count_start(self) -> None:
-        if self._failed_starts >= _MAX_FAILED_STARTS:
+        if self._refusing:
             _log.warning("a decoding process works again", failed_starts=self._failed_starts)
-        self._failed_starts, self._pause_until = 0, 0.0
+        self._failed_starts, self._pause_until, self._refusing = 0, 0.0, False
 
     def _count_failed_start(self, error: Exception) -> None:
         if self._closing.is_set():
@@ -368,8 +378,10 @@ class ProcessDecoder:
         self._pause_until = time.monotonic() + pause_s
         reason = str(error) or type(error).__name__
         _log.warning("a decoding process cannot be started; trying again", reason=reason, in_s=pause_s)
-        if self._failed_starts == _MAX_FAILED_STARTS and (why := self.why_not_ready) is not None:
-            _log.error("not ready: decoding processes end as soon as they start", failed_starts=self._failed_starts)
+        if self._failed_starts >= _MAX_FAILED_STARTS and (why := self.why_not_ready) is not None:
+            if not self._refusing:
+                _log.error("not ready: decoding processes end as soon as they start", failed_starts=self._failed_starts)
+            self._refusing = True
             self._refuse_waiting(NotReady(why, _RETRY_AFTER_S))
 
     def _refuse_waiting(self, error: Exception) -> None:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 MAX_JOB_BYTES = 65_536
 
+FAULT_STATUS = 1
+"""Exit status of a worker that ends by a fault of its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -101,8 +104,8 @@ def _fork(control: socket.socket, fds: Sequence[int], job: Job, children: set[in
 
 
 def _work(control: socket.socket, connection: socket.socket, memory_fd: int, job: Job, zygote: int) -> NoReturn:
-    """Be a worker until the service closes the connection; the exit status is 1 if it ends by a fault of its own."""
-    status = 1
+    """Be a worker until the service closes the connection."""
+    status = FAULT_STATUS
     try:
         control.close()
         end_with_parent(zygote)

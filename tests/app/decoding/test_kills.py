@@ -304,11 +304,11 @@ def _is_right(image: bytes, outcome: object) -> bool:
     match image.partition(b" ")[0]:
         case b"good":  # or it came twice behind one that broke its worker
             right = isinstance(outcome, np.ndarray) and (outcome == int(image.partition(b" ")[2])).all()
-            return bool(right) or isinstance(outcome, UndecodableImage)
+            return bool(right) or isinstance(outcome, UndecodableImage | InternalError)
         case b"raise":
             return isinstance(outcome, InternalError | UndecodableImage)
-        case b"no" | b"exit" | b"signal" | b"break" | b"say":
-            return isinstance(outcome, UndecodableImage)
+        case b"no" | b"exit" | b"signal" | b"say" | b"break":  # behind one that broke its worker, it is that one's fault
+            return isinstance(outcome, InternalError | UndecodableImage)
     return isinstance(outcome, np.ndarray | ServiceError)
 
 

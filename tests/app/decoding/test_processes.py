@@ -150,7 +150,7 @@ async def test_own_fault_is_internal_error(
 
 async def test_fault_outside_decoding_is_exit_1(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
     decoder, restarts = await open_decoder()
-    with pytest.raises(UndecodableImage):
+    with pytest.raises(InternalError):
         await decoder.decode(b"break")
     await settled(decoder)
     assert caplog.text.count("exit status 1") == restarts["crashed"] == 2
