@@ -123,8 +123,7 @@ async def test_killed_at_random_for_a_while() -> None:
             await asyncio.sleep(rng.random() * 0.06)
         over.set()
         await asyncio.gather(*clients)
-        assert outcomes["right"] > 100
-        assert outcomes["refused"] < 10
+        assert outcomes["right"] > outcomes["refused"]
         await is_sound(decoder, restarts)
 
 

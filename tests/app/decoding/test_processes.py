@@ -153,7 +153,7 @@ async def test_fault_outside_decoding_is_exit_1(open_decoder: Open, caplog: pyte
     with pytest.raises(InternalError):
         await decoder.decode(b"break")
     await settled(decoder)
-    assert caplog.text.count("exit status 1") == restarts["crashed"] == 2
+    assert caplog.text.count("'ended': 'exit status 1'") == restarts["crashed"] == 2
 
 
 @pytest.mark.parametrize("picture", [b"say nonsense", b"say-next 99"])
