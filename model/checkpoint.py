@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model.blueprint import Blueprint, explained, input_size
 from model.config import Resampling, ViTConfig
+from model.files import exists, read_file
 from model.hub import download, is_hub_id
 from model.hugging_face import dinov2_layout, read_hugging_face, vit_config
 from model.layout import build, read_state
@@ -21,9 +22,12 @@ from model.preprocessing import Preprocessing, to_hugging_face
 from model.timm_models import read_timm_directory, read_timm_file
 from model.torchvision_models import read_torchvision_file
 from model.vit import VisionTransformer, resample_position_embedding
-from model.weights_file import SAFETENSORS, CheckpointError, find_weights, open_weights, read_json
+from model.weights_file import SAFETENSORS, CheckpointError, find_weights, open_weights, read_json, readable
 
 __all__ = ["Checkpoint", "CheckpointError", "load_backbone", "load_checkpoint", "save_checkpoint"]
+
+
+_MAX_LABELS_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +127,9 @@ def save_checkpoint(
 def _blueprint(model: str | Path, architecture: str | None) -> Blueprint:
     """Tell from what is there which library wrote it."""
     path = Path(model)
-    if not path.exists():
+    with readable(path):
+        found = exists(path)
+    if not found:
         if not is_hub_id(str(model)) or path.suffix in {".safetensors", ".pth", ".pt", ".bin"}:
             raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id (owner/name)")
         blueprint = _directory(download(str(model)))
@@ -153,7 +159,8 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
 def _labels_beside(path: Path) -> tuple[str, ...] | None:
     """A bare state dict knows no labels; a file `labels.txt` beside it, one a line in class order, can tell them."""
     file = path.parent / "labels.txt"
-    return tuple(file.read_text(encoding="utf-8").splitlines()) if file.exists() else None
+    with readable(file):
+        return tuple(read_file(file, _MAX_LABELS_BYTES).decode().splitlines()) if exists(file) else None
 
 
 def _resize(state: dict[str, Tensor], config: ViTConfig, image_size: int, resampling: Resampling) -> ViTConfig:

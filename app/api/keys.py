@@ -4,7 +4,6 @@ import asyncio
 import hmac
 import math
 import os
-import stat
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +12,7 @@ import structlog
 from starlette.datastructures import Headers
 
 from app.errors import StartError
+from model.files import FileError, read_file
 
 MAX_KEY_BYTES = 1024
 """Of one key, in bytes; what is longer is no key, and is not even hashed."""
@@ -120,15 +120,9 @@ class _Unusable(Exception):
 
 def _read(file: Path) -> list[bytes]:
     try:
-        # a pipe is opened without waiting for its writer, and then refused
-        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise _Unusable("it is no regular file")
-            content = opened.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise _Unusable(error.strerror or "it cannot be read") from None
-    if len(content) > _MAX_FILE_BYTES:
-        raise _Unusable(f"it is larger than {_MAX_FILE_BYTES} bytes")
+        content = read_file(file, _MAX_FILE_BYTES)
+    except FileError as error:
+        raise _Unusable(str(error)) from None
     lines = [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
     keys = [line for line in lines if line and not line.startswith(b"#")]
     if not keys:
