@@ -43,7 +43,7 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         FileError: it is not a regular file, may not be read, or is larger than `max_bytes`.
     """
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             content = file.read(max_bytes + 1)
     except (OSError, ValueError) as error:
         raise _explained(error) from error
@@ -63,14 +63,20 @@ def read_ahead(path: Path) -> None:
     """
     block = bytearray(_BLOCK_BYTES)
     try:
-        with _open(path) as file:
+        with open_regular(path) as file:
             while file.readinto(block):
                 pass
     except (OSError, ValueError) as error:
         raise _explained(error) from error
 
 
-def _open(path: Path) -> BufferedReader:
+def open_regular(path: Path) -> BufferedReader:
+    """Open a regular file.
+
+    Raises:
+        FileError: it is not a regular file.
+        OSError, ValueError: it cannot be opened.
+    """
     # non-blocking, so that a pipe without a writer is opened at once, and then refused
     file = open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK))  # noqa: SIM115
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -13,7 +13,7 @@ import torch
 from app.engines import Engine
 from app.engines.pixel_model import PixelModel
 from app.engines.torch_cpu import TorchCpuEngine
-from app.engines.torch_staged import StagedTorchEngine
+from app.engines.torch_staged import staged_engine
 from app.errors import StartError
 from model.checkpoint import Checkpoint
 
@@ -81,7 +81,7 @@ def _check_int8(device: torch.device, options: EngineOptions) -> None:
 def _staged(model: PixelModel, device: torch.device, options: EngineOptions, *, compile_model: bool) -> Engine:
     dtype = ("bfloat16" if device.type == "cuda" else "float32") if options.dtype == "auto" else options.dtype
     size = options.max_batch_size or _GPU_BATCH_SIZE
-    return StagedTorchEngine(
+    return staged_engine(
         model, device=device, dtype=dtype, compile_model=compile_model, max_batch_size=size, cache=options.cache
     )
 

@@ -125,7 +125,7 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_sentence(tmp_pa
     assert server.wait() == 1
 
 
-def test_a_pipe_as_weights_ends_the_process(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_pipe_as_weights_ends_the_process(tiny_checkpoint: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_checkpoint, tmp_path / "piped")
     (tmp_path / "piped" / "model.safetensors").unlink()
     os.mkfifo(tmp_path / "piped" / "model.safetensors")

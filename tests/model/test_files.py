@@ -41,14 +41,14 @@ def device(path: Path) -> None:
 
 @pytest.mark.parametrize("replace", [pipe, link_to_pipe, device])
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])
-def test_a_pipe_in_a_directory_is_refused(copy: Path, name: str, replace: Callable[[Path], None]) -> None:
+def test_pipe_in_a_checkpoint_is_refused(copy: Path, name: str, replace: Callable[[Path], None]) -> None:
     replace(copy / name)
     with pytest.raises(CheckpointError, match=f"{name} cannot be read: it is no regular file"):
         load_checkpoint(copy)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors.index.json", "model-00002-of-00002.safetensors"])
-def test_a_pipe_among_shards_is_refused(copy: Path, name: str) -> None:
+def test_pipe_among_shards_is_refused(copy: Path, name: str) -> None:
     (copy / "model.safetensors").unlink()
     write_shards(copy)
     pipe(copy / name)
@@ -57,7 +57,7 @@ def test_a_pipe_among_shards_is_refused(copy: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bare.safetensors", "bare.pth", "labels.txt"])
-def test_a_pipe_as_a_bare_file_is_refused(tmp_path: Path, name: str) -> None:
+def test_pipe_as_a_bare_file_is_refused(tmp_path: Path, name: str) -> None:
     save_file(TENSORS, tmp_path / "bare.safetensors")
     torch.save(TENSORS, tmp_path / "bare.pth")
     pipe(tmp_path / name)
@@ -74,21 +74,21 @@ def test_links_to_regular_files_are_followed(copy: Path, tmp_path: Path) -> None
     assert load_checkpoint(snapshot).parameters == load_checkpoint(copy).parameters
 
 
-def test_a_disk_that_fails_is_one_sentence(copy: Path) -> None:
+def test_failing_disk_is_one_sentence(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors").symlink_to("/proc/self/mem")  # a regular file of which no page can be read
     with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read: Input/output error"):
         load_checkpoint(copy)
 
 
-def test_a_loop_of_links_is_one_sentence(copy: Path) -> None:
+def test_loop_of_links_is_one_sentence(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors").symlink_to("model.safetensors")
     with pytest.raises(CheckpointError, match="Too many levels of symbolic links"):
         load_checkpoint(copy)
 
 
-def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
+def test_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"12345")
     assert read_file(tmp_path / "file", 5) == b"12345"
     with pytest.raises(FileError, match="it is larger than 4 bytes"):
@@ -100,14 +100,14 @@ def test_a_file_is_read_up_to_its_limit(tmp_path: Path) -> None:
             read_ahead(missing)
 
 
-def test_a_config_of_many_megabytes_is_refused(copy: Path) -> None:
+def test_huge_config_is_refused(copy: Path) -> None:
     with (copy / "config.json").open("ab") as config:
         config.truncate(1 << 40)  # takes no room on the disk
     with pytest.raises(CheckpointError, match=r"config.json cannot be read: it is larger than 33554432 bytes"):
         load_checkpoint(copy)
 
 
-def test_a_byte_order_mark_is_no_part_of_json(copy: Path) -> None:
+def test_byte_order_mark_is_not_json(copy: Path) -> None:
     config = copy / "config.json"
     config.write_bytes(b"\xef\xbb\xbf" + json.dumps(json.loads(config.read_text())).encode())
     assert load_checkpoint(copy).parameters > 0
