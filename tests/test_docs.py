@@ -24,7 +24,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-MADE = {"cache_dir": "`~/.cache/vit-serve`", "max_batch_size": "by the engine"}
+MADE = {
+    "cache_dir": "`~/.cache/vit-serve`",
+    "max_batch_size": "by the engine",
+    "max_queue_bytes": "`268435456`",
+    "max_request_bytes": "`67108864`",
+}
 """Defaults that are found out at the start; all others of the kind are numbers of cores."""
 
 

@@ -4,6 +4,7 @@ import asyncio
 import hmac
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,13 +23,16 @@ _MAX_FILE_BYTES = 1 << 20
 _LOOK_EVERY_S = 1.0
 """How often the file is looked at while requests come, in seconds."""
 
+_UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""Bytes that no header field can carry (RFC 9110, section 5.5)."""
+
 _log = structlog.get_logger(__name__)
 
 
 def sent_key(headers: Headers) -> bytes:
     """The key in `X-API-Key` or, without that, in `Authorization: Bearer`, in the bytes that came; empty if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    sent = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
+    sent = headers.get("x-api-key") or (token.strip(" \t") if scheme.lower() == "bearer" else "")
     return sent.encode("latin-1")  # the reverse of how Starlette reads headers
 
 
@@ -41,7 +45,7 @@ class ApiKeys:
         clock: seconds that only grow.
 
     Raises:
-        StartError: the file cannot be read or holds no key, or a key is too long.
+        StartError: the file cannot be read or holds no key, or a key is too long or cannot be sent.
     """
 
     def __init__(self, given: Iterable[bytes], file: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -105,6 +109,8 @@ class ApiKeys:
         for key in keys:
             if len(key) > MAX_KEY_BYTES:
                 raise _Unusable(f"a key is longer than {MAX_KEY_BYTES} bytes")
+            if _UNSENDABLE.search(key):
+                raise _Unusable("a key has a control character, which no header can carry")
             hashed.add(self._hash(key))
         if len(hashed) > _MAX_KEYS:
             raise _Unusable(f"there are more than {_MAX_KEYS} keys")
@@ -123,7 +129,7 @@ def _read(file: Path) -> list[bytes]:
         content = read_file(file, _MAX_FILE_BYTES)
     except FileError as error:
         raise _Unusable(str(error)) from None
-    lines = [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
+    lines = [line.strip(b" \t") for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
     keys = [line for line in lines if line and not line.startswith(b"#")]
     if not keys:
         raise _Unusable("there is no key in it")

@@ -16,6 +16,7 @@ from app.engines.kept import KeptDirectory
 from app.engines.pixel_model import PixelModel
 from app.errors import StartError
 from app.images import Pixels
+from app.starting import OnStep, lacks_memory
 
 # openvino's packages report their use to their maker. A service has no business there, and goes without: they do, too.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused
@@ -47,6 +48,7 @@ class OpenVinoEngine:
         max_batch_size: images in one run.
         threads: cores.
         cache: directory where the converted model is kept; made if it is not there.
+        on_step: told when it has to be converted.
 
     Raises:
         StartError: the model cannot be converted, or its logits are not torch's.
@@ -57,7 +59,16 @@ class OpenVinoEngine:
     batch_sizes = ()
     side_by_side = True
 
-    def __init__(self, model: PixelModel, *, dtype: str, max_batch_size: int, threads: int, cache: Path) -> None:
+    def __init__(
+        self,
+        model: PixelModel,
+        *,
+        dtype: str,
+        max_batch_size: int,
+        threads: int,
+        cache: Path,
+        on_step: OnStep = lambda step: None,
+    ) -> None:
         self.dtype = dtype
         self.max_batch_size = max_batch_size
         self.max_runs = threads
@@ -66,6 +77,7 @@ class OpenVinoEngine:
         kept.sweep()
         if self._find(kept, *reference):
             return
+        on_step("converting the model for OpenVINO")
         _log.info("converting the model for OpenVINO; the next start finds it", directory=str(kept.path))
         try:
             converted = _convert(model, dtype)
@@ -73,6 +85,8 @@ class OpenVinoEngine:
         except StartError:
             raise
         except Exception as error:  # torch.export and OpenVINO raise whatever they like
+            if lacks_memory(error):
+                raise
             raise StartError(f"VIT_ENGINE: OpenVINO cannot run this model: {_reason(error)}") from error
         _keep(converted, kept)
 

@@ -19,6 +19,7 @@ from app.engines import Logits
 from app.engines.pixel_model import PixelModel, parse_dtype
 from app.errors import EngineDead, OutOfMemory, StartError
 from app.images import Pixels
+from app.starting import lacks_memory
 
 _IN_FLIGHT = 2
 """Batches: one that runs, and one whose pixels are on their way to the device."""
@@ -255,7 +256,7 @@ def _explained(device: torch.device, compile_model: bool, max_batch_size: int) -
     except StartError:
         raise
     except Exception as error:  # the compiler raises whatever it likes
-        if not compile_model:
+        if not compile_model or lacks_memory(error):
             raise
         reason = " ".join(str(error).splitlines()[:2])  # the first names the compiler, the second its fault
         raise StartError(f"VIT_COMPILE: the model cannot be compiled here, start with false: {reason}") from error

@@ -121,9 +121,7 @@ def test_damaged_cache_costs_one_conversion(
 
 
 @pytest.mark.parametrize("bias", [math.nan, 100])
-def test_cache_of_wrong_logits_is_replaced(
-    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, bias: float
-) -> None:
+def test_cache_of_wrong_logits_is_replaced(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, bias: float) -> None:
     wrong = tiny_model()
     wrong.head.bias[:] = bias
     (entry,) = kept(cache)
@@ -134,9 +132,7 @@ def test_cache_of_wrong_logits_is_replaced(
 
 
 @pytest.mark.parametrize("place", ["/dev/null", "x" * 300, "pipe"])
-def test_unusable_cache_never_stops_the_start(
-    tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unusable_cache_never_stops_the_start(tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert np.isfinite(first_logit(engine_of(tmp_path / place / "openvino")))
     assert "cannot be kept; every start will convert it again" in warnings_in(caplog)[-1]
