@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
+import structlog
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,13 +23,15 @@ from rich.text import Text
 from app import __version__
 from app.errors import ServiceError, StartError
 from app.logs import configure_logging
-from app.settings import BUNDLED_MODEL, Settings, read_settings
+from app.settings import BUNDLED_MODEL, Settings, read_settings, unknown_variables
+from app.starting import BUG, check_memory, explain, watched_start
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 _CONCURRENCY = 128
 """Pictures that commands have under way at once: more than any device runs and stages."""
 
+_log = structlog.get_logger(__name__)
 _out = Console()
 _err = Console(stderr=True)
 
@@ -61,11 +64,11 @@ def serve(
     """Serve a model over HTTP. Everything else is set by VIT_* variables; see the README."""
     # until the server takes over: the first process of a container ignores signals that it has no handler for
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from app.server import serve as run_server  # torch takes seconds to import; --help should not
-
     with _explained():
-        settings = read_settings(model=model, host=host, port=port)
-        configure_logging(settings.log_level, settings.log_format)
+        settings = _settings(model=model, host=host, port=port)
+        from app.server import serve as run_server  # torch takes seconds to import; --help should not
+
+        check_memory()
         status = run_server(settings)
     end(status)
 
@@ -104,7 +107,7 @@ def info(
 ) -> None:
     """Show what a checkpoint is, and whether it can be served."""
     with _explained():
-        facts = _describe(read_settings(model=model))
+        facts = _describe(_settings("warning", model=model))
     if as_json:
         sys.stdout.write(json.dumps(facts) + "\n")
         return
@@ -150,18 +153,19 @@ def train(
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
 ) -> None:
     """Fine-tune a checkpoint's encoder on labelled pictures."""
-    from model.checkpoint import CheckpointError
-    from model.dataset import DatasetError, load_labelled_images
-    from model.train import TrainError, TrainSettings, training_preprocessing
-    from model.train import train as run_training
+    with _explained("training"):
+        from model.checkpoint import CheckpointError
+        from model.dataset import DatasetError, load_labelled_images
+        from model.train import TrainError, TrainSettings, training_preprocessing
+        from model.train import train as run_training
 
-    settings = TrainSettings(
-        epochs=epochs, image_size=image_size, batch_size=batch_size, learning_rate=learning_rate, workers=workers
-    )
-    try:
-        run_training(start, load_labelled_images(data), output, training_preprocessing(image_size), settings)
-    except (CheckpointError, DatasetError, TrainError) as error:
-        _fail(str(error))
+        settings = TrainSettings(
+            epochs=epochs, image_size=image_size, batch_size=batch_size, learning_rate=learning_rate, workers=workers
+        )
+        try:
+            run_training(start, load_labelled_images(data), output, training_preprocessing(image_size), settings)
+        except (CheckpointError, DatasetError, TrainError) as error:
+            raise StartError(str(error)) from error
     _out.print(f"wrote {output}; measure it with: vit-serve evaluate DATA --model {output}", highlight=False)
 
 
@@ -171,9 +175,17 @@ def end(status: int) -> NoReturn:
     os._exit(status)
 
 
+def _settings(log_level: str | None = None, **overrides: Any) -> Settings:
+    """Read the settings, and begin to log."""
+    settings = read_settings(**overrides)
+    configure_logging(log_level or settings.log_level, settings.log_format)
+    for warning in unknown_variables(os.environ):
+        _log.warning(warning)
+    return settings
+
+
 def _offline_settings(model: str | None) -> Settings:
-    settings = read_settings(model=model)
-    configure_logging("warning", settings.log_format)
+    settings = _settings("warning", model=model)
     # nobody waits in line here: as many images are under way as this process starts itself
     # the pictures are the user's own: threads are there at once, and nobody else is harmed by what crashes them
     return settings.model_copy(update={"max_queue_size": _CONCURRENCY, "decode_isolation": "thread"})
@@ -198,7 +210,8 @@ async def _classify(settings: Settings, files: list[Path], top_k: int) -> list[d
 def _describe(settings: Settings) -> dict[str, Any]:
     from app.lifecycle import load
 
-    checkpoint = load(settings)
+    with watched_start() as on_step:
+        checkpoint = load(settings, on_step)
     config = checkpoint.model.config
     return {
         "name": checkpoint.name,
@@ -306,14 +319,18 @@ def _progress(what: str, total: int) -> Iterator[Any]:
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
-    """One sentence instead of a stack trace for what whoever calls can mend."""
+def _explained(doing: str = "starting") -> Iterator[None]:
+    """One sentence instead of a stack trace for what whoever calls can mend; for a bug, a sentence that says so before it."""
     try:
         yield
-    except StartError as error:
+    except Exception as error:
+        sentence = error if isinstance(error, StartError) else explain(error, doing)
+        if sentence is None:
+            _err.print(f"vit-serve: {BUG}", style="red", highlight=False)
+            raise
         if os.environ.get("VIT_LOG_LEVEL") == "debug":
             raise
-        _fail(str(error))
+        _fail(str(sentence))
 
 
 def _fail(message: str) -> None:

@@ -24,11 +24,19 @@ OutOfMemory                   a batch did not fit on the device; the batcher spl
 EngineDead                    the device cannot be used any more; the batcher stops, callers see NotReady
 """
 
+import re
 from typing import ClassVar
+
+_MAX_SENTENCE = 2000
+_NO_TEXT = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
 
 
 class StartError(Exception):
-    """The service cannot start; the message is one sentence for whoever starts it."""
+    """The service cannot start; the message is one sentence, on one line, for whoever starts it."""
+
+    def __init__(self, message: str) -> None:
+        line = _NO_TEXT.sub(" ", message)
+        super().__init__(line if len(line) <= _MAX_SENTENCE else f"{line[:_MAX_SENTENCE]} ...")
 
 
 class ServiceError(Exception):

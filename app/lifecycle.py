@@ -20,6 +20,7 @@ from app.images import Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
 from app.settings import Settings
+from app.starting import OnStep, watched_start
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.config import ViTConfig
 
@@ -32,14 +33,14 @@ _RETRY_AFTER_S = 2.0
 _log = structlog.get_logger(__name__)
 
 
-def load(settings: Settings) -> Checkpoint:
+def load(settings: Settings, on_step: OnStep) -> Checkpoint:
     """Load the checkpoint that the settings name.
 
     Raises:
         StartError: it cannot be served.
     """
     try:
-        return load_checkpoint(settings.model, settings.architecture, settings.image_size)
+        return load_checkpoint(settings.model, settings.architecture, settings.image_size, on_step)
     except CheckpointError as error:
         raise StartError(f"VIT_MODEL: {error}") from error
 
@@ -55,17 +56,21 @@ def load_classifier(settings: Settings, metrics: Metrics, run: Run = ModelRunner
     Raises:
         StartError: the checkpoint cannot be served, or the device is not there.
     """
-    with begin_decoding(settings, metrics) as decoding:
-        return _load_classifier(settings, metrics, run, decoding)
+    with watched_start() as on_step:
+        on_step("starting the decoders")
+        with begin_decoding(settings, metrics) as decoding:
+            return _load_classifier(settings, metrics, run, decoding, on_step)
 
 
-def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: StartingDecoder) -> Classifier:
-    checkpoint = load(settings)
+def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: StartingDecoder, on_step: OnStep) -> Classifier:
+    checkpoint = load(settings, on_step)
     config, parameters = checkpoint.model.config, checkpoint.parameters  # of the checkpoint as it was published
     image_shape = (config.num_channels, config.image_size, config.image_size)
-    engine = choose_engine(checkpoint, _engine_options(settings))
+    engine = choose_engine(checkpoint, _engine_options(settings), on_step)
     runner = ModelRunner(engine, image_shape)
+    on_step("warming up")
     runner.warm_up()
+    on_step("starting the decoders")
     decoder = decoding.finish(checkpoint.preprocessing, image_shape)
 
     async def counted_run(images: Sequence[Pixels]) -> Sequence[Scores]:

@@ -21,6 +21,7 @@ from app.errors import StartError
 from app.lifecycle import Service, load_classifier
 from app.metrics import Metrics
 from app.settings import Settings
+from app.starting import BUG
 
 _log = structlog.get_logger(__name__)
 
@@ -115,5 +116,5 @@ async def _start(service: Service, on_failure: Callable[[str], None]) -> None:
         _log.debug("cannot start", exc_info=True)
         on_failure("the model could not be loaded")
     except Exception:
-        _log.critical("cannot start", exc_info=True)
+        _log.critical("cannot start", reason=BUG, exc_info=True)
         on_failure("the model could not be loaded")

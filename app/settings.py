@@ -1,63 +1,38 @@
 """Settings: read once from VIT_* variables, checked, and handed inward as plain values."""
 
+import difflib
 import os
-from ipaddress import ip_network
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from limits import parse_many
-from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app import setting_values as values
 from app.cpus import available_cpus
 from app.errors import StartError
 
 BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "weights" / "vit-small-everyday64"
 
+_PREFIX = "VIT_"
+_MAX_IMAGE_BYTES = 10 * 2**20
+_MAX_REQUEST_BYTES = 64 * 2**20
+_MAX_QUEUE_BYTES = 256 * 2**20
+_MAX_WORKERS = 256
+
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp"]
+RateLimitNotation = Annotated[str, AfterValidator(values.rate_limit)]
+Port = Annotated[int, BeforeValidator(values.number_of_a_port), Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(gt=0), AfterValidator(values.long_enough)]
 
 
 _LARGEST_IMAGES_IN_A_REQUEST = 8
 """The slowest image of 50 million pixels takes 3.4 s to decode: 8 of them, one after another, fit into a deadline of 30 s."""
 
 
-def _split(value: Any) -> Any:
-    """Lists are written with commas: `a,b,c`; nothing at all is an empty one, but commas alone are a slip."""
-    if not isinstance(value, str) or not value.strip():
-        return [] if isinstance(value, str) else value
-    parts = [part.strip() for part in value.split(",")]
-    if not all(parts):
-        raise ValueError("there is nothing between two commas, or beside one")
-    return parts
-
-
-def _holds_a_request(value: int, info: ValidationInfo) -> int:
-    largest = max(info.data.get("max_image_bytes", 0), info.data.get("max_request_bytes", 0))
-    if value < largest:
-        raise ValueError(f"must hold at least one request, whose limit is {largest}")
-    return value
-
-
-def _holds_an_image(value: int | None, info: ValidationInfo) -> int | None:
-    largest = info.data.get("max_image_pixels", 0)
-    if value is not None and value < largest:
-        raise ValueError(f"must be at least VIT_MAX_IMAGE_PIXELS, which is {largest}")
-    return value
-
-
-def _networks(values: tuple[str, ...]) -> tuple[str, ...]:
-    for value in values:
-        ip_network(value)  # raises a ValueError that says what is wrong
-    return values
-
-
-def _rate_limit(notation: str) -> str:
-    if not all(limit.amount for limit in parse_many(notation)):
-        raise ValueError("a limit of 0 lets nobody in")
-    return notation
-
-
-RateLimitNotation = Annotated[str, AfterValidator(_rate_limit)]
+def _workers() -> int:
+    return min(available_cpus(), _MAX_WORKERS)
 
 
 def _default_cache_dir() -> Path:
@@ -69,9 +44,9 @@ def _default_cache_dir() -> Path:
 class Settings(BaseSettings):
     """Every setting with its unit, default and range; docs/settings.md says what happens at each limit."""
 
-    model_config = SettingsConfigDict(env_prefix="VIT_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="ignore", frozen=True, allow_inf_nan=False)
 
-    model: Annotated[str, BeforeValidator(str)] = Field(
+    model: Annotated[str, BeforeValidator(values.path)] = Field(
         str(BUNDLED_MODEL), description="Directory, hub id (`owner/name@revision`) or file of the checkpoint to serve."
     )
     architecture: str | None = Field(
@@ -80,21 +55,21 @@ class Settings(BaseSettings):
         description="What a bare state dict is of: `timm/<name>` or `torchvision/<name>`.",
     )
     image_size: int | None = Field(None, ge=1, le=4096, description="Side of the model's input, if not the checkpoint's own.")
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = Field(
-        "auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one."
-    )
-    engine: Literal["auto", "torch", "openvino"] = Field(
+    device: Annotated[
+        str, AfterValidator(values.device), Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), BeforeValidator(values.lower)
+    ] = Field("auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one.")
+    engine: Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(values.lower)] = Field(
         "auto", description="What runs the model; `auto` is `torch` on CUDA and `openvino` on a CPU."
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = Field(
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "int8"], BeforeValidator(values.lower)] = Field(
         "auto",
         description="Number format of the model; `auto` is `bfloat16` on CUDA and `float32` on a CPU; `int8` is for OpenVINO.",
     )
-    compile: bool | Literal["auto"] = Field(
+    compile: Annotated[bool | Literal["auto"], BeforeValidator(values.lower)] = Field(
         "auto",
         description="Compile the model for each batch size before ready (`torch.compile`); `auto`: on CUDA, if it is possible.",
     )
-    cache_dir: Path = Field(
+    cache_dir: Annotated[Path, BeforeValidator(values.path)] = Field(
         default_factory=_default_cache_dir, description="Directory where converted and compiled models are kept."
     )
     max_batch_size: int | None = Field(
@@ -109,61 +84,76 @@ class Settings(BaseSettings):
     max_queue_size: int = Field(
         256, ge=1, le=100_000, description="Images accepted and not yet answered; more are refused with 429."
     )
-    run_timeout_s: float = Field(
-        60.0, gt=0, le=3600, description="A run of the model that takes longer hangs: the process fails what waits, and ends."
+    run_timeout_s: Seconds = Field(
+        60.0, le=3600, description="A run of the model that takes longer hangs: the process fails what waits, and ends."
     )
-    request_timeout_s: float = Field(
-        30.0, gt=0, le=3600, description="Deadline of a request from its arrival; later answers are 504."
+    request_timeout_s: Seconds = Field(
+        30.0, le=3600, description="Deadline of a request from its arrival; later answers are 504."
     )
-    max_image_bytes: int = Field(10 * 2**20, ge=1, description="Bytes of one encoded image; more are refused with 413.")
-    max_image_pixels: int = Field(50_000_000, ge=1, description="Width times height of one image; more are refused with 413.")
+    max_image_bytes: int = Field(
+        _MAX_IMAGE_BYTES, ge=26, le=2**30, description="Bytes of one encoded image; more are refused with 413."
+    )  # the smallest image of all formats, a GIF, has 26
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, le=10**9, description="Width times height of one image; more are refused with 413."
+    )
     max_images_per_request: int = Field(
         32, ge=1, le=1024, description="Images in one `POST /predict/batch`; more are refused with 422."
     )
     max_request_bytes: int = Field(
-        64 * 2**20, ge=1, description="Bytes of one `POST /predict/batch`; more are refused with 413."
+        default_factory=lambda given: max(_MAX_REQUEST_BYTES, given["max_image_bytes"]),
+        ge=26,
+        le=2**34,
+        description="Bytes of one `POST /predict/batch`; more are refused with 413.",
     )
-    max_request_pixels: Annotated[int | None, AfterValidator(_holds_an_image)] = Field(
-        None,
+    max_request_pixels: int = Field(
+        default_factory=lambda given: _LARGEST_IMAGES_IN_A_REQUEST * given["max_image_pixels"],
         ge=1,
-        description="Pixels of all images of one request; more are refused with 413. Default: 8 images of the largest size.",
+        le=2**40,
+        description="Pixels of all images of one `POST /predict/batch`; more are refused with 413.",
     )
-    max_queue_bytes: Annotated[int, AfterValidator(_holds_a_request)] = Field(
-        256 * 2**20,
-        ge=1,
+    max_queue_bytes: int = Field(
+        default_factory=lambda given: max(_MAX_QUEUE_BYTES, given["max_request_bytes"]),
+        ge=26,
+        le=2**40,
         description="Bytes that all requests together hold, from their arrival to their answer; more are refused with 429.",
     )
-    image_formats: Annotated[frozenset[ImageFormat], NoDecode, BeforeValidator(_split)] = Field(
+    image_formats: Annotated[
+        frozenset[ImageFormat],
+        NoDecode,
+        BeforeValidator(values.lower),
+        BeforeValidator(values.split),
+        BeforeValidator(values.not_empty),
+    ] = Field(
         frozenset({"jpeg", "png", "webp", "gif", "bmp"}),
         min_length=1,
         description="Formats that are decoded; others are refused with 415.",
     )
     decode_threads: int = Field(
-        default_factory=available_cpus,
+        default_factory=_workers,
         ge=1,
-        le=256,
+        le=_MAX_WORKERS,
         description="Images decoded at once, in as many processes or threads. Default: the number of CPU cores.",
     )
-    decode_isolation: Literal["process", "thread"] = Field(
+    decode_isolation: Annotated[Literal["process", "thread"], BeforeValidator(values.lower)] = Field(
         "process",
         description="Where images are decoded: in processes that can be ended, or in threads of the service.",
     )
-    decode_timeout_s: float = Field(
-        5.0, gt=0, le=300, description="How long an image may take to decode, where a process does it; longer is 422."
+    decode_timeout_s: Seconds = Field(
+        5.0, le=300, description="How long an image may take to decode, where a process does it; longer is 422."
     )
     exact_decode: bool = Field(
         False, description="Decode JPEGs to the bit as the model's own library does; slower, most of all for large pictures."
     )
     inference_threads: int = Field(
-        default_factory=available_cpus,
+        default_factory=_workers,
         ge=1,
-        le=256,
+        le=_MAX_WORKERS,
         description="Cores for the model on a CPU. Default: the number of CPU cores.",
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_split)] = Field(
-        (), description="Keys that may call `/predict`, `/predict/batch` and `/model`; none: everybody may."
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(values.split), BeforeValidator(values.not_empty)] = (
+        Field((), description="Keys that may call `/predict`, `/predict/batch` and `/model`; none: everybody may.")
     )
-    api_keys_file: Path | None = Field(
+    api_keys_file: Annotated[Path, BeforeValidator(values.path)] | None = Field(
         None, description="File with more such keys, one a line; read again while the service runs."
     )
     rate_limit_per_key: RateLimitNotation | None = Field(
@@ -172,43 +162,60 @@ class Settings(BaseSettings):
     rate_limit_per_address: RateLimitNotation | None = Field(
         None, description="Requests from one address, with any key or none; more are refused with 429."
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, AfterValidator(_networks), BeforeValidator(_split)] = Field(
-        (), description="Addresses and networks of proxies whose `X-Forwarded-For` tells the caller's address."
+    trusted_proxies: Annotated[tuple[str, ...], NoDecode, AfterValidator(values.networks), BeforeValidator(values.split)] = (
+        Field((), description="Addresses and networks of proxies whose `X-Forwarded-For` tells the caller's address.")
     )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = Field(
+    cors_origins: Annotated[tuple[str, ...], NoDecode, AfterValidator(values.origins), BeforeValidator(values.split)] = Field(
         (), description="Web pages' origins that may call from a browser."
     )
     docs: bool = Field(True, description="Whether `/docs` and `/openapi.json` are there.")
     metrics: bool = Field(True, description="Whether `/metrics` is there.")
-    metrics_port: int | None = Field(
-        None, ge=0, le=65_535, description="Port of its own for `/metrics`; none: the service's; 0 takes a free one."
+    metrics_port: Port | None = Field(
+        None, description="Port of its own for `/metrics`; none: the service's; 0 takes a free one."
     )
-    host: str = Field("127.0.0.1", description="Address to listen on; `0.0.0.0` in the container.")
-    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on; 0 takes a free one.")
+    host: Annotated[str, AfterValidator(values.host)] = Field(
+        "127.0.0.1", description="Address to listen on; `0.0.0.0` in the container."
+    )
+    port: Port = Field(8000, description="Port to listen on; 0 takes a free one.")
     max_connections: int = Field(
         512,
         ge=1,
         le=1_000_000,
         description="Open connections; idle ones give way to new ones, and else more are refused with 503.",
     )
-    header_timeout_s: float = Field(
+    header_timeout_s: Seconds = Field(
         10.0,
-        gt=0,
         le=3600,
         description="How long a connection may take to send a request's header; then it is closed, with 408.",
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(values.lower)] = Field(
         "info", description="Least severe messages that are logged."
     )
-    log_format: Literal["text", "json"] = Field(
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(values.lower)] = Field(
         "text", description="`text` for people, `json` for machines; one line a message."
     )
     drain_timeout_s: float = Field(25.0, ge=0, le=3600, description="How long a stop waits for accepted requests.")
 
-    @property
-    def request_pixels(self) -> int:
-        """`max_request_pixels`, or its default."""
-        return self.max_request_pixels or _LARGEST_IMAGES_IN_A_REQUEST * self.max_image_pixels
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        """Refuse what can never work together. What was not set gives way to what was, where it can."""
+        given = self.model_fields_set
+        largest = max(self.max_image_bytes, self.max_request_bytes)
+        if {"max_image_bytes", "max_request_bytes"} <= given and self.max_image_bytes > self.max_request_bytes:
+            raise ValueError("VIT_MAX_REQUEST_BYTES: must hold at least one image, whose limit is VIT_MAX_IMAGE_BYTES")
+        if self.max_queue_bytes < largest:
+            raise ValueError(f"VIT_MAX_QUEUE_BYTES: must hold at least one request, whose limit is {largest}")
+        if self.max_request_pixels < self.max_image_pixels:
+            raise ValueError("VIT_MAX_REQUEST_PIXELS: must hold at least one image, whose limit is VIT_MAX_IMAGE_PIXELS")
+        if "decode_timeout_s" in given and self.decode_timeout_s > self.request_timeout_s:
+            raise ValueError("VIT_DECODE_TIMEOUT_S: must not be longer than VIT_REQUEST_TIMEOUT_S, which ends it before")
+        if self.max_queue_delay_ms >= self.request_timeout_s * 1000:
+            raise ValueError("VIT_MAX_QUEUE_DELAY_MS: must be shorter than VIT_REQUEST_TIMEOUT_S, or a lone image is never run")
+        if self.metrics_port is not None and not self.metrics:
+            raise ValueError("VIT_METRICS_PORT: there are no metrics (VIT_METRICS=false); leave one of them out")
+        if self.metrics_port and self.metrics_port == self.port:
+            raise ValueError("VIT_METRICS_PORT: is the service's own (VIT_PORT); leave it out, or take another")
+        return self
 
 
 def read_settings(**overrides: Any) -> Settings:
@@ -222,10 +229,30 @@ def read_settings(**overrides: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         raise StartError(
-            "; ".join(_sentence(dict(part)) for part in error.errors(include_url=False, include_input=False))
+            "; ".join(
+                _sentence(dict(part))
+                for part in error.errors(include_url=False, include_input=False)
+                if part["type"] != "default_factory_not_called"  # a default that depends on what is wrong
+            )
         ) from None
 
 
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return a sentence for each variable that looks like a setting and is none, such as one with a slip in its name."""
+    known = {name.upper() for name in Settings.model_fields}
+    sentences = []
+    for variable, value in environment.items():
+        name = variable.upper().removeprefix(_PREFIX)
+        if name in ("", variable.upper(), *known) or values.is_of_a_cluster(name, value):
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1)
+        advice = f"did you mean {_PREFIX}{nearest[0]}?" if nearest else "docs/settings.md lists all there are"
+        sentences.append(f"{variable} is no setting, and ignored; {advice}")
+    return sorted(sentences)
+
+
 def _sentence(error: dict[str, Any]) -> str:
-    name, message = str(error["loc"][0]), str(error["msg"]).removeprefix("Value error, ")
-    return f"VIT_{name.upper()}: {message[:1].lower()}{message[1:]}"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    if not error["loc"]:
+        return message
+    return f"{_PREFIX}{str(error['loc'][0]).upper()}: {message[:1].lower()}{message[1:]}"

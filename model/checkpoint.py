@@ -4,9 +4,11 @@ Only JSON and tensors are read: nothing in a checkpoint is ever run.
 """
 
 import json
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -14,16 +16,26 @@ from torch import Tensor, nn
 
 from model.blueprint import Blueprint, explained, input_size
 from model.config import Resampling, ViTConfig
+from model.files import exists
 from model.hub import download, is_hub_id
 from model.hugging_face import dinov2_layout, read_hugging_face, vit_config
-from model.layout import build, read_state
+from model.labels import FILE as LABELS
+from model.labels import are_names, check_labels, read_labels
+from model.layout import Layout, build, read_state
 from model.preprocessing import Preprocessing, to_hugging_face
 from model.timm_models import read_timm_directory, read_timm_file
 from model.torchvision_models import read_torchvision_file
 from model.vit import VisionTransformer, resample_position_embedding
-from model.weights_file import SAFETENSORS, CheckpointError, find_weights, open_weights, read_json
+from model.weights_file import SAFETENSORS, CheckpointError, WeightsFile, find_weights, open_weights, read_json, readable
 
 __all__ = ["Checkpoint", "CheckpointError", "load_backbone", "load_checkpoint", "save_checkpoint"]
+
+
+Step = Literal["reading the configuration", "downloading the model", "reading the weights"]
+OnStep = Callable[[Step], None]
+
+_QUICKLY_BUILT = 64
+"""Blocks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +56,12 @@ class Checkpoint:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
-def load_checkpoint(model: str | Path, architecture: str | None = None, image_size: int | None = None) -> Checkpoint:
+def load_checkpoint(
+    model: str | Path,
+    architecture: str | None = None,
+    image_size: int | None = None,
+    on_step: OnStep = lambda step: None,
+) -> Checkpoint:
     """Load a model of Hugging Face, timm or torchvision.
 
     Args:
@@ -53,15 +70,20 @@ def load_checkpoint(model: str | Path, architecture: str | None = None, image_si
         architecture: of a bare state dict: `timm/<name>` or `torchvision/<name>`.
         image_size: side of the pictures, in pixels, if it shall be another than the checkpoint's; the position embedding is
             then interpolated as the checkpoint's library does.
+        on_step: told what is done next, each of which can take long.
 
     Raises:
         CheckpointError: a file that is missing or broken, an architecture that is not supported, a tensor that is missing,
             unknown or of another shape than the configuration asks for.
     """
-    blueprint = _blueprint(model, architecture)
+    blueprint = _blueprint(model, architecture, on_step)
     if len(blueprint.labels) != blueprint.config.num_classes:
-        raise CheckpointError(f"{len(blueprint.labels)} labels do not fit {blueprint.config.num_classes} classes")
-    state = read_state(open_weights(blueprint.weights), blueprint.layout, blueprint.config)
+        count, file = len(blueprint.labels), blueprint.weights.parent / LABELS  # those of a configuration always fit
+        raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
+    with explained(Path(model)):
+        check_labels(blueprint.labels)
+    on_step("reading the weights")
+    state = _read_state(open_weights(blueprint.weights), blueprint.layout, blueprint.config)
     config, preprocessing = blueprint.config, blueprint.preprocessing
     if image_size is not None:
         preprocessing = preprocessing.at_size(image_size)
@@ -74,7 +96,8 @@ def load_checkpoint(model: str | Path, architecture: str | None = None, image_si
             )
         with explained(blueprint.weights):
             config = _resize(state, config, size, blueprint.resampling)
-    return Checkpoint(blueprint.name, blueprint.architecture, build(config, state), preprocessing, blueprint.labels)
+    name = os.fsencode(blueprint.name).decode(errors="replace")  # that of a directory can be any bytes
+    return Checkpoint(name, blueprint.architecture, build(config, state), preprocessing, blueprint.labels)
 
 
 def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionTransformer:
@@ -91,7 +114,7 @@ def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionT
     prefix = prefixes[architecture]
     with explained(directory / "config.json"):
         config = vit_config("Dinov2ForImageClassification", raw, num_classes)
-    state = read_state(
+    state = _read_state(
         open_weights(find_weights(directory)), dinov2_layout(prefix, swiglu=config.swiglu), config, headless=True
     )
     model = VisionTransformer(_resize(state, config, image_size, "smooth"))
@@ -120,25 +143,38 @@ def save_checkpoint(
     _write_json(directory / "preprocessor_config.json", to_hugging_face(preprocessing))
 
 
-def _blueprint(model: str | Path, architecture: str | None) -> Blueprint:
+def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> Blueprint:
     """Tell from what is there which library wrote it."""
+    on_step("reading the configuration")
     path = Path(model)
-    if not path.exists():
-        if not is_hub_id(str(model)) or path.suffix in {".safetensors", ".pth", ".pt", ".bin"}:
-            raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id (owner/name)")
-        blueprint = _directory(download(str(model)))
-        return replace(blueprint, name=str(model).removeprefix("hf-hub:"))
-    return _directory(path) if path.is_dir() else _file(path, architecture)
+    with readable(path):
+        found = exists(path)
+    if found and not path.is_dir():
+        return _file(path, architecture)
+    if not found and (not is_hub_id(str(model)) or path.suffix in {".safetensors", ".pth", ".pt", ".bin"}):
+        raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id (owner/name)")
+    if architecture is not None:
+        raise CheckpointError(
+            f"{model} tells its architecture itself: leave out VIT_ARCHITECTURE, which is for bare state dicts"
+        )
+    if found:
+        return _directory(path)
+    on_step("downloading the model")
+    directory = download(str(model))
+    on_step("reading the configuration")
+    return replace(_directory(directory), name=str(model).removeprefix("hf-hub:"))
 
 
 def _directory(path: Path) -> Blueprint:
-    if "architecture" in read_json(path / "config.json"):
-        return read_timm_directory(path)
-    return read_hugging_face(path)
+    timm = "architecture" in read_json(path / "config.json")
+    blueprint = read_timm_directory(path) if timm else read_hugging_face(path)
+    if are_names(blueprint.labels):
+        return blueprint
+    return replace(blueprint, labels=read_labels(path) or blueprint.labels)
 
 
 def _file(path: Path, architecture: str | None) -> Blueprint:
-    labels = _labels_beside(path)
+    labels = read_labels(path.parent)
     match (architecture or "").split("/", maxsplit=1):
         case ["timm", name]:
             return read_timm_file(path, name, labels)
@@ -150,10 +186,12 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
     )
 
 
-def _labels_beside(path: Path) -> tuple[str, ...] | None:
-    """A bare state dict knows no labels; a file `labels.txt` beside it, one a line in class order, can tell them."""
-    file = path.parent / "labels.txt"
-    return tuple(file.read_text(encoding="utf-8").splitlines()) if file.exists() else None
+def _read_state(weights: WeightsFile, layout: Layout, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
+    """As `read_state`, which builds the model to know all names and shapes: seconds, for blocks that may not be there."""
+    last = layout.sources(f"blocks.{config.depth - 1}.norm1.weight")[0]
+    if config.depth > _QUICKLY_BUILT and last not in weights.shapes:
+        raise CheckpointError(f"{weights.path} has no {last}, but the configuration asks for {config.depth} blocks")
+    return read_state(weights, layout, config, headless=headless)
 
 
 def _resize(state: dict[str, Tensor], config: ViTConfig, image_size: int, resampling: Resampling) -> ViTConfig:

@@ -18,8 +18,14 @@ Resampling = Literal["plain", "smooth", "aligned"]
 """How a position embedding is interpolated (bicubic) to another grid: as it is, smoothed where the grid shrinks (timm, and
 DINOv2 with registers), or with the corners of the two grids on one another (torchvision)."""
 
+MAX_CLASSES = 1_000_000
+
 _LARGEST = 1_000_000
 """Of any size; more is a slip, and would overflow in places that say less clearly what is wrong."""
+
+_MOST = {"image_size": 4096, "embed_dim": 65_536, "depth": 1000, "num_heads": 65_536, "reg_tokens": 1000, "num_tokens": 100_000}
+"""Ten times and more what any published model has. More would take minutes, or all memory, before the tensors that are there
+tell that it is a slip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +76,11 @@ class ViTConfig:
         for name in ("num_classes", "image_size", "patch_size", "num_channels", "embed_dim", "depth", "num_heads", "mlp_dim"):
             if not 1 <= getattr(self, name) <= _LARGEST:
                 raise ValueError(f"{name} must be between 1 and {_LARGEST}, not {getattr(self, name)}")
+        for name, most in _MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} {getattr(self, name)} is more than any model has; up to {most} are supported")
+        if self.reg_tokens < 0:
+            raise ValueError(f"reg_tokens must not be less than 0, but is {self.reg_tokens}")
         if self.image_size < self.patch_size:
             raise ValueError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:

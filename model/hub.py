@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+from model.labels import FILE as LABELS
 from model.weights_file import SAFETENSORS, SHARDS, CheckpointError
 
 _ID = re.compile(r"(?:hf-hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", flags=re.ASCII)
 """`google/vit-base-patch16-224`, `hf-hub:timm/vit_tiny_patch16_224.augreg_in21k`, each with `@revision` or without."""
 
-_FILES = ["config.json", "preprocessor_config.json", SAFETENSORS, SHARDS, "model-*-of-*.safetensors"]
+_FILES = ["config.json", "preprocessor_config.json", LABELS, SAFETENSORS, SHARDS, "model-*-of-*.safetensors"]
 
 
 def is_hub_id(model: str) -> bool:

@@ -5,6 +5,7 @@ from typing import Any
 
 from model.blueprint import Blueprint, explained, input_size, number, side, whole
 from model.config import Activation, ViTConfig
+from model.labels import placeholders
 from model.layout import Layout
 from model.preprocessing import from_hugging_face
 from model.weights_file import CheckpointError, find_weights, read_json
@@ -173,7 +174,7 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
     """`id2label` in class order; without it, as many `LABEL_i` as `num_labels` says (transformers' default is 2)."""
     by_id = raw.get("id2label")
     if by_id is None:
-        return tuple(f"LABEL_{index}" for index in range(whole(raw, "num_labels", 2)))
+        return placeholders(whole(raw, "num_labels", 2))
     if not isinstance(by_id, dict) or not by_id or set(by_id) != {str(index) for index in range(len(by_id))}:
         raise ValueError("id2label must give one label for each class, numbered from 0")
     return tuple(str(label) for _, label in sorted(by_id.items(), key=lambda item: int(item[0])))

@@ -2,7 +2,8 @@
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from model.files import FileError, MissingFile, exists, read_ahead, read_file
+
 SAFETENSORS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
+
+_MAX_JSON_BYTES = 32 << 20
+"""Of one JSON file: ten times the labels of ImageNet-22k, in both directions."""
 
 _WRAPPERS = ("model", "state_dict", "model_state", "model_ema")
 """Keys under which training scripts put the state dict, beside an optimizer and the like."""
@@ -20,6 +26,17 @@ _WRAPPERS = ("model", "state_dict", "model_state", "model_ema")
 
 class CheckpointError(Exception):
     """A checkpoint that cannot be served; the message says what is wrong with which file or key, and what to do."""
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say which file of a checkpoint cannot be read."""
+    try:
+        yield
+    except MissingFile:
+        raise CheckpointError(f"{path} is missing") from None
+    except FileError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +63,10 @@ def find_weights(directory: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    for name in (SAFETENSORS, SHARDS):
-        if (directory / name).exists():
-            return directory / name
+    for path in (directory / SAFETENSORS, directory / SHARDS):
+        with readable(path):
+            if exists(path):
+                return path
     pickled = sorted(path.name for path in directory.glob("*") if path.suffix in {".bin", ".pt", ".pth"})
     advice = f"; {pickled[0]} is a pickle: save it as safetensors (save_pretrained of a recent transformers)" if pickled else ""
     raise CheckpointError(f"{directory / SAFETENSORS} is missing{advice}")
@@ -60,10 +78,10 @@ def open_weights(path: Path) -> WeightsFile:
     Raises:
         CheckpointError: the file is missing, truncated, of another kind, or needs more than tensors to load.
     """
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing")
     if path.name.endswith(".index.json"):
         return _open_shards(path)
+    with readable(path):
+        read_ahead(path)
     if path.suffix == ".safetensors":
         shapes = _safetensors_shapes(path)
         return WeightsFile(path, shapes, dict.fromkeys(shapes, path))
@@ -79,10 +97,9 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: missing, unreadable, or not an object.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
-    except (OSError, ValueError, RecursionError) as error:
+        with readable(path):
+            content = json.loads(read_file(path, _MAX_JSON_BYTES).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object")
@@ -105,8 +122,8 @@ def _open_shards(path: Path) -> WeightsFile:
     shapes: dict[str, tuple[int, ...]] = {}
     sources: dict[str, Path | Tensor] = {}
     for name, shard in shards.items():
-        if not shard.exists():
-            raise CheckpointError(f"{shard} is missing, which {path.name} names")
+        with readable(shard):
+            read_ahead(shard)
         for key, shape in _safetensors_shapes(shard).items():
             if weight_map.get(key) == name:
                 shapes[key], sources[key] = shape, shard

@@ -1,6 +1,7 @@
 """What tests build from: a tiny model with real weights, and pictures."""
 
 import io
+import os
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,11 @@ ROOT = Path(__file__).parent.parent
 
 CACHE = tempfile.TemporaryDirectory(prefix="vit-serve-tests-")
 """Where all servers of a test run keep what they convert, so that only the first one does."""
+
+UNPRIVILEGED: tuple[str, ...] = (
+    ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if hasattr(os, "geteuid") and os.geteuid() == 0 else ()
+)
+"""What a command begins with whose process must obey permissions, also where tests are run by root."""
 
 TINY_DINOV2 = ViTConfig(
     num_classes=10,

@@ -4,7 +4,7 @@ import asyncio
 import hmac
 import math
 import os
-import stat
+import re
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -13,6 +13,7 @@ import structlog
 from starlette.datastructures import Headers
 
 from app.errors import StartError
+from model.files import FileError, read_file
 
 MAX_KEY_BYTES = 1024
 """Of one key, in bytes; what is longer is no key, and is not even hashed."""
@@ -22,13 +23,16 @@ _MAX_FILE_BYTES = 1 << 20
 _LOOK_EVERY_S = 1.0
 """How often the file is looked at while requests come, in seconds."""
 
+_UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""Bytes that no header field can carry (RFC 9110, section 5.5)."""
+
 _log = structlog.get_logger(__name__)
 
 
 def sent_key(headers: Headers) -> bytes:
     """The key in `X-API-Key` or, without that, in `Authorization: Bearer`, in the bytes that came; empty if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
-    sent = headers.get("x-api-key") or (token.strip() if scheme.lower() == "bearer" else "")
+    sent = headers.get("x-api-key") or (token.strip(" \t") if scheme.lower() == "bearer" else "")
     return sent.encode("latin-1")  # the reverse of how Starlette reads headers
 
 
@@ -41,7 +45,7 @@ class ApiKeys:
         clock: seconds that only grow.
 
     Raises:
-        StartError: the file cannot be read or holds no key, or a key is too long.
+        StartError: the file cannot be read or holds no key, or a key is too long or cannot be sent.
     """
 
     def __init__(self, given: Iterable[bytes], file: Path | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -105,6 +109,8 @@ class ApiKeys:
         for key in keys:
             if len(key) > MAX_KEY_BYTES:
                 raise _Unusable(f"a key is longer than {MAX_KEY_BYTES} bytes")
+            if _UNSENDABLE.search(key):
+                raise _Unusable("a key has a control character, which no header can carry")
             hashed.add(self._hash(key))
         if len(hashed) > _MAX_KEYS:
             raise _Unusable(f"there are more than {_MAX_KEYS} keys")
@@ -120,16 +126,10 @@ class _Unusable(Exception):
 
 def _read(file: Path) -> list[bytes]:
     try:
-        # a pipe is opened without waiting for its writer, and then refused
-        with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as opened:
-            if not stat.S_ISREG(os.fstat(opened.fileno()).st_mode):
-                raise _Unusable("it is no regular file")
-            content = opened.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise _Unusable(error.strerror or "it cannot be read") from None
-    if len(content) > _MAX_FILE_BYTES:
-        raise _Unusable(f"it is larger than {_MAX_FILE_BYTES} bytes")
-    lines = [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
+        content = read_file(file, _MAX_FILE_BYTES)
+    except FileError as error:
+        raise _Unusable(str(error)) from None
+    lines = [line.strip(b" \t") for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
     keys = [line for line in lines if line and not line.startswith(b"#")]
     if not keys:
         raise _Unusable("there is no key in it")

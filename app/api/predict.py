@@ -102,7 +102,7 @@ async def predict_batch(
     """Classify several images, sent as multipart parts `images` or as base64 in JSON; a bad one fails alone."""
     classifier, deadline = admission.classifier, admission.deadline
     images = await admission.upload(read_images(request, _limits(admission.settings), admission.hold))
-    check_work(images, admission.settings.max_image_pixels, admission.settings.request_pixels)
+    check_work(images, admission.settings.max_image_pixels, admission.settings.max_request_pixels)
     outcomes = await while_connected(request, _classify_all(classifier, images, deadline))
     done = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
     request.state.timings = _longest([classification.timings for classification in done])

@@ -13,8 +13,9 @@ import torch
 from app.engines import Engine
 from app.engines.pixel_model import PixelModel
 from app.engines.torch_cpu import TorchCpuEngine
-from app.engines.torch_staged import StagedTorchEngine
+from app.engines.torch_staged import staged_engine
 from app.errors import StartError
+from app.starting import OnStep
 from model.checkpoint import Checkpoint
 
 _TOKENS_IN_A_RUN = 256
@@ -40,12 +41,13 @@ class EngineOptions:
     cache: Path
 
 
-def choose_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
+def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnStep = lambda step: None) -> Engine:
     """Make the engine, ready to run. It takes the checkpoint's model over. Blocks, for seconds to minutes.
 
     Raises:
         StartError: the device is not there, or the engine that was asked for cannot do what was asked.
     """
+    on_step("preparing the engine")
     device = _device(options.device)
     if options.dtype == "int8":
         _check_int8(device, options)
@@ -53,14 +55,15 @@ def choose_engine(checkpoint: Checkpoint, options: EngineOptions) -> Engine:
     if device.type == "cuda":
         if options.engine == "openvino":
             raise StartError("VIT_ENGINE: openvino is for CPUs; take auto, or set VIT_DEVICE=cpu")
-        return _staged(model, device, options, compile_model=_can_compile() if options.compile == "auto" else options.compile)
+        compile_model = _can_compile() if options.compile == "auto" else options.compile
+        return _staged(model, device, options, on_step, compile_model=compile_model)
     if options.compile is True:
         if options.engine == "openvino":
             raise StartError("VIT_COMPILE: only torch is compiled; leave it out, or set VIT_ENGINE=torch")
-        return _staged(model, device, options, compile_model=True)
+        return _staged(model, device, options, on_step, compile_model=True)
     if options.engine == "torch" or (options.engine == "auto" and options.dtype not in ("auto", *_OPENVINO_DTYPES)):
         return _torch_cpu(model, options)
-    return _openvino(model, options)
+    return _openvino(model, options, on_step)
 
 
 def has_vnni() -> bool:
@@ -78,10 +81,12 @@ def _check_int8(device: torch.device, options: EngineOptions) -> None:
         raise StartError("VIT_DTYPE: int8 is faster than float32 only on an x86 CPU with VNNI, which this is not; leave it out")
 
 
-def _staged(model: PixelModel, device: torch.device, options: EngineOptions, *, compile_model: bool) -> Engine:
+def _staged(model: PixelModel, device: torch.device, options: EngineOptions, on_step: OnStep, *, compile_model: bool) -> Engine:
+    if compile_model:
+        on_step("compiling the model")
     dtype = ("bfloat16" if device.type == "cuda" else "float32") if options.dtype == "auto" else options.dtype
     size = options.max_batch_size or _GPU_BATCH_SIZE
-    return StagedTorchEngine(
+    return staged_engine(
         model, device=device, dtype=dtype, compile_model=compile_model, max_batch_size=size, cache=options.cache
     )
 
@@ -91,7 +96,7 @@ def _torch_cpu(model: PixelModel, options: EngineOptions) -> Engine:
     return TorchCpuEngine(model, dtype=dtype, max_batch_size=_cpu_batch_size(model, options), threads=options.threads)
 
 
-def _openvino(model: PixelModel, options: EngineOptions) -> Engine:
+def _openvino(model: PixelModel, options: EngineOptions, on_step: OnStep) -> Engine:
     from app.engines.openvino import OpenVinoEngine  # a large import, for nobody with a GPU
 
     dtype = "float32" if options.dtype == "auto" else options.dtype
@@ -100,7 +105,12 @@ def _openvino(model: PixelModel, options: EngineOptions) -> Engine:
     size = _cpu_batch_size(model, options)
     try:
         return OpenVinoEngine(
-            model, dtype=dtype, max_batch_size=size, threads=options.threads, cache=options.cache / "openvino"
+            model,
+            dtype=dtype,
+            max_batch_size=size,
+            threads=options.threads,
+            cache=options.cache / "openvino",
+            on_step=on_step,
         )
     except StartError as error:
         if options.engine == "openvino" or dtype == "int8":

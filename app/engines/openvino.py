@@ -1,9 +1,7 @@
 """OpenVINO on a CPU: the same model, converted when it is first served, and kept on disk."""
 
 import hashlib
-import os
 import sys
-import tempfile
 import threading
 import warnings
 from collections.abc import Sequence
@@ -14,9 +12,11 @@ import structlog
 import torch
 
 from app.engines import Logits
+from app.engines.kept import KeptDirectory
 from app.engines.pixel_model import PixelModel
 from app.errors import StartError
 from app.images import Pixels
+from app.starting import OnStep, lacks_memory
 
 # openvino's packages report their use to their maker. A service has no business there, and goes without: they do, too.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused
@@ -24,12 +24,15 @@ import openvino  # noqa: E402
 
 from app.engines.int8 import GROUP_SIZE, round_weights  # noqa: E402  # it imports openvino, too
 
-_CONVERSION = 1
+_CONVERSION = 2
 """To be raised when what is kept on disk would be made otherwise."""
 
 _TOLERANCES = {"float32": 1e-3, "int8": 0.1}
 """Of the largest logit: how far those of OpenVINO may be from torch's in float32, by the dtype. Rounding to int8 makes 0.02
 to 0.04 (docs/models.md); what was converted wrong is much farther away."""
+
+_MODEL = "model.xml"
+"""Beside it, OpenVINO writes `model.bin` with the weights."""
 
 _log = structlog.get_logger(__name__)
 
@@ -45,6 +48,7 @@ class OpenVinoEngine:
         max_batch_size: images in one run.
         threads: cores.
         cache: directory where the converted model is kept; made if it is not there.
+        on_step: told when it has to be converted.
 
     Raises:
         StartError: the model cannot be converted, or its logits are not torch's.
@@ -55,30 +59,53 @@ class OpenVinoEngine:
     batch_sizes = ()
     side_by_side = True
 
-    def __init__(self, model: PixelModel, *, dtype: str, max_batch_size: int, threads: int, cache: Path) -> None:
+    def __init__(
+        self,
+        model: PixelModel,
+        *,
+        dtype: str,
+        max_batch_size: int,
+        threads: int,
+        cache: Path,
+        on_step: OnStep = lambda step: None,
+    ) -> None:
         self.dtype = dtype
         self.max_batch_size = max_batch_size
         self.max_runs = threads
-        self._requests = threading.local()
-        kept = cache / f"{_fingerprint(model, dtype)}.xml"
+        kept = KeptDirectory(cache / _fingerprint(model, dtype))
         reference = _reference(model, threads)
-        if kept.exists():
-            try:
-                self._compile(openvino.Core().read_model(kept))
-                self._compare(*reference)
-                return
-            except (RuntimeError, StartError) as error:
-                _log.warning(
-                    "the kept OpenVINO model is not usable, converting again", file=str(kept), reason=_first_line(error)
-                )
-        _log.info("converting the model for OpenVINO; the next start finds it", file=str(kept))
+        kept.sweep()
+        if self._find(kept, *reference):
+            return
+        on_step("converting the model for OpenVINO")
+        _log.info("converting the model for OpenVINO; the next start finds it", directory=str(kept.path))
         try:
-            self._compile(_keep(_convert(model, dtype), kept))
-            self._compare(*reference)
+            converted = _convert(model, dtype)
+            self._take(converted, *reference)
         except StartError:
             raise
         except Exception as error:  # torch.export and OpenVINO raise whatever they like
-            raise StartError(f"VIT_ENGINE: OpenVINO cannot run this model: {_first_line(error)}") from error
+            if lacks_memory(error):
+                raise
+            raise StartError(f"VIT_ENGINE: OpenVINO cannot run this model: {_reason(error)}") from error
+        _keep(converted, kept)
+
+    def _find(self, kept: KeptDirectory, pixels: Pixels, expected: Logits) -> bool:
+        """Take the model that was kept. Whatever is wrong with it costs a conversion, and never the start."""
+        try:
+            if not kept.find():
+                return False
+            self._take(openvino.Core().read_model(kept.path / _MODEL), pixels, expected)
+            return True
+        except Exception as error:
+            where, reason = str(kept.path), _reason(error)
+            _log.warning("the kept OpenVINO model cannot be used, converting again", directory=where, reason=reason)
+            return False
+
+    def _take(self, model: openvino.Model, pixels: Pixels, expected: Logits) -> None:
+        """Compile a model and check that its logits are the expected ones."""
+        self._compile(model)
+        self._compare(pixels, expected)
 
     def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
         if alone:
@@ -87,6 +114,7 @@ class OpenVinoEngine:
 
     def _compile(self, model: openvino.Model) -> None:
         """`narrow` runs in as many streams as there are cores, `wide` once in all of them."""
+        self._requests = threading.local()  # of this model, not of one that was tried before
         model.reshape([-1, *model.inputs[0].get_partial_shape()[1:]])
         threads = self.max_runs
         self._narrow = _compiled(model, streams=threads, threads=threads)
@@ -102,8 +130,9 @@ class OpenVinoEngine:
 
     def _compare(self, pixels: Pixels, expected: Logits) -> None:
         for alone in (True, False):
-            difference = np.abs(self.run(list(pixels), alone=alone) - expected).max()
-            if difference > _TOLERANCES[self.dtype] * np.abs(expected).max():
+            with np.errstate(invalid="ignore"):
+                difference = np.abs(self.run(list(pixels), alone=alone) - expected).max()
+            if not difference <= _TOLERANCES[self.dtype] * np.abs(expected).max():  # nor is NaN
                 setting, better = ("VIT_DTYPE", "float32") if self.dtype == "int8" else ("VIT_ENGINE", "torch")
                 away = f"logits of OpenVINO in {self.dtype} are {difference:.2g} away from torch's"
                 raise StartError(f"{setting}: {away}; take {better}")
@@ -136,19 +165,12 @@ def _convert(model: PixelModel, dtype: str) -> openvino.Model:
     return converted
 
 
-def _keep(model: openvino.Model, file: Path) -> openvino.Model:
-    """Write the model whole or not at all, and read it back, so that its weights are pages of the file and not a copy."""
+def _keep(model: openvino.Model, kept: KeptDirectory) -> None:
     try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=file.parent) as directory:
-            written = Path(directory, file.name)
-            openvino.save_model(model, written, compress_to_fp16=False)
-            for suffix in (".bin", ".xml"):  # the one that is looked for comes last
-                os.replace(written.with_suffix(suffix), file.with_suffix(suffix))
-    except (OSError, RuntimeError) as error:
-        _log.warning("the OpenVINO model cannot be kept; every start will convert it again", reason=_first_line(error))
-        return model
-    return openvino.Core().read_model(file)
+        kept.keep(lambda directory: openvino.save_model(model, directory / _MODEL, compress_to_fp16=False))
+    except Exception as error:
+        where, reason = str(kept.path), _reason(error)
+        _log.warning("the OpenVINO model cannot be kept; every start will convert it again", directory=where, reason=reason)
 
 
 def _fingerprint(model: PixelModel, dtype: str) -> str:
@@ -165,8 +187,13 @@ def _reference(model: PixelModel, threads: int) -> tuple[Pixels, Logits]:
     pixels = np.random.default_rng(0).integers(0, 256, (2, *model.image_shape), dtype=np.uint8)
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        return pixels, model(torch.from_numpy(pixels)).numpy()
+        logits = model(torch.from_numpy(pixels)).numpy()
+    if not np.isfinite(logits).all():
+        raise StartError("VIT_MODEL: the model gives logits that are not finite, in float32 on cpu")
+    return pixels, logits
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
+def _reason(error: Exception) -> str:
+    """Return what an error says, without the lines in which OpenVINO tells where it arose."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return next((line for line in lines if line and not line.startswith(("Exception from ", "Check '"))), type(error).__name__)

@@ -1,9 +1,12 @@
 """torch on a device with memory of its own: a batch is staged while the one before it runs."""
 
 import os
+import shutil
+import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -16,11 +19,33 @@ from app.engines import Logits
 from app.engines.pixel_model import PixelModel, parse_dtype
 from app.errors import EngineDead, OutOfMemory, StartError
 from app.images import Pixels
+from app.starting import lacks_memory
 
 _IN_FLIGHT = 2
 """Batches: one that runs, and one whose pixels are on their way to the device."""
 
+_TOLERANCES = {"float32": 0.01, "bfloat16": 0.2, "float16": 0.2}
+"""Of the largest logit: how far those of the compiled model may be from the eager one's, by the dtype. Far more than rounding
+makes, and far less than what a damaged cache does."""
+
 _log = structlog.get_logger(__name__)
+
+
+def staged_engine(
+    model: PixelModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int, cache: Path
+) -> "StagedTorchEngine":
+    """Make the engine; if it is compiled, with what an earlier start has kept.
+
+    Args:
+        cache: directory where what was compiled is kept. Whatever is wrong with it costs a compilation, and never the start.
+
+    Raises:
+        StartError: as `StagedTorchEngine`.
+    """
+    make = partial(
+        StagedTorchEngine, model, device=device, dtype=dtype, compile_model=compile_model, max_batch_size=max_batch_size
+    )
+    return _with_cache(make, cache / "torch") if compile_model else make()
 
 
 class _Slot:
@@ -48,7 +73,6 @@ class StagedTorchEngine:
         dtype: `float32`, `bfloat16` or `float16`.
         compile_model: compile for each batch size (`torch.compile`).
         max_batch_size: images in the largest batch.
-        cache: directory where what was compiled is kept.
 
     Raises:
         StartError: the model cannot be compiled here, or the largest batch does not fit.
@@ -59,14 +83,14 @@ class StagedTorchEngine:
     side_by_side = False
 
     def __init__(
-        self, model: PixelModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int, cache: Path
+        self, model: PixelModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int
     ) -> None:
         self.device = str(device)
         self.dtype = dtype
         self.max_batch_size = max_batch_size
         self.batch_sizes = padded_sizes(max_batch_size)
         model = model.to(device, parse_dtype(dtype))
-        self._model = _compiled(model, len(self.batch_sizes), cache) if compile_model else model
+        self._model = _compiled(model, len(self.batch_sizes)) if compile_model else model
         self._compute = _stream(device)
         self._copies = _stream(device)
         self._turn = threading.Lock()  # batches are launched in order
@@ -76,6 +100,8 @@ class StagedTorchEngine:
             for _ in range(_IN_FLIGHT):
                 self._slots.put(_Slot(model, max_batch_size, device))
             self._prepare(torch.zeros(max_batch_size, *model.image_shape, dtype=torch.uint8, device=device))
+            if compile_model:
+                self._compare(model)
 
     def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
         slot = self._slots.get()
@@ -132,6 +158,20 @@ class StagedTorchEngine:
             pool = graph.pool()
             self._graphs[size] = graph, pixels[:size], logits
 
+    def _compare(self, model: PixelModel) -> None:
+        """Check each compiled size against the eager model, on the same image in every place."""
+        image = np.random.default_rng(0).integers(0, 256, model.image_shape, dtype=np.uint8)
+        expected = model(torch.from_numpy(image).to(self.device)[None]).cpu().numpy()
+        if not np.isfinite(expected).all():  # the model's own fault, which the warm-up tells
+            return
+        for size in self.batch_sizes:
+            with np.errstate(invalid="ignore"):
+                difference = np.abs(self.run([image] * size, alone=False) - expected).max()
+            if not difference <= _TOLERANCES[self.dtype] * np.abs(expected).max():  # nor is NaN
+                raise StartError(
+                    f"VIT_COMPILE: logits of the compiled model are {difference:.2g} away from torch's; start with false"
+                )
+
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -143,12 +183,57 @@ def padded_sizes(max_batch_size: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, max_batch_size}))
 
 
-def _compiled(model: PixelModel, sizes: int, cache: Path) -> PixelModel:
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "torch"))
+def _compiled(model: PixelModel, sizes: int) -> PixelModel:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, sizes)
     compiled: PixelModel = torch.compile(model, dynamic=False)  # type: ignore[assignment]  # it behaves as what it wraps
     return compiled
+
+
+def _with_cache(make: Callable[[], StagedTorchEngine], ours: Path) -> StagedTorchEngine:
+    """Compile with what is kept, or without it if it cannot be used; then it is removed, and the next start keeps anew."""
+    kept = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or ours)
+    used = True
+    try:
+        used = _look_into(kept)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+        return make()
+    except Exception as error:
+        if not used:
+            raise
+        _log.warning("the kept compiled model cannot be used, compiling again", directory=str(kept), reason=str(error))
+    with _empty_cache():
+        engine = make()
+    if kept == ours:
+        with suppress(OSError):
+            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+    return engine
+
+
+def _look_into(directory: Path) -> bool:
+    """Tell whether there is anything in it.
+
+    Raises:
+        OSError, ValueError: nothing can be written there, or something there would be waited for, such as a pipe.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=directory):
+        pass
+    found = list(directory.rglob("*"))
+    for path in found:
+        if not (path.is_file() or path.is_dir()):
+            raise OSError(f"{path} is no regular file")
+    return bool(found)
+
+
+@contextmanager
+def _empty_cache() -> Iterator[None]:
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.gettempdir()  # the import below looks whether it is a directory
+    from torch._inductor.utils import fresh_cache
+
+    torch.compiler.reset()
+    with fresh_cache():
+        yield
 
 
 @contextmanager
@@ -168,8 +253,10 @@ def _explained(device: torch.device, compile_model: bool, max_batch_size: int) -
         yield
     except torch.OutOfMemoryError as error:
         raise StartError(f"VIT_MAX_BATCH_SIZE: {max_batch_size} images do not fit into the memory of {device}") from error
-    except RuntimeError as error:
-        if not compile_model:
+    except StartError:
+        raise
+    except Exception as error:  # the compiler raises whatever it likes
+        if not compile_model or lacks_memory(error):
             raise
-        reason = str(error).partition("\n")[0]
+        reason = " ".join(str(error).splitlines()[:2])  # the first names the compiler, the second its fault
         raise StartError(f"VIT_COMPILE: the model cannot be compiled here, start with false: {reason}") from error

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -122,6 +123,18 @@ def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_sentence(tmp_pa
     server = Server(model=tmp_path)
     assert "architecture 'BertModel' is not supported" in server.wait_for_log("cannot start")["reason"]
     assert server.wait() == 1
+
+
+def test_pipe_as_weights_ends_the_process(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "piped")
+    (tmp_path / "piped" / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "piped" / "model.safetensors")
+    server = Server(model=tmp_path / "piped")
+    try:
+        assert "model.safetensors cannot be read: it is no regular file" in server.wait_for_log("cannot start")["reason"]
+        assert server.wait() == 1
+    finally:
+        server.process.kill()
 
 
 def test_on_debug_a_failed_start_shows_where_it_failed(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """What OpenVINO's engine keeps on disk, and what it does when that, or OpenVINO itself, is not to be trusted."""
 
+import json
+import math
+import os
 import shutil
 import subprocess
 import sys
@@ -12,12 +15,13 @@ import pytest
 import torch
 
 from app.engines.choice import has_vnni
-from app.engines.openvino import OpenVinoEngine
+from app.engines.kept import KeptDirectory
+from app.engines.openvino import OpenVinoEngine, _convert, _keep
 from app.engines.pixel_model import PixelModel
 from app.errors import StartError
 from model.config import ViTConfig
 from model.vit import VisionTransformer
-from tests.support import TINY_DINOV2, TINY_PREPROCESSING, tiny_model
+from tests.support import ROOT, TINY_DINOV2, TINY_PREPROCESSING, UNPRIVILEGED, tiny_model
 
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
 
@@ -36,6 +40,10 @@ def kept(cache: Path) -> list[Path]:
 
 def first_logit(engine: OpenVinoEngine) -> float:
     return float(engine.run([np.zeros((3, 28, 28), np.uint8)], alone=True)[0, 0])
+
+
+def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +69,7 @@ def count_conversions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
 def test_the_second_start_finds_what_the_first_converted(tmp_path: Path, count_conversions: Callable[[], int]) -> None:
     cache = tmp_path / "below" / "what is made"
     first = first_logit(engine_of(cache))
-    assert [file.suffix for file in kept(cache)] == [".bin", ".xml"]
+    assert len(kept(cache)) == 1
     assert first_logit(engine_of(cache)) == pytest.approx(first, abs=1e-5)
     assert count_conversions() == 1
 
@@ -73,24 +81,103 @@ def test_other_weights_are_another_model(tmp_path: Path, count_conversions: Call
         other.head.bias[0] += 1e-3  # less than the check of the logits would see
     engine_of(tmp_path, other)
     assert count_conversions() == 2
-    assert len(kept(tmp_path)) == 4
+    assert len(kept(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("suffix", [".xml", ".bin"])
-@pytest.mark.parametrize("content", [b"", b"\xff" * 300_000], ids=["empty", "garbage"])
-def test_a_broken_file_is_converted_again(
-    tmp_path: Path, cache: Path, count_conversions: Callable[[], int], suffix: str, content: bytes
+def random_bytes(path: Path) -> None:
+    path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
+
+
+def not_a_number(path: Path) -> None:
+    path.write_bytes(np.full(path.stat().st_size // 4, np.nan, np.float32).tobytes())
+
+
+def pipe(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("model.xml", random_bytes), ("model.bin", not_a_number), ("model.bin", pipe), ("sha256", Path.unlink), (".", pipe)],
+)
+def test_damaged_cache_costs_one_conversion(
+    tmp_path: Path,
+    cache: Path,
+    count_conversions: Callable[[], int],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    damage: Callable[[Path], None],
 ) -> None:
     shutil.copytree(cache, tmp_path, dirs_exist_ok=True)
-    (file,) = tmp_path.glob(f"*{suffix}")
-    file.write_bytes(content)
+    (entry,) = kept(tmp_path)
+    damage(entry if name == "." else entry / name)
+    for _ in range(2):
+        assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
+        assert count_conversions() == 1
+        (warning,) = warnings_in(caplog)
+        assert "cannot be used, converting again" in warning
+        assert "\n" not in warning
+
+
+@pytest.mark.parametrize("bias", [math.nan, 100])
+def test_cache_of_wrong_logits_is_replaced(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, bias: float) -> None:
+    wrong = tiny_model()
+    wrong.head.bias[:] = bias
+    (entry,) = kept(cache)
+    _keep(_convert(pixel_model(wrong), "float32"), KeptDirectory(tmp_path / entry.name))
     assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
-    assert count_conversions() == 1
+    (warning,) = warnings_in(caplog)
+    assert "away from torch's" in warning
 
 
-def test_where_nothing_can_be_kept_it_is_converted_at_every_start(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    assert np.isfinite(first_logit(engine_of(tmp_path / "file" / "no directory")))
+@pytest.mark.parametrize("place", ["/dev/null", "x" * 300, "pipe"])
+def test_unusable_cache_never_stops_the_start(tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert np.isfinite(first_logit(engine_of(tmp_path / place / "openvino")))
+    assert "cannot be kept; every start will convert it again" in warnings_in(caplog)[-1]
+
+
+START = """
+import resource, sys
+from pathlib import Path
+from app.logs import configure_logging
+from tests.app.engines.test_openvino import engine_of, first_logit
+
+configure_logging("warning", "json")
+if sys.argv[2:]:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+print(first_logit(engine_of(Path(sys.argv[1]))))
+"""
+
+
+def start(*arguments: str | Path) -> tuple[float, list[dict[str, str]]]:
+    """The first logit of an engine in a process that must obey permissions, and what it logs."""
+    command = [*UNPRIVILEGED, sys.executable, "-c", START, *map(str, arguments)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
+    return float(ended.stdout), [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize(
+    ("mode", "warnings"),
+    [(0o000, ["cannot be used", "cannot be kept"]), (0o500, ["cannot be kept"])],
+    ids=["not-entered", "read-only"],
+)
+def test_cache_permissions_cost_a_conversion(tmp_path: Path, cache: Path, mode: int, warnings: list[str]) -> None:
+    directory = tmp_path / "openvino"
+    directory.mkdir(mode=mode)
+    logit, lines = start(directory)
+    assert logit == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
+    for line, warning in zip(lines, warnings, strict=True):
+        assert warning in line["event"]
+        assert "Permission denied" in line["reason"]
+
+
+def test_full_disk_costs_one_conversion(tmp_path: Path, cache: Path) -> None:
+    logit, (line,) = start(tmp_path, "65536")
+    assert logit == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
+    assert "cannot be kept" in line["event"]
+    assert kept(tmp_path) == []
 
 
 @pytest.mark.parametrize(("dtype", "setting"), [("float32", "VIT_ENGINE"), pytest.param("int8", "VIT_DTYPE", marks=needs_vnni)])

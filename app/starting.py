@@ -1,0 +1,123 @@
+"""A start, step by step: the step that a slow one waits for is logged, and one that fails ends in one sentence."""
+
+import errno
+import mmap
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import structlog
+
+from app.errors import StartError
+
+Step = Literal[
+    "starting the decoders",
+    "reading the configuration",
+    "downloading the model",
+    "reading the weights",
+    "preparing the engine",
+    "converting the model for OpenVINO",
+    "compiling the model",
+    "warming up",
+]
+"""What a start does, in the words of its log and its errors."""
+
+OnStep = Callable[[Step], None]
+
+SLOW_S = 30.0
+"""A start that takes longer says in the log what it waits for: again after twice as long, and so on up to every ten minutes."""
+
+BUG = "this is a bug in vit-serve, please report it with the lines below"
+
+_RARELY_S = 600.0
+_LEAST_MEMORY_BYTES = 256 << 20
+
+_NO_MEMORY = re.compile("bad_alloc|allocate memory|not enough memory|out of memory|failed to map segment", re.IGNORECASE)
+"""In the messages of libraries, whose exceptions are of any kind."""
+
+_NO_THREADS = re.compile("start new thread|pthread_create|Resource temporarily unavailable")
+
+_log = structlog.get_logger(__name__)
+
+
+@contextmanager
+def watched_start(slow_s: float = SLOW_S) -> Iterator[OnStep]:
+    """Watch a start; gives the function that is told each of its steps.
+
+    Raises:
+        StartError: memory, threads or a disk fail the step. What is raised otherwise comes through as it is.
+    """
+    watch = _Watch(slow_s)
+    try:
+        watch.thread.start()
+        yield watch.enter
+    except Exception as error:
+        explained = explain(error, watch.step)
+        if explained is None:
+            raise
+        raise explained from error
+    finally:
+        watch.ended.set()
+
+
+class _Watch:
+    """A thread that looks at a start from time to time."""
+
+    def __init__(self, slow_s: float) -> None:
+        self.step: str = "starting"
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._look, args=(slow_s,), name="watch the start", daemon=True)
+
+    def enter(self, step: Step) -> None:
+        self.step = step
+
+    def _look(self, pause_s: float) -> None:
+        began = time.monotonic()
+        while not self.ended.wait(pause_s):
+            _log.warning("the start is slow", waits_for=self.step, seconds=round(time.monotonic() - began))
+            pause_s = min(2 * pause_s, _RARELY_S)
+
+
+def explain(error: BaseException, doing: str) -> StartError | None:
+    """Say in one sentence what whoever starts the service can mend; None for what is a bug.
+
+    Args:
+        doing: what failed, such as a `Step`.
+    """
+    if isinstance(error, StartError):
+        return None
+    if lacks_memory(error):
+        return StartError(f"there is too little memory for {doing}: give the process more, or serve a smaller model")
+    if _NO_THREADS.search(str(error)):
+        return StartError(f"{doing} failed: the process may start no more threads, raise their limit (ulimit -u, pids_limit)")
+    if isinstance(error, OSError):
+        where = f": {error.filename}" if error.filename else ""
+        return StartError(f"{doing} failed: {error.strerror or error}{where}")
+    return None
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Tell whether an error, or one that led to it, means that there is too little memory."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+            return True
+        if isinstance(error, ImportError | OSError | RuntimeError) and _NO_MEMORY.search(str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def check_memory() -> None:
+    """Refuse to start with so little memory that libraries would end the process without a word.
+
+    Raises:
+        StartError: there is too little.
+    """
+    try:
+        mmap.mmap(-1, _LEAST_MEMORY_BYTES).close()
+    except (OSError, MemoryError):
+        wanted = f"{_LEAST_MEMORY_BYTES >> 20} MiB more are needed even for the smallest model"
+        raise StartError(f"there is too little memory: {wanted}; raise the limit (ulimit -v)") from None

@@ -1,0 +1,74 @@
+"""Labels: names of classes, in class order, and the file `labels.txt` that gives them where a checkpoint has none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.config import MAX_CLASSES
+from model.files import exists, read_file
+from model.weights_file import CheckpointError, readable
+
+FILE = "labels.txt"
+
+_MAX_BYTES = 32 << 20
+
+
+def placeholders(count: int) -> tuple[str, ...]:
+    """Return what transformers calls classes without names.
+
+    Raises:
+        ValueError: more classes than any model has.
+    """
+    if not 1 <= count <= MAX_CLASSES:
+        raise ValueError(f"the number of labels must be between 1 and {MAX_CLASSES}, not {count}")
+    return tuple(f"LABEL_{index}" for index in range(count))
+
+
+def are_names(labels: Sequence[str]) -> bool:
+    """Tell whether labels say more than the numbers of their classes."""
+    return bool(labels) and tuple(labels) != placeholders(len(labels))
+
+
+def read_labels(directory: Path) -> tuple[str, ...] | None:
+    """Read `labels.txt`, one label a line in class order; None where there is none.
+
+    A byte-order mark, blanks around a label and blank lines at the end are no part of it.
+
+    Raises:
+        CheckpointError: the file cannot be read, is not UTF-8, or has a blank line where a label should be.
+    """
+    file = directory / FILE
+    with readable(file):
+        if not exists(file):
+            return None
+        content = read_file(file, _MAX_BYTES)
+    lines = [line.strip() for line in _text(file, content).rstrip().split("\n")]
+    if "" in lines:
+        raise CheckpointError(f"{file}: line {lines.index('') + 1} is blank, where a label should be")
+    return tuple(lines)
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse labels that no answer could carry.
+
+    Raises:
+        ValueError: one of them is not Unicode text.
+    """
+    for index, label in enumerate(labels):
+        try:
+            label.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"the label of class {index} is not Unicode text (half of a surrogate pair): {label!a}") from None
+
+
+def _text(file: Path, content: bytes) -> str:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(_not_utf8(file, f"byte {error.start + 1}")) from None
+    if "\0" in text:  # as in UTF-16 without a mark
+        raise CheckpointError(_not_utf8(file, f"character {text.index(chr(0)) + 1}"))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_utf8(file: Path, where: str) -> str:
+    return f"{file} is not UTF-8 text ({where}): save it as UTF-8, or convert it: iconv -f <its encoding> -t UTF-8"
