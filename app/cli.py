@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import os
 import signal
 import sys
@@ -23,6 +22,8 @@ from app import __version__
 from app.errors import ServiceError, StartError
 from app.logs import configure_logging
 from app.settings import BUNDLED_MODEL, Settings, read_settings
+from app.signals import STOP, handled
+from app.stderr import finish_stderr, queue_stderr
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -42,6 +43,7 @@ TopK = Annotated[int, typer.Option(min=1, help="How many classes to show.")]
 
 
 def main() -> None:
+    queue_stderr()
     cli()
 
 
@@ -60,14 +62,12 @@ def serve(
 ) -> None:
     """Serve a model over HTTP. Everything else is set by VIT_* variables; see the README."""
     # until the server takes over: the first process of a container ignores signals that it has no handler for
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    from app.server import serve as run_server  # torch takes seconds to import; --help should not
+    with handled(STOP, lambda *_: sys.exit(0)), _explained():
+        from app.server import serve as run_server  # torch takes seconds to import; --help should not
 
-    with _explained():
         settings = read_settings(model=model, host=host, port=port)
         configure_logging(settings.log_level, settings.log_format)
-        status = run_server(settings)
-    end(status)
+        end(run_server(settings))
 
 
 @cli.command()
@@ -167,7 +167,9 @@ def train(
 
 def end(status: int) -> NoReturn:
     """End the process now: a thread that is loading a model, or hangs in a device, cannot be waited for."""
-    logging.shutdown()
+    for sig in STOP:
+        signal.signal(sig, signal.SIG_IGN)  # the status is known, and the rest takes no longer than the log's last lines
+    finish_stderr()
     os._exit(status)
 
 

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import IO
 
 from app.decoding.protocol import FORK, FORKED
 from app.decoding.zygote import MAX_JOB_BYTES, Job
@@ -54,8 +55,11 @@ class Zygote:
                 env=_environment(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,  # a reader of the service's own that stops must not stop this process
                 pass_fds=[theirs.fileno()],
             )
+        self._echo = threading.Thread(target=_echo, args=(self._process.stderr,), name="zygote's errors", daemon=True)
+        self._echo.start()
 
     def warm_up(self, job: Job) -> None:
         """Wait until it has imported everything, and tell it what decoding processes will do. Blocks, for a second or two.
@@ -103,6 +107,7 @@ class Zygote:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._echo.join(1)
 
     def _hear(self) -> bytes:
         try:
@@ -112,6 +117,13 @@ class Zygote:
         if not answer:
             raise ZygoteDied
         return answer
+
+
+def _echo(errors: IO[bytes]) -> None:
+    """Write what a process says on its standard error to this one's, until it ends."""
+    with errors:
+        for line in errors:
+            sys.stderr.write(line.decode(errors="backslashreplace"))
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:
