@@ -2,7 +2,6 @@
 
 import csv
 import json
-import logging
 import os
 import signal
 import sys
@@ -24,7 +23,9 @@ from app import __version__
 from app.errors import ServiceError, StartError
 from app.logs import configure_logging
 from app.settings import BUNDLED_MODEL, Settings, read_settings, unknown_variables
+from app.signals import STOP, handled
 from app.starting import BUG, check_memory, explain, watched_start
+from app.stderr import finish_stderr, queue_stderr
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -45,6 +46,7 @@ TopK = Annotated[int, typer.Option(min=1, help="How many classes to show.")]
 
 
 def main() -> None:
+    queue_stderr()
     cli()
 
 
@@ -63,14 +65,12 @@ def serve(
 ) -> None:
     """Serve a model over HTTP. Everything else is set by VIT_* variables; see the README."""
     # until the server takes over: the first process of a container ignores signals that it has no handler for
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with _explained():
+    with handled(STOP, lambda *_: sys.exit(0)), _explained():
         settings = _settings(model=model, host=host, port=port)
         from app.server import serve as run_server  # torch takes seconds to import; --help should not
 
         check_memory()
-        status = run_server(settings)
-    end(status)
+        end(run_server(settings))
 
 
 @cli.command()
@@ -171,7 +171,9 @@ def train(
 
 def end(status: int) -> NoReturn:
     """End the process now: a thread that is loading a model, or hangs in a device, cannot be waited for."""
-    logging.shutdown()
+    for sig in STOP:
+        signal.signal(sig, signal.SIG_IGN)  # the status is known, and the rest takes no longer than the log's last lines
+    finish_stderr()
     os._exit(status)
 
 

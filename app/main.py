@@ -16,6 +16,7 @@ from app.api.connections import Connections, HttpLimits
 from app.api.context import LastResort, RequestContext
 from app.api.problems import install_problem_handlers, wire_problem_responses
 from app.api.protocol import HttpProtocol
+from app.api.request_log import RequestLog
 from app.classifier import Classifier
 from app.errors import StartError
 from app.lifecycle import Service, load_classifier
@@ -55,6 +56,7 @@ def create_app(
             starting.cancel()
             await asyncio.wait([starting])
             await service.close()
+            app.state.request_log.close()
 
     app = FastAPI(
         title="vit-serve",
@@ -70,9 +72,11 @@ def create_app(
     app.state.settings, app.state.service, app.state.metrics = settings, service, measured
     app.state.access = Access(settings, measured)
     app.state.limits = _http_limits(settings)
-    app.state.http_protocol = partial(HttpProtocol, connections=Connections(app.state.limits, measured))
+    app.state.connections = Connections(app.state.limits, measured)
+    app.state.http_protocol = partial(HttpProtocol, connections=app.state.connections)
     _add_routes(app, settings)
     install_problem_handlers(app)
+    app.state.request_log = RequestLog()
     _add_middleware(app, settings, service, measured)
     return app
 
@@ -81,6 +85,7 @@ def _http_limits(settings: Settings) -> HttpLimits:
     return HttpLimits(
         max_connections=settings.max_connections,
         header_timeout_s=settings.header_timeout_s,
+        keep_alive_s=settings.keep_alive_s,
         decoders=settings.decode_threads,
     )
 
@@ -105,7 +110,7 @@ def _add_middleware(app: FastAPI, settings: Settings, service: Service, measured
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
-    app.add_middleware(RequestContext, service=service, metrics=measured)
+    app.add_middleware(RequestContext, service=service, metrics=measured, log=app.state.request_log)
 
 
 async def _start(service: Service, on_failure: Callable[[str], None]) -> None:

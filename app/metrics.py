@@ -1,7 +1,7 @@
 """Counters and histograms, each with its unit in its name. Label values come from fixed sets, never from a caller."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from prometheus_client import (
@@ -13,6 +13,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from app.errors import EngineDead, OutOfMemory, ServiceError
 
@@ -21,6 +23,14 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus_client l
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+class _ReadCounter(Collector):
+    def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        self._name, self._documentation, self._read = name, documentation, read
+
+    def collect(self) -> Iterable[Metric]:
+        yield CounterMetricFamily(self._name, self._documentation, self._read())
 
 
 class Metrics:
@@ -73,6 +83,10 @@ class Metrics:
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Register a value that is read when the metrics are."""
         Gauge(name, documentation, registry=self.registry).set_function(read)
+
+    def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """Register a count that is kept elsewhere, and read when the metrics are."""
+        self.registry.register(_ReadCounter(name, documentation, read))
 
     @contextmanager
     def outcome_of_image(self) -> Iterator[None]:

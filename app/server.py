@@ -2,11 +2,16 @@
 
 import asyncio
 import gc
-from collections.abc import Callable
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 import structlog
 import uvicorn
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, start_http_server
 
 from app.classifier import Classifier
@@ -15,8 +20,12 @@ from app.lifecycle import Service, load_classifier
 from app.main import create_app
 from app.metrics import Metrics
 from app.settings import Settings
+from app.signals import MEANINGLESS, STOP, handled
+from app.stderr import dropped_lines
 
 _FAILED = 1
+_BACKLOG = 2048
+"""Connections that the system keeps until they are accepted; uvicorn's own number."""
 _FLUSH_S = 5
 """How long a stop waits for answers that are written but not yet read by their callers, in seconds."""
 
@@ -42,7 +51,24 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
 
     app = create_app(settings, load=load_and_freeze, on_failure=lambda reason: server.give_up(reason))
     app.state.limits.check_descriptors()
-    config = uvicorn.Config(
+    app.state.metrics.counter("vit_log_lines_dropped", "Lines of the log that could not be written.", dropped_lines)
+    if settings.metrics and settings.metrics_port is not None:
+        _serve_metrics(settings.host, settings.metrics_port, app.state.metrics.registry)
+    server = DrainingServer(
+        _config(app, settings), app.state.service, settings.drain_timeout_s, on_drain=app.state.connections.drain
+    )
+    try:
+        server.run(_dual_stack_sockets(settings.host, settings.port))
+    except SystemExit as ended:  # uvicorn could not listen, and has logged why; or a signal came before its handler did
+        return _FAILED if ended.code else 0
+    if server.failure is None:
+        return 0
+    _log.critical("ended", reason=server.failure)
+    return _FAILED
+
+
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -55,17 +81,20 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
         forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=_FLUSH_S,
     )
-    if settings.metrics and settings.metrics_port is not None:
-        _serve_metrics(settings.host, settings.metrics_port, app.state.metrics.registry)
-    server = DrainingServer(config, app.state.service, settings.drain_timeout_s)
+
+
+def _dual_stack_sockets(host: str, port: int) -> list[socket.socket] | None:
+    """A socket for IPv6 and IPv4, where the address is that of all of both; else None, and uvicorn makes its own.
+
+    Raises:
+        StartError: nothing can listen there.
+    """
+    if host != "::" or not socket.has_dualstack_ipv6():
+        return None
     try:
-        server.run()
-    except SystemExit as ended:  # uvicorn could not listen, and has logged why; or a signal came before its handler did
-        return _FAILED if ended.code else 0
-    if server.failure is None:
-        return 0
-    _log.critical("ended", reason=server.failure)
-    return _FAILED
+        return [socket.create_server((host, port), family=socket.AF_INET6, backlog=_BACKLOG, dualstack_ipv6=True)]
+    except OSError as error:
+        raise StartError(f"VIT_HOST: cannot listen on {host}, port {port}: {error.strerror}") from error
 
 
 def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
@@ -78,13 +107,14 @@ def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
 
 
 class DrainingServer(uvicorn.Server):
-    """A server that on SIGTERM or SIGINT first lets the service drain, with the door open: probes and late callers are
+    """A server that on a signal to stop first lets the service drain, with the door open: probes and late callers are
     answered (not ready, 503) until the last accepted request is. A second signal refuses what still waits, a third cuts."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float, on_drain: Callable[[], None]) -> None:
         super().__init__(config)
         self.failure: str | None = None
         self._service = service
+        self._on_drain = on_drain
         self._drain_timeout_s = drain_timeout_s
         self._stopping: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
@@ -93,9 +123,23 @@ class DrainingServer(uvicorn.Server):
         # called between two bytecodes of the main thread: leave everything else to the event loop
         self._loop.call_soon_threadsafe(self._on_signal)
 
-    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # sockets are not used
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        with super().capture_signals(), handled(STOP, self.handle_exit), handled(MEANINGLESS, self._ignore_signal):
+            yield
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
-        await super().serve()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if sockets is not None:
+            self._log_started_message(sockets)  # which uvicorn leaves to whoever made them
+
+    def _ignore_signal(self, sig: int, frame: FrameType | None) -> None:
+        name = signal.Signals(sig).name
+        self._loop.call_soon_threadsafe(partial(_log.warning, "ignored a signal; SIGTERM stops the service", signal=name))
 
     def give_up(self, reason: str) -> None:
         """Stop because the service cannot do its work; whoever started the process is told by its status."""
@@ -113,6 +157,7 @@ class DrainingServer(uvicorn.Server):
 
     async def _drain_and_exit(self) -> None:
         drain = asyncio.create_task(self._service.drain(self._drain_timeout_s))
+        self._on_drain()
         hurried = asyncio.create_task(self._hurried.wait())
         try:
             await asyncio.wait((drain, hurried), return_when=asyncio.FIRST_COMPLETED)

@@ -188,6 +188,11 @@ class Settings(BaseSettings):
         le=3600,
         description="How long a connection may take to send a request's header; then it is closed, with 408.",
     )
+    keep_alive_s: Seconds = Field(
+        75.0,
+        le=3600,
+        description="How long an answered connection may stay idle; then it is closed. More than the load balancer's own.",
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(values.lower)] = Field(
         "info", description="Least severe messages that are logged."
     )

@@ -1,5 +1,6 @@
 """A real server process for tests, on a free port."""
 
+import fcntl
 import json
 import os
 import queue
@@ -30,9 +31,12 @@ class Server:
             env={**environment, "VIT_LOG_FORMAT": "json"},
             stderr=subprocess.PIPE,
             text=True,
+            process_group=0,  # so that a test may send a signal to all of its processes
         )
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reading = threading.Event()
+        self._reading.set()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.url = ""
@@ -42,7 +46,19 @@ class Server:
         with self.process.stderr as lines:
             for line in lines:
                 self._lines.put(line)
+                self._reading.wait()
         self._lines.put(None)
+
+    @contextmanager
+    def unread_log(self) -> Iterator[None]:
+        """Let the log back up: as little as the system allows fits into the pipe, and nobody reads it."""
+        assert self.process.stderr is not None
+        self._reading.clear()
+        fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            yield
+        finally:
+            self._reading.set()
 
     def wait_for_log(self, event: str) -> dict[str, Any]:
         """The next log line whose event begins so."""

@@ -85,7 +85,7 @@ def get(path: str) -> bytes:
 
 
 @asynccontextmanager
-async def open_wire(limits: HttpLimits, keep_alive_s: int = 5) -> AsyncIterator[Wire]:
+async def open_wire(limits: HttpLimits) -> AsyncIterator[Wire]:
     """A wire that serves; at the end it closes all peers that a test has left open."""
     wire = Wire(limits)
     app = FastAPI(openapi_url=None)
@@ -100,7 +100,6 @@ async def open_wire(limits: HttpLimits, keep_alive_s: int = 5) -> AsyncIterator[
         lifespan="off",
         log_config=None,
         proxy_headers=False,
-        timeout_keep_alive=keep_alive_s,
         timeout_graceful_shutdown=1,
     )
     server = wire.server = uvicorn.Server(config)

@@ -1,6 +1,6 @@
 """Who calls, by address: what one caller is taken to be, however many addresses it has."""
 
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from starlette.requests import Request
 
@@ -14,11 +14,17 @@ def caller_of(request: Request) -> str:
     Behind a proxy it is the proxy's, unless the settings say that the proxy is to be believed; the server sees to that.
     """
     try:
-        address = ip_address(request.client.host if request.client else "")
+        address = unmapped(request.client.host if request.client else "")
     except ValueError:
         return _NOBODY_KNOWN
-    if isinstance(address, IPv6Address):
-        if address.ipv4_mapped is None:
-            return f"{IPv6Address(int(address) >> 64 << 64)}/64"
-        address = address.ipv4_mapped
-    return str(address)
+    return f"{IPv6Address(int(address) >> 64 << 64)}/64" if isinstance(address, IPv6Address) else str(address)
+
+
+def unmapped(host: str) -> IPv4Address | IPv6Address:
+    """An address; of a caller over IPv4 whom a socket for both sees as `::ffff:192.0.2.1`, the IPv4 address.
+
+    Raises:
+        ValueError: it is no address.
+    """
+    address = ip_address(host)
+    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address

@@ -22,6 +22,8 @@ class HttpLimits:
     """More, that are asked about the service's health alone."""
     header_timeout_s: float = 10
     """From a connection's beginning, the last answer's end or the header's first byte, whichever is last, to its end."""
+    keep_alive_s: float = 75
+    """From an answer's end to the first byte of the next request."""
     max_url_bytes: int = 8 * 1024
     """As much as nginx and Apache take."""
     max_header_fields: int = 100
@@ -84,6 +86,7 @@ class Connections:
 
     def __init__(self, limits: HttpLimits, metrics: Metrics) -> None:
         self.limits = limits
+        self.keep_alive_s = limits.keep_alive_s
         self._metrics = metrics
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}
@@ -126,7 +129,14 @@ class Connections:
 
     @property
     def _interval_s(self) -> float:
-        return min(1.0, self.limits.header_timeout_s / 4)
+        return max(0.01, min(1.0, self.limits.header_timeout_s / 4, self.limits.keep_alive_s / 4))
+
+    def drain(self) -> None:
+        """Close connections that are answered and idle, now and from now on: their peers should go elsewhere."""
+        self.keep_alive_s = 0
+        if self._timer is not None:
+            self._timer.cancel()
+            self._inspect_all()
 
     def _inspect_all(self) -> None:
         self._timer = None

@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.problems import last_resort, problem_response
+from app.api.request_log import RequestLog
 from app.classifier import Timings
 from app.lifecycle import Service
 from app.metrics import Metrics
@@ -24,7 +25,7 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 _ON_EVERY_ANSWER = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
-_log = structlog.get_logger("request")
+_log = structlog.get_logger(__name__)
 
 
 class RequestContext:
@@ -34,10 +35,11 @@ class RequestContext:
     `Connection: close` while the service drains; counts, times and logs every request.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics, log: RequestLog) -> None:
         self._app = app
         self._service = service
         self._metrics = metrics
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,15 +69,14 @@ class RequestContext:
             except ClientDisconnect:
                 status = _CLIENT_GONE
             finally:
-                self._record(scope, status or _CLIENT_GONE, time.perf_counter() - started, state.get("timings"))
+                self._record(scope, status or _CLIENT_GONE, time.perf_counter() - started, state)
 
-    def _record(self, scope: Scope, status: int, total_s: float, timings: Timings | None) -> None:
+    def _record(self, scope: Scope, status: int, total_s: float, state: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         self._metrics.requests.labels(method, route, str(status)).inc()
         self._metrics.request_seconds.labels(route).observe(total_s)
-        log = _log.debug if route.startswith(("/health", "/metrics")) else _log.info
-        log("request", method=method, route=route, status=status, **_milliseconds(timings, total_s))
+        self._log.write(method, route, status, state.get("problem_code"), _milliseconds(state.get("timings"), total_s))
 
 
 class LastResort:

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
 
 from app import errors
 from app.api.schemas import Problem
@@ -43,12 +44,12 @@ def problem_of(error: errors.ServiceError) -> Problem:
 
 def problem_response(error: errors.ServiceError) -> Response:
     """The answer that tells a caller of an error."""
-    return _response(problem_of(error), problem_headers(error))
+    return _ProblemResponse(problem_of(error), problem_headers(error))
 
 
 def last_resort() -> Response:
     """The answer to an error that nobody foresaw; what it was stands in the log alone."""
-    return _response(_problem(500, "internal_error", "Something went wrong inside the service; it has been logged."))
+    return _ProblemResponse(_problem(500, "internal_error", "Something went wrong inside the service; it has been logged."))
 
 
 def problem_responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
@@ -89,7 +90,7 @@ def install_problem_handlers(app: FastAPI) -> None:
         headers = dict(error.headers or {})
         if headers.get("Allow") == "GET":
             headers["Allow"] = "GET, HEAD"  # every GET is answered without its body too, by a route of its own
-        return _response(problem, headers)
+        return _ProblemResponse(problem, headers)
 
 
 def _described(codes: list[str]) -> dict[str, Any]:
@@ -103,8 +104,16 @@ def _problem(status: int, code: str, detail: str) -> Problem:
     )
 
 
-def _response(problem: Problem, headers: dict[str, str] | None = None) -> Response:
-    return Response(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
+class _ProblemResponse(Response):
+    """Leaves its code in the request's state, for the log."""
+
+    def __init__(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
+        super().__init__(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
+        self._code = problem.code
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope.setdefault("state", {})["problem_code"] = self._code
+        await super().__call__(scope, receive, send)
 
 
 def problem_headers(error: errors.ServiceError) -> dict[str, str]:

@@ -17,6 +17,7 @@ from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from app.api.addresses import unmapped
 from app.api.connections import Connections
 from app.errors import (
     HeaderTooLarge,
@@ -115,6 +116,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
+        if self.client is not None and ":" in self.client[0]:
+            self.client = str(unmapped(self.client[0])), self.client[1]  # as `VIT_TRUSTED_PROXIES` names it
         if self._all.full():
             self._all.count("dropped")
             transport.abort()
@@ -132,7 +135,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._deaf:
             self._throw_away(data)
             return
-        self._unset_keepalive_if_required()
+        if self.cycle is not None and not (self._in_head or self._in_body or self._framing):
+            self._since = self.loop.time()  # the next request begins
         self._framing += len(data)
         try:
             self.parser.feed_data(data)
@@ -241,6 +245,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_body, self._framing = False, 0
         if not self.cycle.keep_alive:
             self._deaf = True
+        if self.cycle.response_complete:
+            self._since = self.loop.time()  # answered before its end; idle from now on
         super().on_message_complete()
 
     # requests and refusals
@@ -284,6 +290,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()  # it has its answer
             return
         if self._in_body:
+            self.cycle.keep_alive = False
             self.cycle.fail(error)
             return
         if not self._in_head:
@@ -300,13 +307,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self._ending:
             self.pipeline.clear()
         super().on_response_complete()
-        if self._ending:
-            self._unset_keepalive_if_required()
-        elif self.cycle.response_complete:
+        self._unset_keepalive_if_required()  # uvicorn's timer; `inspect` does it
+        if not self._ending and self.cycle.response_complete:
             self._since = self.loop.time()
             self._all.at_rest(self)
-            if self._in_head or self._framing:
-                self._unset_keepalive_if_required()  # the next one has begun
 
     # what an exchange needs of its transport: it ends the connection through these
 
@@ -354,7 +358,14 @@ class HttpProtocol(HttpToolsProtocol):
             owed = (now - self._since - self._limits.body_grace_s) * self._limits.min_body_rate
             if self._body_bytes < owed:
                 self._refuse(RequestTooSlow("The request's body comes too slowly."))
-        elif (self.cycle is None or self.cycle.response_complete) and now - self._since >= self._limits.header_timeout_s:
+        elif self.cycle is None or self.cycle.response_complete:
+            self._inspect_idle(now - self._since)
+
+    def _inspect_idle(self, waited_s: float) -> None:
+        if self.cycle is not None and not (self._in_head or self._framing):
+            if waited_s >= self._all.keep_alive_s:
+                self.transport.close()
+        elif waited_s >= self._limits.header_timeout_s:
             if self._in_head or self._framing:
                 self._refuse(RequestTooSlow("The request's header did not come in time."))
             else:

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from typing import IO
 
 from app.decoding.protocol import ANSWER, COMMAND, MAX_REPLY_BYTES, REQUEST, Reply, read_reply
 from app.decoding.zygote import MAX_JOB_BYTES, Job
@@ -68,8 +69,11 @@ class Zygote:
                 env=_environment(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,  # a reader of the service's own that stops must not stop this process
                 pass_fds=[theirs.fileno()],
             )
+        self._echo = threading.Thread(target=_echo, args=(self._process.stderr,), name="zygote's errors", daemon=True)
+        self._echo.start()
 
     def warm_up(self, job: Job) -> None:
         """Wait until it has imported everything, and tell it what decoding processes will do. Blocks, for a second or two.
@@ -139,6 +143,7 @@ class Zygote:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._echo.join(1)
 
     def _ask(self, command: bytes, fds: list[int]) -> int:
         try:
@@ -180,6 +185,13 @@ def _prove(child: Child, probe: bytes) -> Reply | None:
         return read_reply(child.connection.recv(MAX_REPLY_BYTES))
     except OSError:
         return None
+
+
+def _echo(errors: IO[bytes]) -> None:
+    """Write what a process says on its standard error to this one's, until it ends."""
+    with errors:
+        for line in errors:
+            sys.stderr.write(line.decode(errors="backslashreplace"))
 
 
 def _environment(variables: Mapping[str, str]) -> dict[str, str]:

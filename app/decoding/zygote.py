@@ -37,6 +37,9 @@ MAX_JOB_BYTES = 65_536
 FAULT_STATUS = 1
 """Exit status of a worker that ends by a fault of its own."""
 
+FOR_THE_SERVICE = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that a terminal or a supervisor may send to all processes at once; the service drains first, or takes no notice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -64,7 +67,7 @@ class Job:
 
 def main(control: socket.socket, module: str) -> None:
     """Import, warm up, and fork whenever that is asked for."""
-    for sig in (signal.SIGINT, signal.SIGTERM):  # they are for the service, which drains first
+    for sig in FOR_THE_SERVICE:
         signal.signal(sig, signal.SIG_IGN)
     give_way()
     _end_with_peer(control, True)

@@ -94,7 +94,7 @@ def request(line: str = "POST /predict?vectors=false", *fields: str, body: bytes
 def log_until_now(server: Server) -> list[dict[str, Any]]:
     """All of the log up to a request that is made for this."""
     marker = f"marker-{len(server.log)}"
-    httpx.get(f"{server.url}/nowhere", headers={"X-Request-ID": marker})
+    httpx.get(f"{server.url}/model", headers={"X-Request-ID": marker})
     while server.wait_for_log("request").get("request_id") != marker:
         pass
     return server.log

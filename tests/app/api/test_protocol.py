@@ -31,6 +31,7 @@ async def test_a_body_that_comes_byte_by_byte_is_408(framing: bytes) -> None:
         dribbling.cancel()
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b'"code":"request_too_slow"' in answer
+        assert b"connection: close" in answer.lower()
         assert wire.count("request_too_slow") == 1
 
 
@@ -51,11 +52,72 @@ async def test_a_body_that_is_passed_over_must_come_in_time_too() -> None:
 
 
 async def test_a_header_that_has_begun_is_waited_for_longer_than_the_next_request() -> None:
-    async with open_wire(HttpLimits(header_timeout_s=0.5), keep_alive_s=0) as wire:
+    async with open_wire(HttpLimits(header_timeout_s=0.5, keep_alive_s=0.01)) as wire:
         reader, _ = await wire.connect(get("/") + b"GET /")
         async with asyncio.timeout(PATIENCE_S):
             answers = await reader.read()
         assert (answers[:12], b"HTTP/1.1 408 " in answers) == (b"HTTP/1.1 200", True)
+
+
+async def test_an_idle_connection_outlives_the_header_timeout() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2)) as wire:
+        reader, writer = await wire.connect(get("/"))
+        silent, _ = await wire.connect()
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.readuntil(b"done")
+            assert await silent.read() == b""  # so its time has passed
+            writer.write(get("/"))
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        assert wire.count("silent") == 1
+
+
+async def test_an_idle_connection_is_closed_in_the_end() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S, keep_alive_s=0.2)) as wire:
+        reader, _ = await wire.connect(get("/"))
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await reader.read()).endswith(b"done")
+        assert wire.count("silent") == 0
+
+
+@pytest.mark.parametrize("first", [b"\r\n", b"G", b"\r\nGE"], ids=["an empty line", "a letter", "both"])
+async def test_the_next_header_is_timed_from_its_first_byte(first: bytes) -> None:
+    async with open_wire(HttpLimits(header_timeout_s=2)) as wire:
+        reader, writer = await wire.connect(get("/"))
+        silent, _ = await wire.connect()
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.readuntil(b"done")
+            await silent.read()  # two seconds have passed
+            writer.write(first)
+            await asyncio.sleep(0.7)  # it is looked at meanwhile
+            whole = b"\r\n" + get("/") if first.startswith(b"\r\n") else get("/")
+            writer.write(whole.removeprefix(first))
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_a_header_behind_an_idle_time_must_come_too() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2)) as wire:
+        for first in (b"\r\n", b"GET /"):
+            reader, writer = await wire.connect(get("/"))
+            async with asyncio.timeout(PATIENCE_S):
+                await reader.readuntil(b"done")
+                writer.write(first)
+                assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("keep_alive_s", [0.2, PATIENCE_S])
+async def test_a_connection_is_idle_after_a_passed_over_body(keep_alive_s: float) -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2, keep_alive_s=keep_alive_s)) as wire:
+        reader, writer = await wire.connect(b"POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.readuntil(b"done")
+            writer.write(b"body")
+            if keep_alive_s < 1:
+                assert await reader.read() == b""
+                return
+            silent, _ = await wire.connect()
+            assert await silent.read() == b""
+            writer.write(get("/"))
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
 
 
 async def test_an_answer_that_takes_long_is_waited_for() -> None:

@@ -25,7 +25,7 @@ from app.decoding import forking
 from app.decoding.forking import Child, Zygote, _environment, _shared_memory
 from app.decoding.limits import needed_bytes
 from app.decoding.processes import ProcessDecoder
-from app.decoding.zygote import Job
+from app.decoding.zygote import FOR_THE_SERVICE, Job
 from app.errors import Draining, ImageTooLarge, InternalError, NotReady, ServiceError, StartError, UndecodableImage
 from app.images import ImageDecoder
 from model.preprocessing import Preprocessing
@@ -225,8 +225,8 @@ async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, cap
 async def test_signals_that_are_for_the_service_end_no_decoder(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     for pid in (decoder._zygote._process.pid, *pids(decoder)):
-        os.kill(pid, signal.SIGINT)
-        os.kill(pid, signal.SIGTERM)
+        for sig in FOR_THE_SERVICE:
+            os.kill(pid, sig)
     assert await value(decoder, b"is ignoring") == 1
     assert not restarts
 

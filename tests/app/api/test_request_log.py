@@ -1,0 +1,90 @@
+"""The lines of refused requests: the first of a second, and how many more there were."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.app.api.conftest import OpenClient
+from tests.support import picture
+
+Lines = Callable[..., list[dict[str, Any]]]
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Lines:
+    """What has been logged of requests so far: `lines(event)`."""
+    caplog.set_level("INFO")
+
+    def lines(event: str = "request") -> list[dict[str, Any]]:
+        written = [record.msg for record in caplog.records]
+        return [line for line in written if isinstance(line, dict) and line["event"] == event]
+
+    return lines
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110 - a line in the log has no Event
+            await asyncio.sleep(0.01)
+
+
+async def test_refusals_are_one_line_a_second_and_a_count(client: httpx.AsyncClient, lines: Lines) -> None:
+    for _ in range(5):
+        await client.get("/nowhere")
+    await until(lambda: sum(line["requests"] for line in lines("more requests refused")) + len(lines()) == 5)
+    first, last = lines()[0], lines("more requests refused")[0]
+    assert (first["status"], first["code"], first["route"]) == (404, "not_found", "unmatched")
+    assert (last["status"], last["code"]) == (404, "not_found")
+    assert "request_id" in first
+    assert "request_id" not in last
+    assert 'route="unmatched",status="404"} 5.0' in (await client.get("/metrics")).text
+
+
+async def test_a_refusal_alone_is_followed_by_no_count(client: httpx.AsyncClient, lines: Lines) -> None:
+    for path in ("/nowhere", "/elsewhere"):
+        await client.get(path)
+        await asyncio.sleep(1.5 if path == "/nowhere" else 0)  # the second ends, and says nothing
+    assert (len(lines()), lines("more requests refused")) == (2, [])
+
+
+async def test_each_reason_has_its_own_line(open_client: OpenClient, lines: Lines) -> None:
+    async with open_client(max_queue_bytes=1000, max_image_bytes=1000, max_request_bytes=1000) as client:
+        for _ in range(2):
+            await client.post("/predict", content=b"no picture")
+            await client.post("/predict", content=bytes(2000))
+            await client.post("/predict?top_k=0", content=picture(0))
+            await client.get("/predict")
+    reasons = [(line["status"], line["code"]) for line in lines()]
+    assert sorted(set(reasons)) == [
+        (405, "method_not_allowed"),
+        (413, "image_too_large"),
+        (415, "unsupported_image_format"),
+        (422, "invalid_parameter"),
+    ]
+    counts = lines("more requests refused")  # though the seconds had not ended
+    assert sum(line["requests"] for line in counts) + len(reasons) == 8
+
+
+async def test_answers_and_failures_have_every_line(open_client: OpenClient, lines: Lines) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("the model fails")
+
+    async with open_client(run=fail) as client:
+        for _ in range(3):
+            await client.get("/model")
+            await client.post("/predict", content=picture(0))
+            await client.post("/predict", content=picture(0), headers={"X-Request-Timeout-Ms": "0.001"})
+    statuses = [line["status"] for line in lines()]
+    assert [statuses.count(status) for status in (200, 500, 504)] == [3, 3, 3]
+    assert {line["code"] for line in lines() if line["status"] >= 500} == {"inference_failed", "deadline_exceeded"}
+
+
+async def test_probes_do_not_hide_refusals(open_client: OpenClient, lines: Lines) -> None:
+    async with open_client() as client:
+        await client.app.state.service.drain(0)  # type: ignore[attr-defined]
+        for path in ("/health/ready", "/model"):
+            assert (await client.get(path)).status_code == 503
+    assert [line["route"] for line in lines()] == ["/model"]
