@@ -54,8 +54,16 @@ class Classification:
 
     def top(self, k: int) -> list[Prediction]:
         """The `k` most probable classes, best first; of equals the lower class index first."""
-        ranked = np.argsort(-self.logits, kind="stable")[:k]
-        return [Prediction(self.labels[i], int(i), float(self.probabilities[i]), float(self.logits[i])) for i in ranked]
+        return self.predictions(self.ranked(k))
+
+    def ranked(self, k: int) -> NDArray[np.intp]:
+        """The indices of the `k` most probable classes, in the same order."""
+        return np.argsort(-self.logits, kind="stable")[:k]
+
+    def predictions(self, classes: NDArray[np.intp]) -> list[Prediction]:
+        """What the model says of these classes."""
+        numbers = zip(classes.tolist(), self.probabilities[classes].tolist(), self.logits[classes].tolist(), strict=True)
+        return [Prediction(self.labels[index], index, probability, logit) for index, probability, logit in numbers]
 
 
 @dataclass(frozen=True, slots=True)

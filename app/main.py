@@ -14,9 +14,10 @@ from app.api import docs, health, metrics, model, predict
 from app.api.access import Access
 from app.api.connections import Connections, HttpLimits
 from app.api.context import LastResort, RequestContext
-from app.api.problems import install_problem_handlers, wire_problem_responses
+from app.api.problems import ProblemsOnly, install_problem_handlers, wire_problem_responses
 from app.api.protocol import HttpProtocol
 from app.api.request_log import RequestLog
+from app.api.turns import Turns
 from app.classifier import Classifier
 from app.errors import StartError
 from app.lifecycle import Service, load_classifier
@@ -71,8 +72,9 @@ def create_app(
     )
     app.state.settings, app.state.service, app.state.metrics = settings, service, measured
     app.state.access = Access(settings, measured)
+    app.state.turns = Turns()
     app.state.limits = _http_limits(settings)
-    app.state.connections = Connections(app.state.limits, measured)
+    app.state.connections = Connections(app.state.limits, measured, app.state.turns)
     app.state.http_protocol = partial(HttpProtocol, connections=app.state.connections)
     _add_routes(app, settings)
     install_problem_handlers(app)
@@ -110,6 +112,7 @@ def _add_middleware(app: FastAPI, settings: Settings, service: Service, measured
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
+    app.add_middleware(ProblemsOnly)
     app.add_middleware(RequestContext, service=service, metrics=measured, log=app.state.request_log)
 
 

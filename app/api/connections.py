@@ -5,6 +5,7 @@ import resource
 from dataclasses import dataclass
 from typing import Protocol
 
+from app.api.turns import Turns
 from app.errors import StartError
 from app.metrics import Metrics
 
@@ -84,9 +85,10 @@ class Connections:
     flood of silent connections displaces itself and not the peers that have something to ask.
     """
 
-    def __init__(self, limits: HttpLimits, metrics: Metrics) -> None:
+    def __init__(self, limits: HttpLimits, metrics: Metrics, turns: Turns | None = None) -> None:
         self.limits = limits
         self.keep_alive_s = limits.keep_alive_s
+        self.turns = turns or Turns()
         self._metrics = metrics
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.api.problems import last_resort, problem_response
 from app.api.request_log import RequestLog
 from app.classifier import Timings
+from app.errors import ServiceError
 from app.lifecycle import Service
 from app.metrics import Metrics
 
@@ -88,7 +89,7 @@ class LastResort:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         refusal = scope.get("refusal")
-        if refusal is not None:
+        if isinstance(refusal, ServiceError):
             await problem_response(refusal)(scope, receive, send)
             return
         started = False
@@ -99,6 +100,8 @@ class LastResort:
             await send(message)
 
         try:
+            if refusal is not None:
+                raise refusal
             await self._app(scope, receive, watched_send)
         except ClientDisconnect:
             raise

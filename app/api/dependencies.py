@@ -14,6 +14,8 @@ from starlette.requests import ClientDisconnect
 
 from app.api.access import Access
 from app.api.body import Hold
+from app.api.numbers import whole_number
+from app.api.turns import Turns
 from app.classifier import Classifier
 from app.errors import InvalidParameter
 from app.lifecycle import Service
@@ -34,6 +36,7 @@ class Admission:
     deadline: float
     """When the answer loses its use, as a time of the event loop's clock."""
     service: Service
+    turns: Turns
 
     async def upload(self, reading: Awaitable[T]) -> T:
         """Await the body; see `Service.upload`."""
@@ -74,7 +77,7 @@ async def admit(
         Unauthorized, RateLimited: see `check_caller`.
         NotReady, Draining: see `Service.accept`.
         QueueFull: as many images wait as may.
-        InvalidParameter: the deadline is not a positive number.
+        InvalidParameter: the deadline is not a positive whole number.
     """
     await check_caller(request)
     settings: Settings = request.app.state.settings
@@ -84,19 +87,16 @@ async def admit(
         timeout_s = _timeout(x_request_timeout_ms, settings.request_timeout_s)
         arrival: float = request.state.arrival
         with classifier.bytes_held() as hold:
-            yield Admission(settings, classifier, hold, arrival + timeout_s, service)
+            yield Admission(settings, classifier, hold, arrival + timeout_s, service, request.app.state.turns)
 
 
 def _timeout(asked_ms: str | None, longest_s: float) -> float:
     if asked_ms is None:
         return longest_s
-    try:
-        asked_s = float(asked_ms) / 1000
-    except ValueError:
-        asked_s = 0.0
-    if not asked_s > 0:  # also true of NaN
-        raise InvalidParameter("X-Request-Timeout-Ms must be a positive number of milliseconds.")
-    return min(longest_s, asked_s)
+    asked = whole_number(asked_ms)
+    if not asked:
+        raise InvalidParameter("X-Request-Timeout-Ms must be a positive whole number of milliseconds.")
+    return min(longest_s, asked / 1000)
 
 
 ServiceDep = Annotated[Service, Depends(get_service)]

@@ -8,8 +8,9 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
 from app.api.schemas import Problem
@@ -34,6 +35,12 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.DeadlineExceeded: 504,
 }
 
+INTERNAL_ERROR = "internal_error"
+"""The code of an error that nobody foresaw."""
+
+_FRAMEWORK_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: "range_not_satisfiable"}
+"""Of what the framework refuses; not from the status's name, which changes with the version of Python."""
+
 _MEDIA_TYPE = "application/problem+json"
 
 
@@ -49,7 +56,7 @@ def problem_response(error: errors.ServiceError) -> Response:
 
 def last_resort() -> Response:
     """The answer to an error that nobody foresaw; what it was stands in the log alone."""
-    return _ProblemResponse(_problem(500, "internal_error", "Something went wrong inside the service; it has been logged."))
+    return _ProblemResponse(_problem(500, INTERNAL_ERROR, "Something went wrong inside the service; it has been logged."))
 
 
 def problem_responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
@@ -65,7 +72,7 @@ def wire_problem_responses() -> dict[int | str, dict[str, Any]]:
     responses = problem_responses(
         errors.MalformedRequest, errors.RequestTooSlow, errors.UrlTooLong, errors.HeaderTooLarge, errors.TooManyConnections
     )
-    return {**responses, 500: _described(["`internal_error`"])}
+    return {**responses, 500: _described([f"`{INTERNAL_ERROR}`"])}
 
 
 def install_problem_handlers(app: FastAPI) -> None:
@@ -82,15 +89,55 @@ def install_problem_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
-        phrase = HTTPStatus(error.status_code).phrase
         details = {404: "There is nothing at this path", 405: "This path does not take this method"}
         hint = "; see /docs." if request.app.openapi_url else "."
-        detail = details.get(error.status_code, phrase) + (hint if error.status_code in details else ".")
-        problem = _problem(error.status_code, phrase.lower().replace(" ", "_"), detail)
+        detail = details[error.status_code] + hint if error.status_code in details else ""
         headers = dict(error.headers or {})
         if headers.get("Allow") == "GET":
             headers["Allow"] = "GET, HEAD"  # every GET is answered without its body too, by a route of its own
-        return _ProblemResponse(problem, headers)
+        return _framework_response(error.status_code, detail, headers)
+
+    @app.exception_handler(Exception)
+    async def broken_middleware(request: Request, error: Exception) -> Response:
+        return last_resort()
+
+
+class ProblemsOnly:
+    """ASGI middleware: says as a problem what the framework answers in plain text by itself.
+
+    Starlette does so where it raises no exception that a handler could catch: for a browser's preflight that it refuses, and
+    for a `Range` that it cannot serve.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, headers, text = 0, Headers(), b""
+
+        async def send_problem(message: Message) -> None:
+            nonlocal status, headers, text
+            if message["type"] == "http.response.start" and _is_plain_error(message):
+                status, headers = message["status"], Headers(raw=message["headers"])
+            elif not status:
+                await send(message)
+            elif message["type"] == "http.response.body":
+                text += message.get("body", b"")
+                if not message.get("more_body", False):
+                    kept = {name: value for name, value in headers.items() if name not in ("content-length", "content-type")}
+                    await _framework_response(status, text.decode(), kept)(scope, receive, send)
+
+        await self._app(scope, receive, send_problem)
+
+
+def _is_plain_error(start: Message) -> bool:
+    return start["status"] >= 400 and Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
+
+
+def _framework_response(status: int, detail: str, headers: dict[str, str]) -> Response:
+    phrase = HTTPStatus(status).phrase
+    code = _FRAMEWORK_CODES.get(status, phrase.lower().replace(" ", "_"))
+    return _ProblemResponse(_problem(status, code, (detail or phrase).rstrip(".") + "."), headers)
 
 
 def _described(codes: list[str]) -> dict[str, Any]:

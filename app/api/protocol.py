@@ -8,7 +8,7 @@ import asyncio
 import math
 import re
 import urllib.parse
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import httptools
 import structlog
@@ -19,6 +19,10 @@ from uvicorn.server import ServerState
 
 from app.api.addresses import unmapped
 from app.api.connections import Connections
+from app.api.flow import Flow
+from app.api.numbers import whole_number
+from app.api.problems import INTERNAL_ERROR, last_resort
+from app.api.turns import Steps
 from app.errors import (
     HeaderTooLarge,
     MalformedRequest,
@@ -42,6 +46,12 @@ _WORTH_READING_BYTES = 256 * 1024
 
 _RETRY_AFTER_S = 1.0
 
+_STEP_BYTES = 32 * 1024
+"""Parsed at once; takes less than a millisecond if every byte is a chunk."""
+
+_MAX_QUERY_PARAMETERS = 100
+"""Far more than any route knows; each costs the event loop more time than its bytes do."""
+
 _log = structlog.get_logger(__name__)
 
 
@@ -52,11 +62,11 @@ class _Stop(Exception):
 class _Exchange(RequestResponseCycle):
     """A request and its answer. Fails while it is read if the rest of its body cannot be."""
 
-    failure: ServiceError | None = None
+    failure: BaseException | None = None
     unread_bytes = math.inf
     """Of its body, as far as the header tells."""
 
-    def fail(self, error: ServiceError) -> None:
+    def fail(self, error: BaseException) -> None:
         self.failure = error
         self.message_event.set()
 
@@ -73,6 +83,13 @@ class _Exchange(RequestResponseCycle):
             self.keep_alive &= self.unread_bytes <= _WORTH_READING_BYTES and not self.waiting_for_100_continue
         await super().send(message)
 
+    async def send_500_response(self) -> None:
+        """Answer for an application that raised before it answered, in our words; uvicorn's are plain text."""
+        response = last_resort()
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        await self.send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await self.send({"type": "http.response.body", "body": bytes(response.body), "more_body": False})
+
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection. Knows at any time what it waits for and since when; `Connections` asks it regularly.
@@ -82,6 +99,7 @@ class HttpProtocol(HttpToolsProtocol):
     """
 
     cycle: _Exchange
+    flow: Flow
 
     def __init__(
         self,
@@ -101,7 +119,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = self._in_body = self._upgrading = False
         self._framing = 0  # bytes that came since the last whole request and are neither its header nor its body
         self._header_bytes = self._body_bytes = 0
-        self._fault: ServiceError | None = None
+        self._parsing: asyncio.Task[None] | None = None
+        self._body: list[bytes] = []  # that the parser has found, in the pieces in which it was sent
         self._deaf = self._unread = self._ending = False
         self._linger_until = float("inf")
         self._linger_bytes = self._limits.linger_bytes
@@ -116,6 +135,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
+        self.flow = Flow(transport)
         if self.client is not None and ":" in self.client[0]:
             self.client = str(unmapped(self.client[0])), self.client[1]  # as `VIT_TRUSTED_PROXIES` names it
         if self._all.full():
@@ -126,37 +146,67 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._all.remove(self)
+        if self._parsing is not None:
+            self._parsing.cancel()
         if self._running is not None and not self._running.response_complete:
             self._running.disconnected = True
             self._running.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self._deaf:
-            self._throw_away(data)
-            return
-        if self.cycle is not None and not (self._in_head or self._in_body or self._framing):
+        if not self._deaf and self.cycle is not None and not (self._in_head or self._in_body or self._framing):
             self._since = self.loop.time()  # the next request begins
+        steps = self._parse(data)
+        if not self._all.turns.start(steps):
+            self.flow.hold()
+            self._parsing = self.loop.create_task(self._parse_rest(steps))
+
+    async def _parse_rest(self, steps: Steps[None]) -> None:
+        await self._all.turns.work(steps)
+        self.flow.release()
+
+    def _parse(self, data: bytes) -> Steps[None]:
+        for start in range(0, len(data), _STEP_BYTES):
+            if self._deaf:
+                self._throw_away(len(data) - start)
+                return
+            self._feed(data[start : start + _STEP_BYTES])
+            yield
+
+    def _feed(self, data: bytes) -> None:
         self._framing += len(data)
         try:
-            self.parser.feed_data(data)
+            try:
+                self.parser.feed_data(data)
+            finally:
+                self._deliver_body()
         except httptools.HttpParserUpgrade as upgrade:
             self._go_on_without_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserError as error:
-            if self._fault is None and isinstance(error, httptools.HttpParserCallbackError) and not self._deaf:
-                _log.exception("unexpected error")
-            if not self._deaf:
-                self._refuse(self._fault or MalformedRequest("The request is not valid HTTP/1.1."))
+        except Exception as error:
+            fault = self._fault_of(error)
+            if fault is not None:
+                self._refuse(fault)
         else:
             if self._framing > self._limits.max_header_bytes + self._limits.max_url_bytes:
                 self._refuse(
                     MalformedRequest("The body's chunks are mostly not body.") if self._in_body else self._header_too_large()
                 )
 
-    def _throw_away(self, data: bytes) -> None:
+    def _fault_of(self, error: Exception) -> BaseException | None:
+        """Return what the parser was stopped by: a refusal, or a fault of our own. None if nothing is to be said about it."""
+        if isinstance(error, httptools.HttpParserCallbackError):
+            cause = error.__context__ or error
+            return None if isinstance(cause, _Stop) else cause
+        if isinstance(error, httptools.HttpParserError):
+            return None if self._deaf else MalformedRequest("The request is not valid HTTP/1.1.")
+        return error
+
+    def _throw_away(self, size: int) -> None:
         self._unread = True
+        self.flow.hold()
+        self.loop.call_soon(self.flow.release)
         if self._ending:
-            self._linger_bytes -= len(data)
+            self._linger_bytes -= size
             if self._linger_bytes < 0:
                 self.transport.close()
 
@@ -168,7 +218,7 @@ class HttpProtocol(HttpToolsProtocol):
         head = [b"%s %s HTTP/%s\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())]
         head += [b"%s: %s\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         self._renew_parser()
-        self.data_received(b"".join([*head, b"\r\n", rest]))
+        self._feed(b"".join([*head, b"\r\n", rest]))
 
     # what the parser finds
 
@@ -185,55 +235,77 @@ class HttpProtocol(HttpToolsProtocol):
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > self._limits.max_url_bytes:
-            self._reject(UrlTooLong(f"The URL is longer than {self._limits.max_url_bytes} bytes."))
+            raise UrlTooLong(f"The URL is longer than {self._limits.max_url_bytes} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_body:
             return  # a trailer must not pass for a header (RFC 9110, 6.5.1)
-        super().on_header(name, value)
         self._header_bytes += len(name) + len(value) + 4
+        super().on_header(name, value.strip(b" \t"))  # RFC 9110, 5.5: blanks around a value are not part of it
         if self._header_bytes > self._limits.max_header_bytes or len(self.headers) > self._limits.max_header_fields:
-            self._reject(self._header_too_large())
+            raise self._header_too_large()
 
     def on_headers_complete(self) -> None:
         method, version = self.parser.get_method(), self.parser.get_http_version()
-        self._check_framing(method, version)
+        length = self._check_framing(method, version)
         if self.parser.should_upgrade():
             self._upgrading = True
             return
+        # no route wants cookies, and FastAPI would parse them for every request
+        self.headers[:] = [header for header in self.headers if header[0] != b"cookie"]
         self.scope["method"] = method.decode("ascii")
         self.scope["http_version"] = version
+        self.expect_100_continue &= version != "1.0"  # RFC 9110, 10.1.1
         path = self._set_path()
         if not self._regular and not path.startswith("/health/"):
-            self._reject(TooManyConnections("All connections are busy; try again soon.", _RETRY_AFTER_S))
-        self._in_head, self._in_body = False, True
+            raise TooManyConnections("All connections are busy; try again soon.", _RETRY_AFTER_S)
         self._framing = max(0, self._framing - len(self.url) - self._header_bytes - _REQUEST_LINE_BYTES)
         self._since, self._body_bytes = self.loop.time(), 0
         self._begin(self.scope, keep_alive=self._regular and version != "1.0" and self.parser.should_keep_alive())
-        self.cycle.unread_bytes = next((int(value) for name, value in self.headers if name == b"content-length"), math.inf)
+        self._in_head, self._in_body = False, True
+        self.cycle.unread_bytes = math.inf if length is None else length
 
-    def _check_framing(self, method: bytes, version: str) -> None:
-        """What the parser lets pass, and two readers could read in two ways (RFC 9112, 3.2 and 6.1)."""
+    def _check_framing(self, method: bytes, version: str) -> int | None:
+        """Return the length that the request says it has.
+
+        Refuses what the parser lets pass, and two readers could read in two ways (RFC 9112, 3.2, 6.1 and 6.2)."""
         hosts = [value for name, value in self.headers if name == b"host"]
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if version not in ("1.0", "1.1") or method == b"CONNECT":
-            self._reject(MalformedRequest("The request is not one of HTTP/1.1 to an origin server."))
+            raise MalformedRequest("The request is not one of HTTP/1.1 to an origin server.")
         if len(hosts) > 1 or (not hosts and version == "1.1") or not all(map(_HOST.fullmatch, hosts)):
-            self._reject(MalformedRequest("The request needs one valid Host."))
+            raise MalformedRequest("The request needs one valid Host.")
         if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
-            self._reject(MalformedRequest("The only Transfer-Encoding that is taken is `chunked`."))
+            raise MalformedRequest("The only Transfer-Encoding that is taken is `chunked`.")
+        length = next((value for name, value in self.headers if name == b"content-length"), None)
+        if length is not None and whole_number(length) is None:
+            raise MalformedRequest("The Content-Length is not a number of at most 19 digits.")
+        return None if length is None else whole_number(length)
 
     def _set_path(self) -> str:
         try:
             url = httptools.parse_url(self.url)
-            raw_path, path = url.path, urllib.parse.unquote(url.path.decode("ascii"))
-        except (httptools.HttpParserInvalidURLError, UnicodeError, AttributeError):  # the last: a URL without a path
-            self._reject(MalformedRequest("The request's target is not a path."))
+        except httptools.HttpParserInvalidURLError:
+            raise MalformedRequest("The request's target is not a path.") from None
+        raw_path, query = url.path or b"", url.query or b""
+        if not (raw_path and raw_path.isascii()):
+            raise MalformedRequest("The request's target is not a path.")
+        if query.count(b"&") >= _MAX_QUERY_PARAMETERS:
+            raise MalformedRequest(f"The query has more than {_MAX_QUERY_PARAMETERS} parameters.")
+        path = urllib.parse.unquote(raw_path.decode("ascii"))
         self.scope["path"], self.scope["raw_path"] = self.root_path + path, self.root_path.encode() + raw_path
-        self.scope["query_string"] = url.query or b""
+        self.scope["query_string"] = query
         return path
 
     def on_body(self, body: bytes) -> None:
+        self._body.append(body)  # and no more: a chunk may be one byte, and thousands of them come at once
+
+    def _deliver_body(self) -> None:
+        """Hand on what the parser has found of the body since the last time."""
+        if not self._body:
+            return
+        body = b"".join(self._body)
+        self._body.clear()
         self._framing = max(0, self._framing - _FRAMING_PER_BYTE * len(body))
         self._body_bytes += len(body)
         self.cycle.unread_bytes -= len(body)
@@ -242,6 +314,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._upgrading:
             return
+        self._deliver_body()
         self._in_body, self._framing = False, 0
         if not self.cycle.keep_alive:
             self._deaf = True
@@ -278,19 +351,19 @@ class HttpProtocol(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((self.cycle, self.app))
 
-    def _reject(self, fault: ServiceError) -> NoReturn:
-        self._fault = fault
-        raise _Stop
+    def _refuse(self, error: BaseException) -> None:
+        """Answer in the request's place, or let the request whose body this is fail; and hear no more.
 
-    def _refuse(self, error: ServiceError) -> None:
-        """Answer in the request's place, or let the request whose body this is fail; and hear no more."""
+        What is no ServiceError is a fault of ours, and the application answers it as it does any other."""
         self._deaf = self._unread = True
-        self._all.count(error.code)
+        self._all.count(error.code if isinstance(error, ServiceError) else INTERNAL_ERROR)
         if self._in_body and self.cycle.response_complete:
+            if not isinstance(error, ServiceError):
+                _log.error("unexpected error", exc_info=error)
             self.transport.close()  # it has its answer
             return
         if self._in_body:
-            self.cycle.keep_alive = False
+            self.cycle.keep_alive = False  # nothing more of it is heard
             self.cycle.fail(error)
             return
         if not self._in_head:
@@ -352,7 +425,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.is_closing():
             if now >= self._linger_until:
                 self.transport.close()
-        elif self._deaf or self.flow.read_paused:
+        elif self._deaf or self.flow.paused:
             return  # what does not come is our doing
         elif self._in_body:
             owed = (now - self._since - self._limits.body_grace_s) * self._limits.min_body_rate

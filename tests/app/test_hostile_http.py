@@ -126,6 +126,24 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "negative-length": (request("POST /predict", "Content-Length: -1"), 400, "malformed_request"),
     "length-list": (request("POST /predict", "Content-Length: 5, 5"), 400, "malformed_request"),
     "length-overflow": (request("POST /predict", f"Content-Length: {2**64 + 5}"), 400, "malformed_request"),
+    "length-of-4301-digits": (
+        request("POST /predict", "Content-Length: " + "0" * 4300 + "5") + b"abcde",
+        400,
+        "malformed_request",
+    ),
+    "length-of-20-digits": (request("POST /predict", "Content-Length: " + "0" * 19 + "5") + b"abcde", 400, "malformed_request"),
+    "blank-in-length": (request("POST /predict", "Content-Length: 5 5") + b"abcde", 400, "malformed_request"),
+    "no-blank-in-length": (request("POST /predict", "Content-Length: 5\x0b") + b"abcde", 400, "malformed_request"),
+    "tab-after-coding": (
+        request("POST /predict", "Transfer-Encoding: chunked\t") + b"3\r\nabc\r\n0\r\n\r\n",
+        400,
+        "malformed_request",
+    ),
+    "no-blank-after-coding": (
+        request("POST /predict", "Transfer-Encoding: chunked\xa0") + b"3\r\nabc\r\n0\r\n\r\n",
+        400,
+        "malformed_request",
+    ),
     "unknown-coding": (request("POST /predict", "Transfer-Encoding: xchunked"), 400, "malformed_request"),
     "coding-before-chunked": (request("POST /predict", "Transfer-Encoding: gzip, chunked"), 400, "malformed_request"),
     "two-codings": (
@@ -169,6 +187,7 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "bytes-in-url": (request("GET /\xff\xfe"), 400, "malformed_request"),
     "nul-in-url": (request("GET /\x00"), 400, "malformed_request"),
     "space-in-url": (request("GET /a b"), 400, "malformed_request"),
+    "101-parameters": (request("GET /health/live?" + "&".join("a" * 101)), 400, "malformed_request"),
     # bombs
     "long-url": (request("GET /" + "a" * 100_000), 414, "url_too_long"),
     "long-query": (request("GET /health/live?" + "a" * 8200), 414, "url_too_long"),
@@ -243,6 +262,12 @@ SERVED: dict[str, tuple[bytes, int]] = {
         chunked(*(b"1\r\n%c\r\n" % byte for byte in picture(0)), b"0\r\n\r\n", fields=("Connection: close",)),
         200,
     ),
+    "100-parameters": (request("GET /health/live?" + "&".join("a" * 100), "Connection: close"), 200),
+    "blanks-around-length": (
+        request("POST /predict", f"Content-Length: \t {len(picture(0))}\t ", "Connection: close") + picture(0),
+        200,
+    ),
+    "blanks-around-host": (request("GET /health/live", "Connection: close", host="Host: \ttest\t "), 200),
     "h2c-upgrade": (
         request(
             "POST /predict",
@@ -294,11 +319,49 @@ def test_nothing_that_follows_a_last_request_is_run(server: Server) -> None:
     assert answer.headers["x-request-id"] == "last"
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        request("POST /predict", "Content-Length: 5 \t") + b"hello",
+        chunked(b"5\r\nhello\r\n0\r\n\r\n").replace(b"chunked", b"chunked "),
+    ],
+    ids=["length", "chunked"],
+)
+def test_what_follows_a_framing_with_blanks_is_the_next_request(server: Server, sent: bytes) -> None:
+    answers = talk(server, sent + LAST)
+    assert [answer.status for answer in answers] == [415, 200]
+    assert answers[1].headers["x-request-id"] == "last"
+
+
+def test_blanks_around_a_value_are_no_part_of_it(server: Server) -> None:
+    fields = ("X-Request-ID: \t mine \t", "Content-Encoding: identity\t", "X-Request-Timeout-Ms: \t30000 ", "Connection: close")
+    (answer,) = talk(server, request("POST /predict", *fields, body=picture(0)))
+    assert (answer.status, answer.headers["x-request-id"]) == (200, "mine")
+
+
+@pytest.mark.parametrize(("version", "told"), [("1.1", True), ("1.0", False)])
+def test_only_http_1_1_is_told_to_go_on(server: Server, version: str, told: bool) -> None:
+    with connect(server) as peer:
+        head = f"POST /predict HTTP/{version}\r\nHost: test\r\nConnection: close\r\nExpect: 100-continue \r\n"
+        peer.sendall(f"{head}Content-Length: {len(picture(0))}\r\n\r\n".encode())
+        if told:
+            assert peer.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        peer.sendall(picture(0))
+        (answer,) = answers_in(read_to_end(peer))
+    assert answer.status == 200
+
+
 def test_a_trailer_does_not_pass_for_a_header(server: Server) -> None:
     sent = chunked(b"3\r\nabc\r\n0\r\nContent-Encoding: gzip\r\nX-Request-ID: trailer\r\n\r\n", fields=("Connection: close",))
     (answer,) = talk(server, sent)
     assert answer.problem["detail"] != "Compressed request bodies are not taken; send it without Content-Encoding."
     assert answer.headers["x-request-id"] != "trailer"
+
+
+def test_a_body_of_90_000_chunks_is_read_whole(server: Server) -> None:
+    image = picture(0).ljust(90_000, b"\0")  # a decoder stops at the end of the picture
+    answers = talk(server, chunked(*(b"1\r\n%c\r\n" % byte for byte in image), b"0\r\n\r\n") + LAST)
+    assert [answer.status for answer in answers] == [200, 200]
 
 
 def test_ten_pipelined_requests_get_ten_answers(server: Server) -> None:
@@ -441,6 +504,7 @@ def test_half_uploads_that_vanish_are_no_errors_of_ours(server: Server) -> None:
     for sent in (
         request("POST /predict", "Content-Length: 5000") + b"half",
         chunked(b"5\r\nab"),
+        chunked(b"1\r\na\r\n" * 90_000),
         request("POST /predict", "Content-Length: 90000", "Content-Type: multipart/form-data; boundary=x") + b"--x\r\nConte",
         b"POST /pred",
     ):

@@ -1,15 +1,23 @@
 """HttpProtocol with limits that are small: peers that are slow, many, or both. The application behind it is a stand-in."""
 
 import asyncio
+import io
+import json
+import logging
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from structlog.stdlib import ProcessorFormatter
 
 from app.api.connections import HttpLimits
+from app.api.protocol import HttpProtocol
 from app.main import create_app
 from app.settings import read_settings
 from tests.wire import BIG, PATIENCE_S, get, open_wire
@@ -30,6 +38,7 @@ async def test_a_body_that_comes_byte_by_byte_is_408(framing: bytes) -> None:
             answer = await reader.read()
         dribbling.cancel()
         assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"\r\nconnection: close\r\n" in answer
         assert b'"code":"request_too_slow"' in answer
         assert b"connection: close" in answer.lower()
         assert wire.count("request_too_slow") == 1
@@ -246,6 +255,67 @@ async def test_a_stop_ends_all_connections_but_those_whose_answer_is_still_to_co
             assert wire.connections == 1
             wire.gate.set()
             assert (await held.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+POST = b"POST /%b HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n%b"
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What is logged, as it is written."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler.formatter, ProcessorFormatter)]
+    (handler,) = handlers
+    assert isinstance(handler, logging.StreamHandler)
+    written = io.StringIO()
+    before = handler.setStream(written)
+    yield written
+    handler.setStream(before)
+
+
+@pytest.mark.parametrize("sent", [get("/") * 2, POST % (b"", b"hello"), POST % (b"held", b"hel")], ids=["get", "post", "half"])
+@pytest.mark.parametrize("where", ["on_message_begin", "on_url", "on_header", "_set_path", "_begin", "_deliver_body"])
+async def test_a_fault_of_ours_is_500_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, log: io.StringIO, where: str, sent: bytes
+) -> None:
+    whole, faults = getattr(HttpProtocol, where), iter([ZeroDivisionError("confidential")])
+
+    def fails_once(self: HttpProtocol, *arguments: Any, **options: Any) -> Any:
+        for fault in faults:
+            raise fault
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(HttpProtocol, where, fails_once)
+    async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S)) as wire:
+        reader, _ = await wire.connect(sent)
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await reader.read()
+        assert wire.count("internal_error") == 1
+    assert_internal_error(answer)
+    (line,) = [line for line in map(json.loads, log.getvalue().splitlines()) if line["level"] == "error"]
+    assert line["event"] == "unexpected error"
+    assert line["exception"].count("Traceback") == 1
+    assert line["exception"].endswith("ZeroDivisionError: confidential")
+
+
+def assert_internal_error(answer: bytes) -> None:
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"\r\ncontent-type: application/problem+json\r\n" in answer
+    assert b"\r\nconnection: close\r\n" in answer
+    assert b'"code":"internal_error"' in answer
+    assert b"confidential" not in answer
+
+
+async def test_an_application_that_raises_is_answered_with_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: FastAPI) -> None:
+        raise ZeroDivisionError("confidential")
+
+    monkeypatch.setattr(FastAPI, "build_middleware_stack", broken)
+    async with open_wire(HttpLimits()) as wire:
+        reader, _ = await wire.connect(get("/"))
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await reader.read()
+    assert_internal_error(answer)
 
 
 LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))"

@@ -171,7 +171,7 @@ async def test_a_limit_of_keys_needs_keys(open_client: OpenClient) -> None:
 def statuses(server: Server, forwarded: list[str], local_address: str = "127.0.0.1") -> list[int]:
     """Of one request after the other, each with this X-Forwarded-For."""
     with httpx.Client(base_url=server.url, transport=httpx.HTTPTransport(local_address=local_address)) as client:
-        return [client.get("/model", headers={"X-Forwarded-For": value}).status_code for value in forwarded]
+        return [client.get("/model", headers={b"X-Forwarded-For": value.encode("latin-1")}).status_code for value in forwarded]
 
 
 @pytest.fixture(scope="module")
@@ -194,6 +194,12 @@ def behind_a_proxy(tiny_checkpoint: Path) -> Iterator[Server]:
 )
 def test_a_trusted_proxy_tells_who_calls(behind_a_proxy: Server, forwarded: list[str], expected: list[int]) -> None:
     assert statuses(behind_a_proxy, forwarded) == expected
+
+
+def test_a_port_that_is_none_breaks_nothing(behind_a_proxy: Server) -> None:
+    ports = ["9" * 4301, "+5", "1_0", "\xb2", "-1", "1e400", ""]
+    forwarded = [f"{host}:{port}" for host in ("192.0.2.6", "[2001:db8:1::1]") for port in ports]
+    assert set(statuses(behind_a_proxy, forwarded)) <= {200, 429}
 
 
 def test_who_is_no_trusted_proxy_is_not_believed(behind_a_proxy: Server) -> None:

@@ -231,6 +231,54 @@ async def test_browsers_may_call_from_origins_that_are_set(open_client: OpenClie
     assert preflight.headers["x-request-id"]
 
 
+PREFLIGHT = {"Origin": "https://shop.example", "Access-Control-Request-Method": "POST"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        pytest.param({"Origin": "https://evil.example"}, "Disallowed CORS origin.", id="origin"),
+        pytest.param({"Access-Control-Request-Method": "DELETE"}, "Disallowed CORS method.", id="method"),
+        pytest.param({"Access-Control-Request-Private-Network": "true"}, "Disallowed CORS private-network.", id="network"),
+    ],
+)
+async def test_a_refused_preflight_is_a_problem(open_client: OpenClient, headers: dict[str, str], says: str) -> None:
+    async with open_client(cors_origins="https://shop.example") as client:
+        response = await client.options("/predict", headers=PREFLIGHT | headers)
+    assert assert_problem(response, 400, "bad_request")["detail"] == says
+    assert response.headers["vary"].startswith("Origin")
+    assert ("access-control-allow-origin" in response.headers) == ("Origin" not in headers)
+    assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("path", ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"])
+@pytest.mark.parametrize("sent", ["x", "lines=1-2", "bytes=", "bytes=a-b", "bytes=5-2", f"bytes={'9' * 4301}-"])
+async def test_a_range_that_is_none_is_a_problem(client: httpx.AsyncClient, path: str, sent: str) -> None:
+    assert_problem(await client.get(path, headers={"Range": sent}), 400, "bad_request")
+    head = await client.head(path, headers={"Range": sent})
+    assert (head.status_code, head.headers["content-type"]) == (400, "application/problem+json")
+
+
+async def test_a_range_beyond_the_end_is_a_problem(client: httpx.AsyncClient) -> None:
+    response = await client.get("/docs/swagger-ui.css", headers={"Range": "bytes=99999999-"})
+    assert_problem(response, 416, "range_not_satisfiable")
+    assert response.headers["content-range"].startswith("bytes */")
+    part = await client.get("/docs/swagger-ui.css", headers={"Range": "bytes=0-9"})
+    assert (part.status_code, len(part.content)) == (206, 10)
+
+
+async def test_middleware_that_breaks_is_a_problem_too(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: Any) -> None:
+        raise ZeroDivisionError("confidential")
+
+    monkeypatch.setattr("app.api.context._request_id", broken)
+    transport = httpx.ASGITransport(create_app(read_settings(model=tiny_checkpoint)), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        response = await client.get("/health/live")
+    assert_problem(response, 500, "internal_error")
+    assert "confidential" not in response.text
+
+
 async def test_a_browser_can_read_what_went_wrong(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError

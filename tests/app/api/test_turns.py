@@ -1,0 +1,82 @@
+"""Turns: what takes long is done piece by piece, and everybody else has a turn between two pieces."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from app.api.turns import Steps, Turns
+
+
+def steps(number: int, seen: Callable[[], None], result: str = "done") -> Steps[str]:
+    """So many, each of which takes a whole turn."""
+    for _ in range(number):
+        seen()
+        time.sleep(0.002)
+        yield
+    return result
+
+
+@asynccontextmanager
+async def rounds() -> AsyncIterator[Callable[[], int]]:
+    """How often the event loop came round."""
+    count = 0
+
+    async def run() -> None:
+        nonlocal count
+        while True:
+            count += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(run())
+    yield lambda: count
+    running.cancel()
+
+
+async def test_a_crowd_has_one_turn_in_a_round_of_the_loop() -> None:
+    turns, seen = Turns(), list[int]()
+    async with rounds() as count:
+        works = (turns.work(steps(5, lambda: seen.append(count()), f"{number}")) for number in range(8))
+        assert await asyncio.gather(*works) == [f"{number}" for number in range(8)]
+    assert len(seen) == 40
+    assert len(set(seen)) == 40
+
+
+async def test_who_has_little_to_do_waits_for_no_long_work() -> None:
+    turns, order = Turns(), list[str]()
+    long = asyncio.create_task(turns.work(steps(50, lambda: order.append("long"))))
+    await asyncio.sleep(0)
+    assert await turns.work(steps(1, lambda: order.append("short"))) == "done"
+    assert order.index("short") < 5
+    await long
+
+
+async def test_work_that_fails_or_is_cancelled_holds_up_nobody() -> None:
+    def fails() -> Steps[None]:
+        time.sleep(0.002)
+        yield
+        raise ZeroDivisionError
+
+    turns = Turns()
+    failing = asyncio.create_task(turns.work(fails()))
+    cancelled = [asyncio.create_task(turns.work(steps(1000, lambda: None))) for _ in range(3)]
+    await asyncio.sleep(0)
+    last = asyncio.create_task(turns.work(steps(3, lambda: None)))
+    await asyncio.sleep(0)
+    for task in cancelled:
+        task.cancel()
+    with pytest.raises(ZeroDivisionError):
+        await failing
+    assert await last == "done"
+
+
+def test_what_is_done_in_one_turn_needs_no_other() -> None:
+    def work(number: int) -> Steps[None]:
+        for _ in range(number):
+            time.sleep(0.002)
+            yield
+
+    assert Turns().start(work(0))
+    assert not Turns().start(work(5))
