@@ -10,7 +10,9 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 
 _NICE = 10
-"""About a tenth of the weight of 0."""
+"""So much more than the event loop: about a tenth of its weight."""
+
+_NICEST = 19
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:
@@ -24,15 +26,19 @@ def available_cpus(cgroup: Path = _CGROUP) -> int:
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
-def give_way() -> None:
+def give_way(service: int | None = None) -> None:
     """Let this thread, and all threads and processes that it will start, wait for the event loop where both want a core.
 
     What computes is always ready to; the event loop needs little, but at once: refusals and probes must not wait for
     pictures, nor an idle device for the next ones. Nice values count only within a container's own share of the machine.
+
+    Args:
+        service: id of the process that the event loop is in, as its main thread. Default: this process.
     """
     if sys.platform == "linux":  # elsewhere it would be the whole process
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+            event_loop = os.getpriority(os.PRIO_PROCESS, service or os.getpid())
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(event_loop + _NICE, _NICEST))
 
 
 def _quota(cgroup: Path) -> float | None:

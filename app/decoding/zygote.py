@@ -69,7 +69,7 @@ def main(control: socket.socket, module: str) -> None:
     """Import, warm up, and fork whenever that is asked for."""
     for sig in FOR_THE_SERVICE:
         signal.signal(sig, signal.SIG_IGN)
-    give_way()
+    give_way(os.getppid())
     _end_with_peer(control, True)
     importlib.import_module(module)
     _end_with_peer(control, False)

@@ -223,19 +223,16 @@ async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     assert ids == ["n0", "n1", "n2", "n3", "n4"]
 
 
-async def test_what_computes_gives_way_to_what_answers(server: Server) -> None:
+def test_what_computes_gives_way_to_what_answers(server: Server) -> None:
     def niceness(directory: str) -> list[int]:
         return [os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in Path(directory).iterdir()]
 
-    def children(pid: int) -> list[int]:
-        lists = Path(f"/proc/{pid}/task").glob("*/children")  # of each thread
-        return [int(child) for children in lists for child in children.read_text().split()]
-
-    pid = server.process.pid
-    assert os.getpriority(os.PRIO_PROCESS, pid) == 0  # the event loop's thread
-    assert niceness(f"/proc/{pid}/task").count(10) >= 2  # runs
+    pid, ours = server.process.pid, os.getpriority(os.PRIO_PROCESS, 0)
+    less = min(ours + 10, 19)
+    assert os.getpriority(os.PRIO_PROCESS, pid) == ours  # the event loop's thread
+    assert niceness(f"/proc/{pid}/task").count(less) >= 2  # runs
     (zygote,) = children(pid)
-    assert {os.getpriority(os.PRIO_PROCESS, process) for process in (zygote, *children(zygote))} == {10}
+    assert {os.getpriority(os.PRIO_PROCESS, process) for process in (zygote, *children(zygote))} == {less}
 
 
 async def test_sigterm_lets_an_upload_finish(tiny_checkpoint: Path) -> None:

@@ -39,7 +39,7 @@ def mutations(good: bytes, number: int) -> Iterator[bytes]:
 
 @pytest.mark.parametrize("good", REQUESTS, ids=["get", "length", "chunked", "upgrade"])
 async def test_a_request_with_a_few_bytes_wrong_is_answered_or_refused(good: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2)) as wire:
+    async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2, keep_alive_s=0.2)) as wire:
         at_once = asyncio.Semaphore(100)
 
         async def statuses(sent: bytes) -> list[bytes]:
