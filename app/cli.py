@@ -69,8 +69,13 @@ def serve(
         settings = _settings(model=model, host=host, port=port)
         from app.server import serve as run_server  # torch takes seconds to import; --help should not
 
+<<<<<<< ours
         check_memory()
         end(run_server(settings))
+=======
+        status = run_server(settings)
+    end(status)
+>>>>>>> theirs
 
 
 @cli.command()
@@ -324,11 +329,12 @@ def _progress(what: str, total: int) -> Iterator[Any]:
 def _explained(doing: str = "starting") -> Iterator[None]:
     """One sentence instead of a stack trace for what whoever calls can mend; for a bug, a sentence that says so before it."""
     try:
+        check_memory()
         yield
     except Exception as error:
         sentence = error if isinstance(error, StartError) else explain(error, doing)
         if sentence is None:
-            _err.print(f"vit-serve: {BUG}", style="red", highlight=False)
+            _say(BUG)
             raise
         if os.environ.get("VIT_LOG_LEVEL") == "debug":
             raise
@@ -336,5 +342,10 @@ def _explained(doing: str = "starting") -> Iterator[None]:
 
 
 def _fail(message: str) -> None:
-    _err.print(f"vit-serve: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    _say(message)
     raise typer.Exit(1)
+
+
+def _say(message: str) -> None:
+    # without rich, which imports more as it prints: there may be no memory left
+    typer.secho(f"vit-serve: {message}", err=True, fg=typer.colors.RED)

@@ -26,6 +26,8 @@ _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class _ReadCounter(Collector):
+    """A counter whose value is read when the metrics are."""
+
     def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         self._name, self._documentation, self._read = name, documentation, read
 

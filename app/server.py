@@ -84,7 +84,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
 
 
 def _dual_stack_sockets(host: str, port: int) -> list[socket.socket] | None:
-    """A socket for IPv6 and IPv4, where the address is that of all of both; else None, and uvicorn makes its own.
+    """Open a socket for IPv6 and IPv4 if the host is `::`; return None for any other, which uvicorn opens itself.
 
     Raises:
         StartError: nothing can listen there.

@@ -33,9 +33,10 @@ SLOW_S = 30.0
 BUG = "this is a bug in vit-serve, please report it with the lines below"
 
 _RARELY_S = 600.0
-_LEAST_MEMORY_BYTES = 256 << 20
+_LEAST_MEMORY_BYTES = 768 << 20
+"""Of addresses, for torch itself and the smallest model."""
 
-_NO_MEMORY = re.compile("bad_alloc|allocate memory|not enough memory|out of memory|failed to map segment", re.IGNORECASE)
+_NO_MEMORY = re.compile("bad_alloc|allocate .*memory|not enough memory|out of memory|failed to map segment", re.IGNORECASE)
 """In the messages of libraries, whose exceptions are of any kind."""
 
 _NO_THREADS = re.compile("start new thread|pthread_create|Resource temporarily unavailable")
@@ -90,13 +91,17 @@ def explain(error: BaseException, doing: str) -> StartError | None:
     if isinstance(error, StartError):
         return None
     if lacks_memory(error):
-        return StartError(f"there is too little memory for {doing}: give the process more, or serve a smaller model")
+        return too_little_memory(doing)
     if _NO_THREADS.search(str(error)):
         return StartError(f"{doing} failed: the process may start no more threads, raise their limit (ulimit -u, pids_limit)")
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return StartError(f"{doing} failed: {error.strerror or error}{where}")
     return None
+
+
+def too_little_memory(doing: str) -> StartError:
+    return StartError(f"there is too little memory for {doing}: give the process more, or serve a smaller model")
 
 
 def lacks_memory(error: BaseException | None) -> bool:
@@ -117,7 +122,8 @@ def check_memory() -> None:
         StartError: there is too little.
     """
     try:
-        mmap.mmap(-1, _LEAST_MEMORY_BYTES).close()
+        # addresses alone, no memory: only a limit on the process refuses them
+        mmap.mmap(-1, _LEAST_MEMORY_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()
     except (OSError, MemoryError):
-        wanted = f"{_LEAST_MEMORY_BYTES >> 20} MiB more are needed even for the smallest model"
-        raise StartError(f"there is too little memory: {wanted}; raise the limit (ulimit -v)") from None
+        needed = f"the smallest model needs {_LEAST_MEMORY_BYTES >> 20} MiB more"
+        raise StartError(f"there is too little memory: {needed}, raise the limit of the process (ulimit -v)") from None

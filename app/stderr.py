@@ -1,4 +1,4 @@
-"""Standard error that nobody waits for: what is written is queued, and a thread passes it on to whoever reads."""
+"""Standard error that never blocks its writers: text is queued, and a thread writes it."""
 
 import atexit
 import io
@@ -13,25 +13,25 @@ from queue import SimpleQueue
 import structlog
 
 _MAX_QUEUED_LINES = 5000
-"""How far the reader may be behind: about 1 MB, or half a minute of a busy service."""
+"""Longest backlog: about 1 MB, or half a minute of a busy service."""
 
 _FINISH_S = 2.0
-"""How long the end of the process waits for the reader."""
+"""Longest wait for the reader at the end of the process."""
 
 _log = structlog.get_logger(__name__)
 
 
 class _Line(threading.local):
-    """What a thread has written since its last line's end."""
+    """Text that a thread has written since the end of its last line."""
 
     text = ""
 
 
 class QueuedStderr(io.TextIOBase):
-    """A text stream whose writers never wait, whatever becomes of its reader.
+    """A text stream that never blocks, even if its reader stops.
 
     Lines beyond the bound are dropped and counted, and so are those that cannot be written (a closed pipe, a full disk); once
-    there is room again, one line in the log tells how many. No lock is held while anything is written: a finalizer may log.
+    there is room again, one line in the log tells how many. Writing takes no lock: a finalizer may log at any moment.
 
     Args:
         fd: where the lines go.
@@ -51,7 +51,7 @@ class QueuedStderr(io.TextIOBase):
         self._failed = self._torn = False
         threading.Thread(target=self._pass_on, name="stderr", daemon=True).start()
 
-    # what writers see
+    # called by any thread
 
     @property
     def encoding(self) -> str:  # type: ignore[override] # typeshed has an attribute
@@ -59,7 +59,7 @@ class QueuedStderr(io.TextIOBase):
 
     @property
     def dropped_lines(self) -> int:
-        """Lines that nobody will ever read."""
+        """Number of lines that could not be written."""
         return self._dropped
 
     def fileno(self) -> int:
@@ -90,18 +90,18 @@ class QueuedStderr(io.TextIOBase):
         else:
             self._drop(data)
 
-    # the ends of a process
+    # called at the end of a process, and after a fork
 
     def finish(self, timeout_s: float = _FINISH_S) -> bool:
-        """Wait until all is written that has been queued, but not for longer than this; tells whether it was.
+        """Wait until the queue is written, or the time is over; return whether it was written.
 
-        After that, writers write themselves: the thread does not outlive the interpreter's shutdown.
+        If it was, later text is written at once by its own thread: the writer thread does not survive interpreter shutdown.
         """
         self.flush()
         if self._direct:
             return True
         deadline = time.monotonic() + timeout_s
-        for _ in range(2):  # behind the first, there may be a line that tells of lines that were dropped
+        for _ in range(2):  # the count of dropped lines may be queued behind the first event
             written = threading.Event()
             self._queue.put(written)
             done = written.wait(max(0.0, deadline - time.monotonic()))
@@ -109,11 +109,11 @@ class QueuedStderr(io.TextIOBase):
         return done
 
     def after_fork(self) -> None:
-        """Have writers write themselves in a forked process, where there is no thread that would."""
+        """Write without the queue in a forked process, which has no writer thread."""
         self._direct = True
         self._counting = threading.RLock()
 
-    # the thread
+    # called by the writer thread
 
     def _pass_on(self) -> None:
         while True:
@@ -131,7 +131,7 @@ class QueuedStderr(io.TextIOBase):
                 try:
                     rest = rest[os.write(self._fd, rest) :]
                     self._torn = bool(rest)
-                except BlockingIOError:  # somebody who shares it has made it so
+                except BlockingIOError:  # another process that shares the file has set O_NONBLOCK
                     select.select((), (self._fd,), ())
         except OSError:
             self._failed = True
@@ -165,18 +165,18 @@ def queue_stderr() -> None:
 
 
 def finish_stderr() -> None:
-    """Wait until standard error is written, at most for two seconds: for whoever ends the process without its usual end."""
+    """Wait until standard error is written, for two seconds at most. Needed before `os._exit`, which runs no exit handlers."""
     if _stderr is not None:
         _stderr.finish()
 
 
 def dropped_lines() -> int:
-    """Lines of standard error that could not be written."""
+    """Return the number of lines of standard error that could not be written."""
     return 0 if _stderr is None else _stderr.dropped_lines
 
 
 def _occupy_standard_files() -> None:
-    """Open what is closed of the first three files: else a socket would be one of them, and be sent what a library prints."""
+    """Open /dev/null for each standard file that is closed: else a socket gets its number, and a library prints to it."""
     for fd in range(3):
         with suppress(OSError):
             os.fstat(fd)

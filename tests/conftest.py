@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from tests.torchvision_operators import declare_missing_operators
 
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # as the service has it; it would need a home directory
 declare_missing_operators()  # before transformers looks whether torchvision is there
 
 from app.logs import configure_logging  # noqa: E402

@@ -1,4 +1,4 @@
-"""A server whose engine fails as it is told: python -m tests.faulty_server hang | poisoned. Everything else of it is real."""
+"""A server that fails as it is told: python -m tests.faulty_server hang | poisoned | start. Everything else of it is real."""
 
 import sys
 import time
@@ -41,6 +41,8 @@ class _Hanging:
 def main() -> int:
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_format)
+    if sys.argv[1] == "start":
+        return serve(settings, lambda settings, metrics: 1 / 0)  # type: ignore[arg-type,return-value]
     run: Run = Faulty(sys.argv[1])
     return serve(settings, partial(load_classifier, run=run))
 

@@ -21,7 +21,7 @@ def caller_of(request: Request) -> str:
 
 
 def unmapped(host: str) -> IPv4Address | IPv6Address:
-    """An address; of a caller over IPv4 whom a socket for both sees as `::ffff:192.0.2.1`, the IPv4 address.
+    """Parse an address; an IPv4 address in IPv6 form, `::ffff:192.0.2.1`, becomes the IPv4 address.
 
     Raises:
         ValueError: it is no address.

@@ -43,7 +43,7 @@ def image_of(value: object, max_bytes: int) -> Steps[bytes]:
 
 
 def images_of(values: Sequence[object], max_bytes: int) -> Steps[list[Image]]:
-    """The images that the values are, or in its place what is wrong with one."""
+    """The images that the values are, in order; in the place of one that is none, the error."""
     images: list[Image] = []
     for value in values:
         try:

@@ -40,7 +40,7 @@ class Body:
         self.media_type, self.parameters = _content_type(request.headers)
 
     async def chunks(self, max_bytes: int) -> AsyncIterator[bytes]:
-        """Stops at the first piece that is too much, or before the first if the header says so.
+        """Yield the body piece by piece, up to the first that is too much; none if the header says that the body will be.
 
         Raises:
             ImageTooLarge: more than `max_bytes`.
@@ -62,7 +62,7 @@ class Body:
             yield chunk
 
     async def read(self, max_bytes: int) -> bytes:
-        """The whole of it. Raises as `chunks` does."""
+        """Return the whole body. Raises as `chunks` does."""
         whole = io.BytesIO()  # grows in place, and gives its bytes away without another copy
         async for chunk in self.chunks(max_bytes):
             whole.write(chunk)

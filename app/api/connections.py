@@ -24,7 +24,7 @@ class HttpLimits:
     header_timeout_s: float = 10
     """From a connection's beginning, the last answer's end or the header's first byte, whichever is last, to its end."""
     keep_alive_s: float = 75
-    """From an answer's end to the first byte of the next request."""
+    """Longest time from an answer's end to the first byte of the next request."""
     max_url_bytes: int = 8 * 1024
     """As much as nginx and Apache take."""
     max_header_fields: int = 100
@@ -134,7 +134,7 @@ class Connections:
         return max(0.01, min(1.0, self.limits.header_timeout_s / 4, self.limits.keep_alive_s / 4))
 
     def drain(self) -> None:
-        """Close connections that are answered and idle, now and from now on: their peers should go elsewhere."""
+        """Close idle connections that have had an answer, now and from now on: their clients should go elsewhere."""
         self.keep_alive_s = 0
         if self._timer is not None:
             self._timer.cancel()

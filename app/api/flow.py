@@ -1,23 +1,23 @@
-"""Flow: when a connection is read."""
+"""Flow: when a connection is read, and when not."""
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
 
 class Flow(FlowControl):
-    """Uvicorn's, which reads no more while the application has enough of a body, and reads no more while it is held, too.
+    """Uvicorn's flow control, which can also be held, whatever the application says.
 
-    A transport gives as many as 32 pieces of 256 KB in one round of the event loop if nothing stops it.
+    A transport that nothing stops reads up to 32 pieces of 256 KB in one round of the event loop.
     """
 
     _held = False
 
     @property
     def paused(self) -> bool:
-        """Whether nothing is read now."""
+        """True while nothing is read."""
         return self._held or self.read_paused
 
     def hold(self) -> None:
-        """Read nothing until `release`, whatever the application says."""
+        """Read nothing until `release`."""
         if not (self.paused or self._transport.is_closing()):
             self._transport.pause_reading()
         self._held = True

@@ -58,8 +58,8 @@ async def read_image(body: Body, limits: BodyLimits) -> bytes:
 
 
 async def read_images(body: Body, limits: BodyLimits) -> list[Image]:
-    """The images of `POST /predict/batch`, in the order sent: multipart parts `images`, or base64 in JSON. In the place of
-    one that is too large, or is none, stands why.
+    """The images of `POST /predict/batch`, in the order sent: multipart parts `images`, or base64 in JSON; in the place of one
+    that is too large, empty, or no base64, the error.
 
     Raises:
         MalformedRequest: a broken body, or no image in it.

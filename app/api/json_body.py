@@ -1,7 +1,7 @@
 """A JSON object (RFC 8259) whose strings may be large: they are taken out while the body arrives.
 
 `json.loads` holds the interpreter for as long as it takes. So it is given only what is left of the body, with a number in the
-place of each string: `{"image": "/9j/4AAQ..."}` is read as `{"0": "1"}`. What a string says is seen only by who wants it.
+place of each string: `{"image": "/9j/4AAQ..."}` is read as `{"0": "1"}`. A string's escapes are undone when it is wanted.
 """
 
 import codecs
@@ -31,7 +31,7 @@ _QUOTE, _BACKSLASH = b'"\\'
 
 
 class JsonString:
-    """A string, as it was written: valid, and with its escapes. In blocks, which are no larger than what is read at once."""
+    """A valid string, as it was written, with its escapes; in blocks, so that no step is about all of it."""
 
     def __init__(self) -> None:
         self._blocks = [bytearray()]
@@ -42,7 +42,7 @@ class JsonString:
         self._blocks[-1] += written
 
     def blocks(self) -> Iterator[bytes]:
-        """What the string says, in UTF-8; all but the last have 32 KB or more before their escapes are undone."""
+        """Give the string in UTF-8, without its escapes; all blocks but the last were 32 KB or more with them."""
         for block in self._blocks:
             yield _said(block).encode("utf-8", "surrogatepass") if b"\\" in block else bytes(block)
 
@@ -170,7 +170,7 @@ class _Reader:
 
 
 def _number(_: str) -> None:
-    """Not converted: int() refuses long ones, and takes its time."""
+    """Leave it as it is: int() refuses long ones, and takes its time."""
 
 
 def _no_number(_: str) -> None:

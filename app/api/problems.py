@@ -152,7 +152,7 @@ def _problem(status: int, code: str, detail: str) -> Problem:
 
 
 class _ProblemResponse(Response):
-    """Leaves its code in the request's state, for the log."""
+    """An answer that leaves its code in the request's state, for the log."""
 
     def __init__(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
         super().__init__(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)

@@ -193,7 +193,7 @@ class HttpProtocol(HttpToolsProtocol):
                 )
 
     def _fault_of(self, error: Exception) -> BaseException | None:
-        """Return what the parser was stopped by: a refusal, or a fault of our own. None if nothing is to be said about it."""
+        """Return the error that stopped the parser: a refusal, or a fault of our own. None if it needs no answer."""
         if isinstance(error, httptools.HttpParserCallbackError):
             cause = error.__context__ or error
             return None if isinstance(cause, _Stop) else cause
@@ -266,9 +266,9 @@ class HttpProtocol(HttpToolsProtocol):
         self.cycle.unread_bytes = math.inf if length is None else length
 
     def _check_framing(self, method: bytes, version: str) -> int | None:
-        """Return the length that the request says it has.
+        """Return the declared length of the body, or None.
 
-        Refuses what the parser lets pass, and two readers could read in two ways (RFC 9112, 3.2, 6.1 and 6.2)."""
+        Refuse what the parser lets pass and two readers could read in two ways (RFC 9112, 3.2, 6.1 and 6.2)."""
         hosts = [value for name, value in self.headers if name == b"host"]
         codings = [value for name, value in self.headers if name == b"transfer-encoding"]
         if version not in ("1.0", "1.1") or method == b"CONNECT":
@@ -277,10 +277,11 @@ class HttpProtocol(HttpToolsProtocol):
             raise MalformedRequest("The request needs one valid Host.")
         if codings and (version == "1.0" or len(codings) > 1 or codings[0].lower() != b"chunked"):
             raise MalformedRequest("The only Transfer-Encoding that is taken is `chunked`.")
-        length = next((value for name, value in self.headers if name == b"content-length"), None)
-        if length is not None and whole_number(length) is None:
+        declared = next((value for name, value in self.headers if name == b"content-length"), None)
+        length = None if declared is None else whole_number(declared)
+        if declared is not None and length is None:
             raise MalformedRequest("The Content-Length is not a number of at most 19 digits.")
-        return None if length is None else whole_number(length)
+        return length
 
     def _set_path(self) -> str:
         try:
@@ -354,7 +355,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, error: BaseException) -> None:
         """Answer in the request's place, or let the request whose body this is fail; and hear no more.
 
-        What is no ServiceError is a fault of ours, and the application answers it as it does any other."""
+        An error that is no ServiceError is a fault of ours; the application answers it like any other."""
         self._deaf = self._unread = True
         self._all.count(error.code if isinstance(error, ServiceError) else INTERNAL_ERROR)
         if self._in_body and self.cycle.response_complete:

@@ -1,4 +1,4 @@
-"""RequestLog: one line a request in the log; of requests that are refused, one a second for each reason."""
+"""RequestLog: one line in the log for each request; for refused requests, one a second for each reason."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ import structlog
 _SECOND = 1.0
 
 _NOT_REFUSED = frozenset({500, 504})
-"""What the service took on and failed at: it bounds their number itself, and each may be asked about."""
+"""Failures of accepted requests: the service bounds their number, and an operator looks for each by its id."""
 
 _FOR_DEBUGGING = ("/health", "/metrics")
-"""Routes that machines ask all the time."""
+"""Routes that are polled; their lines have the level debug, and are never sampled."""
 
 _log = structlog.get_logger("request")
 

@@ -1,4 +1,4 @@
-"""Turns: work that takes long is done on the event loop in short turns, one in each of its rounds, whoever asks for it."""
+"""Turns: long work is done on the event loop in short turns, one in each round of the loop, whoever asks for it."""
 
 import asyncio
 import time
@@ -14,7 +14,7 @@ _TURN_S = 0.001
 
 
 class Turns:
-    """Who has work for more than one turn waits in line, so that a crowd holds up the event loop no longer than one caller.
+    """One line for all work that takes more than a turn, so that a crowd holds up the event loop no longer than one caller.
 
     A thread would not do: the interpreter gives up its lock between two of its own instructions, every 5 ms at the earliest,
     and within one (`json.loads` of 64 MB, say) not at all.
@@ -35,7 +35,7 @@ class Turns:
                 await asyncio.sleep(0)  # everybody else has a turn, before the next in line here
 
     def start(self, steps: Steps[None]) -> bool:
-        """Do the first turn at once, out of line. True if that was all; else `work` does the rest."""
+        """Do the first turn at once, out of line. Returns True if that was all; else `work` does the rest."""
         try:
             _take_turn(steps)
         except StopIteration:

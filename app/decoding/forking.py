@@ -69,7 +69,7 @@ class Zygote:
                 env=_environment(os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,  # a reader of the service's own that stops must not stop this process
+                stderr=subprocess.PIPE,  # the service's own may block
                 pass_fds=[theirs.fileno()],
             )
         self._echo = threading.Thread(target=_echo, args=(self._process.stderr,), name="zygote's errors", daemon=True)
@@ -188,7 +188,7 @@ def _prove(child: Child, probe: bytes) -> Reply | None:
 
 
 def _echo(errors: IO[bytes]) -> None:
-    """Write what a process says on its standard error to this one's, until it ends."""
+    """Copy a process's standard error to this process's, until it ends."""
     with errors:
         for line in errors:
             sys.stderr.write(line.decode(errors="backslashreplace"))

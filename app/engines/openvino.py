@@ -16,7 +16,7 @@ from app.engines.kept import KeptDirectory
 from app.engines.pixel_model import PixelModel
 from app.errors import StartError
 from app.images import Pixels
-from app.starting import OnStep, lacks_memory
+from app.starting import OnStep, lacks_memory, too_little_memory
 
 # openvino's packages report their use to their maker. A service has no business there, and goes without: they do, too.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused
@@ -86,7 +86,7 @@ class OpenVinoEngine:
             raise
         except Exception as error:  # torch.export and OpenVINO raise whatever they like
             if lacks_memory(error):
-                raise
+                raise too_little_memory("converting the model for OpenVINO") from error
             raise StartError(f"VIT_ENGINE: OpenVINO cannot run this model: {_reason(error)}") from error
         _keep(converted, kept)
 

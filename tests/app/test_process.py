@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.server import Server, running_server
-from tests.support import picture
+from tests.support import ROOT, picture
 
 VIT_SERVE = Path(sys.executable).parent / "vit-serve"
 PATIENCE_S = 60
@@ -146,6 +146,21 @@ def test_a_command_ends_though_nobody_reads_its_errors(full_pipe: int, tiny_chec
     command: list[str | Path] = [VIT_SERVE, "classify", "--json", "--model", tiny_checkpoint, tmp_path]
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=full_pipe, timeout=PATIENCE_S, check=False)
     assert (ended.returncode, ended.stdout.count(b"\n")) == (1, 2)
+
+
+def test_decoders_start_though_nobody_reads_their_errors(full_pipe: int) -> None:
+    code = "; ".join(
+        (
+            "import os, app.stderr, app.decoding.forking, tests.app.decoding.test_processes as tests",
+            "app.stderr.queue_stderr()",
+            "zygote = app.decoding.forking.Zygote('tests.app.decoding.noisy')",
+            "zygote.warm_up(tests.JOB)",
+            "zygote.close()",
+            "os._exit(0)",
+        )
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stderr=full_pipe, timeout=PATIENCE_S, check=False)
+    assert ended.returncode == 0
 
 
 async def held_request(server: Server, client: httpx.AsyncClient) -> "asyncio.Task[httpx.Response]":

@@ -10,6 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.base64_image import image_of
+from app.api.json_body import JsonString
+from app.api.turns import Steps
+from app.errors import ImageTooLarge
 from tests.app.api.conftest import OpenClient
 from tests.app.api.test_predict import assert_problem, base64_of
 from tests.support import picture
@@ -125,12 +129,12 @@ async def test_the_same_key_in_two_objects_is_fine(client: httpx.AsyncClient) ->
         pytest.param(b'{"a": %b%b}' % (b"[" * 80, b"]" * 80), "far more than images", id="depth"),
     ],
 )
-async def test_json_with_far_more_than_images_is_400(client: httpx.AsyncClient, body: bytes, says: str) -> None:
+async def test_json_of_more_than_images_is_400(client: httpx.AsyncClient, body: bytes, says: str) -> None:
     response = await client.post("/predict", content=body, headers=JSON)
     assert says in assert_problem(response, 400, "malformed_request")["detail"]
 
 
-async def test_lists_as_deep_as_many_images_allow_are_400(open_client: OpenClient) -> None:
+async def test_deeply_nested_lists_are_400(open_client: OpenClient) -> None:
     async with open_client(max_images_per_request=1000) as client:
         body = b'{"images": %b%b}' % (b"[" * 5000, b"]" * 5000)
         assert_problem(await client.post("/predict/batch", content=body, headers=JSON), 400, "malformed_request")
@@ -147,15 +151,31 @@ async def test_what_is_no_valid_base64_is_400(client: httpx.AsyncClient, charact
             assert "not valid base64" in assert_problem(response, 400, "malformed_request")["detail"]
 
 
-async def test_large_base64_is_decoded_to_the_byte(client: httpx.AsyncClient) -> None:
-    for size in (49_150, 49_151, 49_152, 300_000):
-        image = picture(0) + random.Random(size).randbytes(size)  # a decoder stops at the end of the picture
-        for text in (
-            base64.b64encode(image),
-            base64.encodebytes(image).replace(b"\n", rb"\n"),
-            base64.b64encode(image).replace(b"/", rb"\/"),
-        ):
-            assert await status_of(client, b'{"image": "%b"}' % text) == 200
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 24_574, 24_575, 24_576, 24_577, 300_000])
+def test_base64_gives_every_byte(size: int) -> None:
+    image = random.Random(size).randbytes(size)
+    plain = base64.b64encode(image)
+    for text in (
+        plain,
+        base64.encodebytes(image).replace(b"\n", rb"\n"),
+        plain.replace(b"/", rb"\/"),
+        plain.replace(b"A", rb"\u0041"),
+    ):
+        string = JsonString()
+        for character in re.findall(rb"\\u....|\\.|[^\\]", text):
+            string.append(character)
+        assert result_of(image_of(string, size)) == image
+        if size:
+            with pytest.raises(ImageTooLarge):
+                result_of(image_of(string, size - 1))
+
+
+def result_of(steps: Steps[bytes]) -> bytes:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            return done.value
 
 
 def values(generator: random.Random, depth: int = 0) -> Any:
@@ -203,7 +223,7 @@ def is_valid(body: bytes) -> bool:
     return True
 
 
-async def test_of_json_with_a_few_characters_wrong_no_more_is_taken_than_is_valid(client: httpx.AsyncClient) -> None:
+async def test_mutated_json_is_taken_only_if_valid(client: httpx.AsyncClient) -> None:
     seen = set()
     for number, body in enumerate(mutants(400)):
         response = await client.post("/predict?vectors=false", content=pieces(body, 1 + number % 40), headers=JSON)

@@ -256,7 +256,7 @@ FLOODS: dict[str, tuple[str, list[bytes], int, str]] = {
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in FLOODS.items()])
-async def test_a_multipart_flood_is_read_no_further(open_client: OpenClient, case: tuple[str, list[bytes], int, str]) -> None:
+async def test_a_multipart_flood_is_not_read_on(open_client: OpenClient, case: tuple[str, list[bytes], int, str]) -> None:
     path, sent, status, says = case
     read = 0
 
@@ -280,7 +280,7 @@ async def test_a_multipart_flood_is_read_no_further(open_client: OpenClient, cas
         pytest.param([("Content-Type", "image/png"), ("Content-Type", "application/json")], "more than one", id="two"),
     ],
 )
-async def test_a_content_type_that_is_odd_is_400(client: httpx.AsyncClient, headers: list[tuple[str, str]], says: str) -> None:
+async def test_an_odd_content_type_is_400(client: httpx.AsyncClient, headers: list[tuple[str, str]], says: str) -> None:
     for path in ("/predict", "/predict/batch"):
         response = await client.post(path, content=picture(0), headers=headers)
         assert says in assert_problem(response, 400, "malformed_request")["detail"]
@@ -356,7 +356,7 @@ async def test_what_is_no_number_of_classes_is_422(client: httpx.AsyncClient, se
 
 
 @pytest.mark.parametrize("sent", NO_NUMBERS)
-async def test_a_declared_length_that_is_no_number_is_400(client: httpx.AsyncClient, sent: str) -> None:
+async def test_an_odd_content_length_is_400(client: httpx.AsyncClient, sent: str) -> None:
     for path in ("/predict", "/predict/batch"):
         headers = {b"Content-Length": sent.encode("latin-1"), b"Content-Type": b"application/json"}
         response = await client.post(path, content=b"{}", headers=headers)
@@ -533,7 +533,7 @@ async def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(client: http
         assert set(answer["results"][position]) == set(alone)
 
 
-async def test_an_entry_of_a_json_batch_that_is_no_image_fails_alone(open_client: OpenClient) -> None:
+async def test_a_bad_entry_of_json_fails_alone(open_client: OpenClient) -> None:
     good = base64_of(picture(0))
     bad: dict[str, tuple[Any, str, str]] = {
         "number": (1, "malformed_request", "must be a base64 string"),
@@ -562,7 +562,7 @@ async def test_an_entry_of_a_json_batch_that_is_no_image_fails_alone(open_client
         assert says in error["error"]["detail"]
 
 
-async def test_a_part_of_a_batch_that_is_too_large_fails_alone(open_client: OpenClient) -> None:
+async def test_a_too_large_part_fails_alone(open_client: OpenClient) -> None:
     async with open_client(max_image_bytes=10_000) as client:
         response = await client.post(
             "/predict/batch", files=[("images", image) for image in (picture(0), bytes(10_001), picture(1))]

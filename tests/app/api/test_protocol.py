@@ -262,7 +262,7 @@ POST = b"POST /%b HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n%b"
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """What is logged, as it is written."""
+    """The log, as it is written."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler.formatter, ProcessorFormatter)]
     (handler,) = handlers
     assert isinstance(handler, logging.StreamHandler)
@@ -274,7 +274,7 @@ def log() -> Iterator[io.StringIO]:
 
 @pytest.mark.parametrize("sent", [get("/") * 2, POST % (b"", b"hello"), POST % (b"held", b"hel")], ids=["get", "post", "half"])
 @pytest.mark.parametrize("where", ["on_message_begin", "on_url", "on_header", "_set_path", "_begin", "_deliver_body"])
-async def test_a_fault_of_ours_is_500_and_logged_once(
+async def test_our_own_fault_is_500_and_logged_once(
     monkeypatch: pytest.MonkeyPatch, log: io.StringIO, where: str, sent: bytes
 ) -> None:
     whole, faults = getattr(HttpProtocol, where), iter([ZeroDivisionError("confidential")])
@@ -306,7 +306,7 @@ def assert_internal_error(answer: bytes) -> None:
     assert b"confidential" not in answer
 
 
-async def test_an_application_that_raises_is_answered_with_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_app_that_raises_gives_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: FastAPI) -> None:
         raise ZeroDivisionError("confidential")
 

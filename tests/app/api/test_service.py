@@ -267,7 +267,7 @@ async def test_a_range_beyond_the_end_is_a_problem(client: httpx.AsyncClient) ->
     assert (part.status_code, len(part.content)) == (206, 10)
 
 
-async def test_middleware_that_breaks_is_a_problem_too(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_broken_middleware_gives_a_problem(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: Any) -> None:
         raise ZeroDivisionError("confidential")
 

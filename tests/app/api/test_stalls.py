@@ -22,7 +22,7 @@ from tests.support import TINY_DINOV2, TINY_PREPROCESSING, picture
 MIB = 1 << 20
 LONGEST_S = 0.05
 ATTEMPTS = 5
-"""What a body costs is the same each time; what else the machine does is not."""
+"""A body costs the same each time; the rest of the machine's work is not the same."""
 
 CLASSES = 1000
 
@@ -105,7 +105,7 @@ BODIES: dict[str, tuple[Callable[[], bytes], int]] = {
 
 
 def held_s(server: Server) -> float:
-    """How long the event loop was held up at the most since this was last asked."""
+    """Longest time for which the event loop was held up since this was last asked."""
     text = httpx.get(f"{server.url}/metrics").text
     found = re.search(r"^test_event_loop_held_seconds (\S+)$", text, re.MULTILINE)
     assert found is not None

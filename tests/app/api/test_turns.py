@@ -1,4 +1,4 @@
-"""Turns: what takes long is done piece by piece, and everybody else has a turn between two pieces."""
+"""Turns: long work is done in pieces, and everything else in the event loop has its turn between two of them."""
 
 import asyncio
 import time
@@ -11,7 +11,7 @@ from app.api.turns import Steps, Turns
 
 
 def steps(number: int, seen: Callable[[], None], result: str = "done") -> Steps[str]:
-    """So many, each of which takes a whole turn."""
+    """Take a whole turn so many times."""
     for _ in range(number):
         seen()
         time.sleep(0.002)
@@ -21,7 +21,7 @@ def steps(number: int, seen: Callable[[], None], result: str = "done") -> Steps[
 
 @asynccontextmanager
 async def rounds() -> AsyncIterator[Callable[[], int]]:
-    """How often the event loop came round."""
+    """Count the rounds of the event loop."""
     count = 0
 
     async def run() -> None:
@@ -35,7 +35,7 @@ async def rounds() -> AsyncIterator[Callable[[], int]]:
     running.cancel()
 
 
-async def test_a_crowd_has_one_turn_in_a_round_of_the_loop() -> None:
+async def test_a_crowd_has_one_turn_in_a_round() -> None:
     turns, seen = Turns(), list[int]()
     async with rounds() as count:
         works = (turns.work(steps(5, lambda: seen.append(count()), f"{number}")) for number in range(8))
@@ -44,7 +44,7 @@ async def test_a_crowd_has_one_turn_in_a_round_of_the_loop() -> None:
     assert len(set(seen)) == 40
 
 
-async def test_who_has_little_to_do_waits_for_no_long_work() -> None:
+async def test_short_work_waits_for_no_long_work() -> None:
     turns, order = Turns(), list[str]()
     long = asyncio.create_task(turns.work(steps(50, lambda: order.append("long"))))
     await asyncio.sleep(0)
@@ -53,7 +53,7 @@ async def test_who_has_little_to_do_waits_for_no_long_work() -> None:
     await long
 
 
-async def test_work_that_fails_or_is_cancelled_holds_up_nobody() -> None:
+async def test_failed_work_holds_up_nobody() -> None:
     def fails() -> Steps[None]:
         time.sleep(0.002)
         yield
@@ -72,7 +72,7 @@ async def test_work_that_fails_or_is_cancelled_holds_up_nobody() -> None:
     assert await last == "done"
 
 
-def test_what_is_done_in_one_turn_needs_no_other() -> None:
+def test_little_work_needs_one_turn() -> None:
     def work(number: int) -> Steps[None]:
         for _ in range(number):
             time.sleep(0.002)
