@@ -69,13 +69,7 @@ def serve(
         settings = _settings(model=model, host=host, port=port)
         from app.server import serve as run_server  # torch takes seconds to import; --help should not
 
-<<<<<<< ours
-        check_memory()
         end(run_server(settings))
-=======
-        status = run_server(settings)
-    end(status)
->>>>>>> theirs
 
 
 @cli.command()
