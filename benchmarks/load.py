@@ -22,7 +22,8 @@ import uvloop
 
 _PATIENCE_S = 120.0
 _IDLE_S = 4.0
-"""For which a connection may have been idle: uvicorn closes them after 5, and a request that meets the end of one is lost."""
+"""For which a connection may have been idle: peers close them after 5 by uvicorn's default, and a request that meets the end of
+one is lost."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,8 +48,9 @@ _GROWTH = 16 * _MIB
 _NOISE = 4
 """Files or threads: OpenVINO starts some late, when it first has enough to do."""
 
+_KEEP_ALIVE_S = 5
 _QUIET_S = 7.0
-"""After which nobody's connection is open any more: the server closes idle ones after 5."""
+"""After which nobody's connection is open any more."""
 
 _EXIT_S = 40.0
 _GAUGES = ("vit_images_accepted", "vit_images_waiting", "vit_requests_accepted", "vit_held_bytes")
@@ -295,6 +296,7 @@ def main() -> int:
         "cache_dir": _WORK / "cache",
         "max_image_bytes": _MAX_IMAGE_BYTES,
         "log_level": "warning",
+        "keep_alive_s": _KEEP_ALIVE_S,
     }
     started = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
     with (_WORK / "soak.log").open("wb") as log:
