@@ -277,10 +277,11 @@ class ProcessDecoder:
     ) -> None:
         """See how a process ended, decide on the image that it had, and make another one."""
         ended = how_it_ended(await self._end(child))
+        our_fault = reason == "ended" and ended == _BY_OUR_FAULT
         if reason == "ended":
             reason = "killed" if ended in _FROM_OUTSIDE else "crashed"
         if turn is not None:
-            self._try_again(turn, reason, ended)
+            self._try_again(turn, reason, our_fault)
         if self._closing.is_set():
             return
         self._on_restart(reason)
@@ -298,15 +299,15 @@ class ProcessDecoder:
                 self._zygote_died |= child.zygote is self._zygote
                 return -1  # its workers ended with it
 
-    def _try_again(self, turn: Turn[_Image], reason: Reason, ended: str) -> None:
+    def _try_again(self, turn: Turn[_Image], reason: Reason, our_fault: bool) -> None:
         """Give the image of a worker that ended to another one, unless too many have ended on it."""
         image = turn.item
         image.crashes += reason == "crashed"
         image.kills += reason == "killed"
         if self._closing.is_set():
             self._end_turn(turn, _stopping())
-        elif image.crashes == _MAX_CRASHES and ended == _BY_OUR_FAULT:
-            self._end_turn(turn, DecodingFault(f"a worker ended with {ended}"))
+        elif image.crashes == _MAX_CRASHES and our_fault:
+            self._end_turn(turn, DecodingFault(f"a worker ended with {_BY_OUR_FAULT}"))
         elif image.crashes == _MAX_CRASHES:
             self._end_turn(turn, UndecodableImage("The image makes its decoder fail."))
         elif image.kills == _MAX_KILLS:

@@ -1,7 +1,7 @@
 """The lines of refused requests: the first of a second, and how many more there were."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx
@@ -68,6 +68,12 @@ async def test_each_reason_has_its_own_line(open_client: OpenClient, lines: Line
     assert sum(line["requests"] for line in counts) + len(reasons) == 8
 
 
+async def stalled() -> AsyncIterator[bytes]:
+    """Send the beginning of an image, and no more."""
+    yield picture(0)[:10]
+    await asyncio.Event().wait()
+
+
 async def test_answers_and_failures_have_every_line(open_client: OpenClient, lines: Lines) -> None:
     async def fail(*_: object) -> None:
         raise RuntimeError("the model fails")
@@ -76,7 +82,7 @@ async def test_answers_and_failures_have_every_line(open_client: OpenClient, lin
         for _ in range(3):
             await client.get("/model")
             await client.post("/predict", content=picture(0))
-            await client.post("/predict", content=picture(0), headers={"X-Request-Timeout-Ms": "0.001"})
+            await client.post("/predict", content=stalled(), headers={"X-Request-Timeout-Ms": "1"})
     statuses = [line["status"] for line in lines()]
     assert [statuses.count(status) for status in (200, 500, 504)] == [3, 3, 3]
     assert {line["code"] for line in lines() if line["status"] >= 500} == {"inference_failed", "deadline_exceeded"}
