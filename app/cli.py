@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import sys
@@ -145,11 +146,11 @@ def train(
     data: Annotated[Path, typer.Argument(help="A folder of class folders, or parquet in Hugging Face's layout.", exists=True)],
     output: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to; an interrupted run in it goes on.")],
     start: Annotated[Path, typer.Option(help="Directory of the checkpoint whose encoder is fine-tuned.")] = BUNDLED_MODEL,
-    epochs: Annotated[float, typer.Option(min=0.0, help="How often every picture is seen.")] = 2.0,
-    image_size: Annotated[int, typer.Option(min=14, help="Side of the model's input, in pixels.")] = 84,
-    batch_size: Annotated[int, typer.Option(min=1)] = 64,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="Peak, for the head.")] = 4e-4,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that decode pictures.")] = 0,
+    epochs: Annotated[float, typer.Option(min=0.0, max=10_000.0, help="How often every picture is seen.")] = 2.0,
+    image_size: Annotated[int, typer.Option(min=14, max=4096, help="Side of the model's input, in pixels.")] = 84,
+    batch_size: Annotated[int, typer.Option(min=1, max=65_536)] = 64,
+    learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="Peak, for the head.")] = 4e-4,
+    workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that decode pictures.")] = 0,
 ) -> None:
     """Fine-tune a checkpoint's encoder on labelled pictures."""
     with _explained("training"):
@@ -158,6 +159,8 @@ def train(
         from model.train import TrainError, TrainSettings, training_preprocessing
         from model.train import train as run_training
 
+        if math.isnan(epochs) or math.isnan(learning_rate):
+            raise StartError("--epochs and --learning-rate must be numbers")
         settings = TrainSettings(
             epochs=epochs, image_size=image_size, batch_size=batch_size, learning_rate=learning_rate, workers=workers
         )
@@ -277,7 +280,8 @@ def _pictures(paths: Iterable[Path]) -> Iterator[Path]:
 
     for path in paths:
         if path.is_dir():
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+            # a pipe with the name of a picture would be waited for
+            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
         else:
             yield path
 

@@ -23,7 +23,7 @@ from app.errors import StartError
 from app.lifecycle import Service, load_classifier
 from app.metrics import Metrics
 from app.settings import Settings
-from app.starting import BUG
+from app.starting import BUG, explain
 
 _log = structlog.get_logger(__name__)
 
@@ -119,10 +119,11 @@ def _add_middleware(app: FastAPI, settings: Settings, service: Service, measured
 async def _start(service: Service, on_failure: Callable[[str], None]) -> None:
     try:
         await service.start(on_death=lambda: on_failure("the engine died"))
-    except StartError as error:
-        _log.critical("cannot start", reason=str(error))
-        _log.debug("cannot start", exc_info=True)
-        on_failure("the model could not be loaded")
-    except Exception:
-        _log.critical("cannot start", reason=BUG, exc_info=True)
+    except Exception as error:
+        known = error if isinstance(error, StartError) else explain(error, "starting the service")
+        if known is None:
+            _log.critical("cannot start", reason=BUG, exc_info=True)
+        else:
+            _log.critical("cannot start", reason=str(known))
+            _log.debug("cannot start", exc_info=True)
         on_failure("the model could not be loaded")

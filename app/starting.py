@@ -62,6 +62,8 @@ def watched_start(slow_s: float = SLOW_S) -> Iterator[OnStep]:
         raise explained from error
     finally:
         watch.ended.set()
+        if watch.thread.ident is not None:
+            watch.thread.join()
 
 
 class _Watch:
@@ -93,7 +95,8 @@ def explain(error: BaseException, doing: str) -> StartError | None:
     if lacks_memory(error):
         return too_little_memory(doing)
     if _NO_THREADS.search(str(error)):
-        return StartError(f"{doing} failed: the process may start no more threads, raise their limit (ulimit -u, pids_limit)")
+        limits = "raise their limit (ulimit -u, pids_limit), or give the process more memory"
+        return StartError(f"{doing} failed: the process may start no more threads, {limits}")
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""
         return StartError(f"{doing} failed: {error.strerror or error}{where}")

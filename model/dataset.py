@@ -48,7 +48,7 @@ def _load_folders(path: Path) -> LabelledImages:
         (file, target)
         for target, folder in enumerate(folders)
         for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()  # a pipe would be waited for
     ]
     if not found:
         raise DatasetError(f"{path} has no pictures in class folders ({path.name}/<label>/<picture>)")

@@ -67,7 +67,12 @@ class AugmentedStream(Dataset[tuple[Tensor, int]]):
             self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator)
         image_bytes, target = self.images.read(int(self._order[offset]))
         rng = random.Random(f"{self.seed}/{position}")
-        return random_view(image_bytes, self.image_size, rng), target
+        try:
+            return random_view(image_bytes, self.image_size, rng), target
+        except Exception as error:  # decoders raise whatever they like
+            image = self.images.images[int(self._order[offset])]
+            where = image if isinstance(image, Path) else f"number {int(self._order[offset])}"
+            raise TrainError(f"picture {where} cannot be decoded: {type(error).__name__}") from error
 
 
 def train(

@@ -4,6 +4,7 @@ import asyncio
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +150,21 @@ def test_train_makes_a_checkpoint_that_is_served(tmp_path: Path, tiny_checkpoint
     assert result.exit_code == 0, result.output
     facts = json.loads(run("info", output, "--json").stdout)
     assert (facts["labels"], facts["image_size"]) == (["cat", "dog"], 28)
+
+
+def test_pipe_in_a_folder_is_no_picture(folder: Path, tiny_checkpoint: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    result = run("classify", folder, "--model", tiny_checkpoint, "--json")
+    assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
+
+
+def test_broken_picture_ends_a_training(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (tmp_path / "data" / "cat").mkdir(parents=True)
+    (tmp_path / "data" / "cat" / "one.png").write_bytes(b"broken")
+    os.mkfifo(tmp_path / "data" / "cat" / "pipe.png")
+    result = run("train", tmp_path / "data", tmp_path / "mine", "--start", tiny_checkpoint, "--image-size", 28)
+    reason = f"picture {tmp_path}/data/cat/one.png cannot be decoded: UnidentifiedImageError"
+    assert (result.exit_code, result.stderr) == (1, f"vit-serve: {reason}\n")
 
 
 def test_version_and_help_come_without_loading_torch() -> None:

@@ -79,6 +79,24 @@ async def test_without_a_key_the_body_is_not_read(open_client: OpenClient) -> No
     assert read == 0
 
 
+@pytest.mark.parametrize("last", ["\u00e0", "\u0405", "\u3000x"])
+async def test_key_is_taken_to_its_last_byte(open_client: OpenClient, last: str) -> None:
+    key = f"voil{last}".encode()  # whose last byte can be a blank in Latin-1
+    async with open_client(api_keys=key.decode()) as client:
+        for headers in ({b"X-API-Key": key}, {b"Authorization": b"Bearer " + key}):
+            assert (await client.get("/model", headers=headers)).status_code == 200
+
+
+@pytest.mark.parametrize("byte", [0, 1, 11, 12, 27, 31, 127])
+async def test_key_that_no_header_carries_is_refused(tmp_path: Path, byte: int) -> None:
+    key = b"a" + bytes([byte]) + b"b"
+    with pytest.raises(StartError, match="VIT_API_KEYS: a key has a control character"):
+        ApiKeys([key])
+    (tmp_path / "keys").write_bytes(b"good\n" + key + b"\n")
+    with pytest.raises(StartError, match="cannot be used: a key has a control character"):
+        ApiKeys([], tmp_path / "keys")
+
+
 async def test_keys_of_the_settings_and_of_the_file_all_count(open_client: OpenClient, file: Path) -> None:
     async with open_client(api_keys="given", api_keys_file=file) as client:
         for key in (b"given", b"first", b"second", b"of \xff odd bytes"):
