@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import os
 import signal
 import sys
@@ -159,8 +158,6 @@ def train(
         from model.train import TrainError, TrainSettings, training_preprocessing
         from model.train import train as run_training
 
-        if math.isnan(epochs) or math.isnan(learning_rate):
-            raise StartError("--epochs and --learning-rate must be numbers")
         settings = TrainSettings(
             epochs=epochs, image_size=image_size, batch_size=batch_size, learning_rate=learning_rate, workers=workers
         )

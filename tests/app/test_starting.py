@@ -171,7 +171,6 @@ def vit_serve(*arguments: object, prefix: tuple[str, ...] = (), **variables: str
         ("evaluate", "tests", "--model", "/dev/null"),
         ("train", "examples/images", "/dev/null/output"),
         ("train", "weights", "/dev/full", "--start", "x" * 300),
-        ("train", "examples", "/dev/full", "--epochs", "nan"),
     ],
     ids=lambda arguments: f"{arguments[0]}-{arguments[-1][-10:]}",
 )
