@@ -49,7 +49,8 @@ class QueuedStderr(io.TextIOBase):
         self._counting = threading.RLock()
         self._dropped = self._told = 0
         self._failed = self._torn = False
-        threading.Thread(target=self._pass_on, name="stderr", daemon=True).start()
+        self._thread = threading.Thread(target=self._pass_on, name="stderr", daemon=True)
+        self._thread.start()
 
     # called by any thread
 
@@ -85,8 +86,8 @@ class QueuedStderr(io.TextIOBase):
         data = text.encode(self._encoding, "backslashreplace")
         if self._direct:
             self._write(data)
-        elif self._queue.qsize() < self._max_lines:
-            self._queue.put(data)
+        elif self._queue.qsize() < self._max_lines or threading.current_thread() is self._thread:
+            self._queue.put(data)  # also the line that tells the number of dropped lines
         else:
             self._drop(data)
 

@@ -25,8 +25,9 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint: Path) -> Iterator[Server]:
+    timeouts = {"header_timeout_s": HEADER_TIMEOUT_S, "keep_alive_s": HEADER_TIMEOUT_S}
     with running_server(
-        model=tiny_checkpoint, max_image_bytes=100_000, header_timeout_s=HEADER_TIMEOUT_S, cors_origins="https://shop.example"
+        model=tiny_checkpoint, max_image_bytes=100_000, cors_origins="https://shop.example", **timeouts
     ) as server:
         yield server
 
