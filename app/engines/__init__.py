@@ -7,7 +7,7 @@
     torch_cpu.py      eager torch on a CPU: can do all that the model can
     torch_staged.py   torch on a GPU: compiled, captured as CUDA graphs, fed from pinned memory
 
-`pixel_model.py` is what all of them start from.
+`pixel_model.py` is what all of them start from, and `kept.py` keeps on disk what was converted.
 """
 
 from collections.abc import Sequence

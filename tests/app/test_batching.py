@@ -141,7 +141,7 @@ async def test_a_delay_ends_counted_from_the_oldest_item() -> None:
     batcher = await started(run, max_queue_delay_s=0.02)
     served = await batcher.submit(3)
     assert run.batches == [[3]]
-    assert served.queue_s >= 0.02
+    assert served.queue_s > 0.018  # a timer of uvloop may end up to a millisecond early
     await batcher.stop()
 
 

@@ -148,7 +148,7 @@ def test_zero_port_of_both_is_two_ports(monkeypatch: pytest.MonkeyPatch) -> None
     assert value_of("VIT_METRICS_PORT") == 0
 
 
-def test_unknown_variables_are_named_with_the_nearest() -> None:
+def test_unknown_variables_are_named() -> None:
     environment = {
         "VIT_API_KEY": "secret",
         "VIT_MAX_BATCHSIZE": "8",

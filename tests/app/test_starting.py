@@ -76,7 +76,7 @@ def test_too_little_memory_is_one_sentence(error: Exception) -> None:
             raise ValueError("of a library around it") from cause
 
 
-def test_shortages_of_other_things_are_one_sentence() -> None:
+def test_other_shortages_are_one_sentence() -> None:
     assert "may start no more threads" in str(explain(RuntimeError("can't start new thread"), "warming up"))
     disk_is_full = explain(OSError(errno.ENOSPC, "No space left on device", "/cache/x"), "warming up")
     assert str(disk_is_full) == "warming up failed: No space left on device: /cache/x"
@@ -115,11 +115,11 @@ def copy(tmp_path: Path, tiny_checkpoint: Path) -> Path:
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
 
 
-def test_long_path_ends_the_start_in_one_sentence() -> None:
+def test_long_path_ends_the_start() -> None:
     assert failed_start(model="x" * 300) == f"VIT_MODEL: {'x' * 300} cannot be read: File name too long"
 
 
-def test_folder_that_may_not_be_entered_ends_the_start(copy: Path) -> None:
+def test_locked_folder_ends_the_start(copy: Path) -> None:
     copy.parent.chmod(0)
     try:
         reason = failed_start(*UNPRIVILEGED, model=copy)
@@ -129,12 +129,12 @@ def test_folder_that_may_not_be_entered_ends_the_start(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("limit_mib", [560, 800, 1100])
-def test_too_little_memory_ends_the_start_in_one_sentence(limit_mib: int) -> None:
+def test_too_little_memory_ends_the_start(limit_mib: int) -> None:
     assert "too little memory" in failed_start("prlimit", f"--as={limit_mib << 20}", max_batch_size=1024)
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "192.0.2.1"])
-def test_address_that_is_not_there_ends_the_start(tiny_checkpoint: Path, host: str) -> None:
+def test_unknown_address_ends_the_start(tiny_checkpoint: Path, host: str) -> None:
     server = Server(model=tiny_checkpoint, host=host)
     assert server.wait() == 1
     with pytest.raises(AssertionError):
@@ -142,14 +142,14 @@ def test_address_that_is_not_there_ends_the_start(tiny_checkpoint: Path, host: s
     assert not any("Traceback" in str(record) for record in server.log)
 
 
-def test_an_unforeseen_error_says_that_it_is_a_bug(tiny_checkpoint: Path) -> None:
+def test_unforeseen_error_is_called_a_bug(tiny_checkpoint: Path) -> None:
     server = Server([sys.executable, "-m", "tests.faulty_server", "start"], model=tiny_checkpoint)
     record = server.wait_for_log("cannot start")
     assert (record["reason"], server.wait()) == (BUG, 1)
     assert "ZeroDivisionError" in record["exception"]
 
 
-def test_an_unknown_variable_is_warned_of(tiny_checkpoint: Path) -> None:
+def test_unknown_variable_is_warned_of(tiny_checkpoint: Path) -> None:
     server = Server(model=tiny_checkpoint / "none", max_batchsize=4)
     assert server.wait_for_log("VIT_MAX_BATCHSIZE is no setting")["level"] == "warning"
     assert server.wait() == 1
@@ -187,7 +187,7 @@ def test_warnings_do_not_mix_with_the_output(tiny_checkpoint: Path) -> None:
     assert "VIT_COLOUR is no setting" in ended.stderr
 
 
-def test_info_with_too_little_memory_is_one_sentence() -> None:
+def test_too_little_memory_ends_info() -> None:
     ended = vit_serve("info", prefix=("prlimit", f"--as={600 << 20}"))
     assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
     assert "too little memory" in ended.stderr

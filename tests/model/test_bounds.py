@@ -101,6 +101,6 @@ def test_long_name_of_a_shard_is_one_sentence(copy: Path) -> None:
         load_checkpoint(copy)
 
 
-def test_architecture_of_a_directory_is_refused(tiny_checkpoint: Path) -> None:
+def test_architecture_beside_a_directory(tiny_checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="leave out VIT_ARCHITECTURE, which is for bare state dicts"):
         load_checkpoint(tiny_checkpoint, "timm/vit_tiny_patch16_224")

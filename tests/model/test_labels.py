@@ -108,7 +108,7 @@ def test_names_of_the_config_win(copy: Path) -> None:
     assert load_checkpoint(copy).labels == TINY_LABELS
 
 
-def test_label_that_no_answer_can_carry_is_told(copy: Path) -> None:
+def test_label_that_is_no_text_is_told(copy: Path) -> None:
     set_labels(copy, {str(index): "\ud83d" if index == 3 else "cat" for index in range(10)})
     with pytest.raises(CheckpointError, match="label of class 3 is not Unicode text"):
         load_checkpoint(copy)

@@ -209,7 +209,7 @@ async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypa
         with pytest.raises(NotReady):
             await decoder.decode(b"good 1")
         await until(lambda: restarts["start"] >= 12)
-        assert all(second - first >= 0.1 for first, second in pairwise(pauses[6:]))
+        assert all(second - first > 0.09 for first, second in pairwise(pauses[6:]))  # timers may end a little early
         file.unlink()
         await until(lambda: decoder.why_not_ready is None)
         await is_sound(decoder, restarts)
