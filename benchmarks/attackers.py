@@ -153,4 +153,10 @@ def hostile_bodies() -> list[tuple[str, bytes, str]]:
         ("/predict/batch", b'{"images": ["' + b"A" * (16 * mebibyte) + b'"]}', "application/json"),
         ("/predict/batch", b'{"images": ["' + b"\\/" * (2 * mebibyte) + b'"]}', "application/json"),
         ("/predict", b'{"image": "' + b" " * mebibyte + b'"}', "application/json"),
+        ("/predict/batch", part + b"\r\n--soakx" * (2 * mebibyte), form),
+        ("/predict/batch", part + b"\r\n--soak" + b" " * (32 * mebibyte), form),
+        ("/predict/batch", b'{"a": "' + b'\\"' * (8 * mebibyte) + b'"}', "application/json"),
+        ("/predict/batch", b"[" * (16 * mebibyte), "application/json"),
+        ("/predict/batch", b'{"images": [' + b'"",' * (4 * mebibyte), "application/json"),
+        ("/predict?top_k=0", b"x", "image/jpeg"),
     ]

@@ -5,7 +5,7 @@ import resource
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.api.turns import Turns
+from app.api.turns import Starts, Turns
 from app.errors import StartError
 from app.metrics import Metrics
 
@@ -89,6 +89,7 @@ class Connections:
         self.limits = limits
         self.keep_alive_s = limits.keep_alive_s
         self.turns = turns or Turns()
+        self.starts = Starts()
         self._metrics = metrics
         self._open: set[Connection] = set()
         self._idle: dict[Connection, None] = {}

@@ -8,6 +8,7 @@ import asyncio
 import math
 import re
 import urllib.parse
+from functools import partial
 from typing import Any, cast
 
 import httptools
@@ -45,6 +46,9 @@ _WORTH_READING_BYTES = 256 * 1024
 """What is read of a body that nobody wants any more, so that its connection can stay: a new one costs more than this."""
 
 _RETRY_AFTER_S = 1.0
+
+_HEALTH = "/health/"
+"""Where the paths begin that are answered on any connection, and first."""
 
 _STEP_BYTES = 32 * 1024
 """Parsed at once; takes less than a millisecond if every byte is a chunk."""
@@ -257,7 +261,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["http_version"] = version
         self.expect_100_continue &= version != "1.0"  # RFC 9110, 10.1.1
         path = self._set_path()
-        if not self._regular and not path.startswith("/health/"):
+        if not self._regular and not path.startswith(_HEALTH):
             raise TooManyConnections("All connections are busy; try again soon.", _RETRY_AFTER_S)
         self._framing = max(0, self._framing - len(self.url) - self._header_bytes - _REQUEST_LINE_BYTES)
         self._since, self._body_bytes = self.loop.time(), 0
@@ -327,7 +331,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
-        super()._start_asgi_task(cycle, app)
+        begin = partial(super()._start_asgi_task, cycle, app)
+        if cycle.scope["path"].startswith(_HEALTH):
+            begin()  # ahead of any crowd
+        else:
+            self._all.starts.add(begin)
 
     def _begin(self, scope: HTTPScope, keep_alive: bool) -> None:
         """Run the request, or queue it behind the one before."""

@@ -1,8 +1,9 @@
-"""Turns: long work is done on the event loop in short turns, one in each round of the loop, whoever asks for it."""
+"""Bounds for what one round of the event loop takes: long work is done in short turns, and few requests begin in each."""
 
 import asyncio
 import time
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -11,6 +12,9 @@ Steps = Generator[None, None, T]
 """Work that pauses wherever it may be interrupted, after a millisecond at the latest, and returns its result."""
 
 _TURN_S = 0.001
+
+_STARTS = 2
+"""Requests that begin in one round; each takes about a millisecond until it waits for something."""
 
 
 class Turns:
@@ -47,3 +51,32 @@ def _take_turn(steps: Steps[T]) -> None:
     ends = time.perf_counter() + _TURN_S
     while time.perf_counter() < ends:
         next(steps)
+
+
+class Starts:
+    """Begins requests, at most a few in each round of the event loop, in the order in which they came.
+
+    A crowd whose requests are all refused at once would otherwise hold up the loop for its number of requests.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._left = _STARTS
+
+    def add(self, begin: Callable[[], None]) -> None:
+        """Call `begin` now if this round has room, or in a later one."""
+        if self._left == _STARTS:
+            asyncio.get_running_loop().call_soon(self._next_round)
+        if self._left and not self._waiting:
+            self._left -= 1
+            begin()
+        else:
+            self._waiting.append(begin)
+
+    def _next_round(self) -> None:
+        begin_now = [self._waiting.popleft() for _ in range(min(_STARTS, len(self._waiting)))]
+        self._left = _STARTS - len(begin_now)
+        if begin_now:
+            asyncio.get_running_loop().call_soon(self._next_round)
+        for begin in begin_now:
+            begin()

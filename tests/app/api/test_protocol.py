@@ -342,3 +342,17 @@ def test_decoding_processes_count_as_open_files_too(tiny_checkpoint: Path) -> No
 def test_a_process_that_may_not_open_as_many_files_does_not_start() -> None:
     ended = check_descriptors(soft=300, hard=400)
     assert "VIT_MAX_CONNECTIONS: 200 connections need 488 open files, and only 400 are allowed" in ended.stderr
+
+
+async def test_a_probe_is_answered_before_a_crowd() -> None:
+    crowd = 100
+    async with open_wire(HttpLimits()) as wire:
+        peers = [await wire.connect() for _ in range(crowd)]
+        reader, probe = await wire.connect()
+        for _, writer in peers:
+            writer.write(get("/held"))
+        probe.write(get("/health/live"))
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.readuntil(b"done")
+        assert wire.held < crowd / 2
+        await wire.until(lambda: wire.held == crowd)

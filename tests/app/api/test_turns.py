@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
-from app.api.turns import Steps, Turns
+from app.api.turns import Starts, Steps, Turns
 
 
 def steps(number: int, seen: Callable[[], None], result: str = "done") -> Steps[str]:
@@ -80,3 +81,26 @@ def test_little_work_needs_one_turn() -> None:
 
     assert Turns().start(work(0))
     assert not Turns().start(work(5))
+
+
+async def test_few_requests_begin_in_a_round() -> None:
+    starts, begun = Starts(), list[tuple[int, int]]()
+    async with rounds() as count:
+        await asyncio.sleep(0)
+        for number in range(9):
+            starts.add(lambda number=number: begun.append((number, count())))  # type: ignore[misc]
+        assert [number for number, _ in begun] == [0, 1]
+        while len(begun) < 9:  # noqa: ASYNC110 - each sleep is a round
+            await asyncio.sleep(0)
+    assert [number for number, _ in begun] == list(range(9))
+    assert max(Counter(turn for _, turn in begun).values()) == 2
+
+
+async def test_requests_begin_at_once_after_a_crowd() -> None:
+    starts, begun = Starts(), list[int]()
+    for number in range(5):
+        starts.add(lambda number=number: begun.append(number))  # type: ignore[misc]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    starts.add(lambda: begun.append(5))
+    assert begun == [0, 1, 2, 3, 4, 5]
