@@ -9,6 +9,7 @@ hostile bodies   sixteen clients send what is slow to parse
 
 import asyncio
 import io
+import math
 import os
 import random
 import signal
@@ -71,18 +72,20 @@ class Periods:
 
 @dataclass(slots=True)
 class Attackers:
-    """Attacks a server from now on until it is cancelled; its answers are counted with the callers'."""
+    """Attacks a server; its answers are counted with the callers'."""
 
     callers: Callers
     pid: int
     """Of the server."""
     periods: Periods
+    ends: float = math.inf
+    """When no more attacks begin, by `time.perf_counter`."""
     kills: int = 0
     _large: bytes = field(default_factory=lambda: multipart_body("images", [large_image()] * _LARGE_IMAGES))
     _bodies: Sequence[tuple[str, bytes, str]] = field(default_factory=lambda: hostile_bodies())
 
     async def attack(self) -> None:
-        """Run all attacks, each in its part of every period."""
+        """Run all attacks, each in its part of every period, until the time is up and all are answered."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._in_part("kills", self._kill))
             group.create_task(self._in_part("large batches", self._send_large_batch))
@@ -91,10 +94,9 @@ class Attackers:
 
     async def _in_part(self, part: str, attack: Callable[[], Awaitable[None]]) -> None:
         """Repeat an attack while its part lasts."""
-        while True:
-            begin = self.periods.next_begin(part, time.perf_counter())
+        while (begin := self.periods.next_begin(part, time.perf_counter())) < self.ends:
             await asyncio.sleep(begin - time.perf_counter())
-            while time.perf_counter() < begin + self.periods.seconds(part):
+            while time.perf_counter() < min(self.ends, begin + self.periods.seconds(part)):
                 with suppress(OSError, TimeoutError):  # counted by the callers, where it matters
                     await attack()
 

@@ -20,7 +20,9 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 
 import httpx
@@ -31,13 +33,13 @@ from benchmarks import machine
 from benchmarks.attackers import FEWER, PARTS, PERIOD_S, Attackers, Periods
 from benchmarks.callers import IMAGES_A_REQUEST, REFUSALS, TOLERANCE, Callers, Picture, Tally
 from benchmarks.contenders import start_ours, wait_until_healthy
-from benchmarks.load import Connections, Exchange, Target, ask, closed_loop, get, quantile
+from benchmarks.load import Exchange, Target, ask, closed_loop, quantile
 from benchmarks.measure import progress
 from benchmarks.models import MODELS
 from benchmarks.peers import Server
 from benchmarks.pictures import WEB
 from benchmarks.report import Verdict, conclude
-from benchmarks.watch import Usage, metrics_of, probe, usage
+from benchmarks.watch import Usage, metrics_of, probe_live, usage
 
 _WORK = Path(__file__).parent.parent / ".bench"
 _MAX_IMAGE_BYTES = 2**20
@@ -93,10 +95,11 @@ def measure(server: Server, port: int, images: Sequence[bytes], load: float, sec
     target = Target(port, "/predict?vectors=false", images, "image/jpeg")
     rate = load * closed_loop(target, clients=32, seconds=5, warm_up_s=1).throughput / IMAGES_A_REQUEST
     progress("warm-up")
-    uvloop.run(_mixed(server, Callers(port, pictures, _MAX_IMAGE_BYTES, seed=1), port, rate, warm_up_s))
-    before = _quiet(server, port)
     callers = Callers(port, pictures, _MAX_IMAGE_BYTES, seed=0)
-    mixed = uvloop.run(_mixed(server, callers, port, rate, seconds))
+    with ProcessPoolExecutor(1, get_context("spawn")) as beside:
+        uvloop.run(_mixed(server, Callers(port, pictures, _MAX_IMAGE_BYTES, seed=1), port, rate, warm_up_s, beside))
+        before = _quiet(server, port)
+        mixed = uvloop.run(_mixed(server, callers, port, rate, seconds, beside))
     progress("waiting until it is quiet")
     restarts = _restarts(metrics_now(port))
     after = _quiet(server, port)
@@ -141,14 +144,14 @@ def _pictures(port: int, images: Sequence[bytes]) -> list[Picture]:
     return [Picture(image, row) for image, row in zip(images, logits, strict=True)]
 
 
-async def _mixed(server: Server, callers: Callers, port: int, rate: float, seconds: float) -> _Mixed:
-    """Call at random (Poisson) until the time is up and all are answered; memory once a second."""
+async def _mixed(server: Server, callers: Callers, port: int, rate: float, seconds: float, beside: Executor) -> _Mixed:
+    """Call at random (Poisson) until the time is up and all are answered; memory once a second, and health."""
     rng, under_way, resident_bytes = random.Random(0), set[asyncio.Task[None]](), list[int]()
     began = due = time.perf_counter()
     periods = Periods(began, min(PERIOD_S, seconds))
-    attackers = Attackers(callers, server.process.pid, periods)
-    attacking, probes = asyncio.create_task(attackers.attack()), Connections(port)
-    probing = asyncio.create_task(probe(probes, get("/health/live"), began + seconds))
+    attackers = Attackers(callers, server.process.pid, periods, ends=began + seconds)
+    attacking = asyncio.create_task(attackers.attack())
+    probing = asyncio.get_running_loop().run_in_executor(beside, probe_live, port, seconds)
     while (due := due + rng.expovariate(rate * (1 if periods.part(due) == "usual" else FEWER))) < began + seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         task = asyncio.create_task(callers.call(due))
@@ -158,12 +161,9 @@ async def _mixed(server: Server, callers: Callers, port: int, rate: float, secon
             resident_bytes.append(usage(server.pids()).resident_bytes)
             if len(resident_bytes) % 10 == 0:
                 progress(_state(len(resident_bytes), seconds, callers.tally, resident_bytes[-1]))
-    attacking.cancel()
-    await asyncio.wait([attacking])
-    await asyncio.gather(*under_way)
+    await asyncio.gather(*under_way, attacking)
     health = await probing
-    for connections in (callers, probes):
-        connections.close()
+    callers.close()
     return _Mixed(periods, resident_bytes, health, attackers.kills)
 
 

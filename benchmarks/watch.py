@@ -51,6 +51,18 @@ async def _watch(port: int, pid: int, seconds: float) -> Watch:
     return Watch(live, ready, samples)
 
 
+def probe_live(port: int, seconds: float) -> list[Exchange]:
+    """Ask for `/health/live` twenty times a second. Blocks: run it in a process where no other client delays it."""
+    return uvloop.run(_probe_live(port, seconds))
+
+
+async def _probe_live(port: int, seconds: float) -> list[Exchange]:
+    connections = Connections(port)
+    found = await probe(connections, get("/health/live"), time.perf_counter() + seconds)
+    connections.close()
+    return found
+
+
 async def probe(connections: Connections, request: bytes, end: float) -> list[Exchange]:
     """Ask at a steady rate until `end`, whether or not the last one was answered."""
     due, under_way = time.perf_counter(), []
