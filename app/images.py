@@ -55,16 +55,25 @@ class ImageDecoder:
         max_bytes: of the encoded image.
         max_pixels: width times height.
         exact: decode JPEGs to the bit as the checkpoint's library does, not the quick way.
+        scaled: the quick way may decode large JPEGs at a part of their size.
     """
 
     def __init__(
-        self, preprocessing: Preprocessing, *, formats: frozenset[str], max_bytes: int, max_pixels: int, exact: bool
+        self,
+        preprocessing: Preprocessing,
+        *,
+        formats: frozenset[str],
+        max_bytes: int,
+        max_pixels: int,
+        exact: bool,
+        scaled: bool = False,
     ) -> None:
         self._preprocessing = preprocessing
         self._formats = formats
         self._max_bytes = max_bytes
         self._max_pixels = max_pixels
         self._exact = exact
+        self._scaled = scaled
 
     def decode(self, image_bytes: bytes) -> Pixels:
         """Encoded image -> (3, H, W) uint8, upright, resized and cropped.
@@ -86,11 +95,14 @@ class ImageDecoder:
             self._check_size(image.size)
             check_jpeg_scans(scans, image.width * image.height, self._max_pixels)
             quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
-            if quick and (pixels := decode_jpeg(image_bytes, image.size, _orientation(image), self._preprocessing)) is not None:
+            if quick and (pixels := self._decode_jpeg(image_bytes, image)) is not None:
                 return pixels
             with _decoding_errors():
                 image.load()  # before the metadata: PNG's getexif loads too, and its error would pass for broken EXIF
             return _resize_and_crop(_to_rgb(_upright(image)), self._preprocessing)
+
+    def _decode_jpeg(self, image_bytes: bytes, image: Image.Image) -> Pixels | None:
+        return decode_jpeg(image_bytes, image.size, _orientation(image), self._preprocessing, scaled=self._scaled)
 
     def _check(self, image_bytes: bytes) -> str:
         """What the number of the bytes and the first of them say; returns the format's name."""

@@ -1,29 +1,33 @@
-"""What each way of computing does to the answers, on labelled pictures and through the whole service.
+"""What each way of computing does to the answers, through the whole service.
 
-python -m benchmarks.accuracy test.parquet [--enlarge 500]
+python -m benchmarks.accuracy test.parquet              labelled pictures: how often each way is right
+python -m benchmarks.accuracy --photographs FOLDER      large photographs: what decoding does to logits, by size
 
-The reference is float32 by torch with exact decoding. `--enlarge` makes each picture that many pixels wide first, as a JPEG:
-small ones are never decoded scaled down, and what that does could not be seen.
+The reference is float32 by torch with exact decoding.
 """
 
 import argparse
-import io
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from app.engines.choice import has_vnni
 from app.errors import ServiceError
 from app.offline import classify_all, run, running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
 from benchmarks import machine
-from model.dataset import LabelledImages, load_labelled_images
+from benchmarks.photographs import WIDTHS, sized
+from model.dataset import load_labelled_images
 
 _CONCURRENCY = 64
+
+_SIZES = (None, 224, 378)
+"""Sides of the model's input: its own and two more, multiples of the bundled model's patches."""
 
 _WAYS: dict[str, dict[str, object]] = {
     "torch, float32, exact decoding": {"engine": "torch", "exact_decode": True},
@@ -36,53 +40,96 @@ _WAYS: dict[str, dict[str, object]] = {
 }
 
 
-async def probabilities(pictures: list[bytes], model: str, settings: dict[str, object]) -> NDArray[np.float32]:
-    """What the service answers to each picture, (N, K)."""
-    rows = []
+_DECODINGS: dict[str, dict[str, object]] = {
+    "the default": {},
+    "`VIT_SCALED_DECODE=true`": {"scaled_decode": True},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the service answers to N images: (N, K) each."""
+
+    logits: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+
+    @property
+    def first(self) -> NDArray[np.intp]:
+        """(N,) the class with the largest logit."""
+        return self.logits.argmax(axis=1)
+
+
+async def answers(images: Sequence[bytes], model: str, settings: dict[str, object]) -> Answers:
+    """Ask the service about each image."""
+    logits, probabilities = [], []
     async with running_classifier(read_settings(model=model, max_queue_size=_CONCURRENCY, **settings)) as classifier:
-        images = ((index, partial(bytes, picture)) for index, picture in enumerate(pictures))
-        async for _, outcome in classify_all(classifier, images, _CONCURRENCY):
+        reads = ((index, partial(bytes, image)) for index, image in enumerate(images))
+        async for _, outcome in classify_all(classifier, reads, _CONCURRENCY):
             if isinstance(outcome, ServiceError | OSError):
-                raise SystemExit(f"a picture cannot be classified: {outcome}")
-            rows.append(outcome.probabilities)
-    return np.stack(rows)
+                raise SystemExit(f"an image cannot be classified: {outcome}")
+            logits.append(outcome.logits)
+            probabilities.append(outcome.probabilities)
+    return Answers(np.stack(logits), np.stack(probabilities))
 
 
-def encoded(pictures: LabelledImages, width: int | None) -> list[bytes]:
-    """All pictures, enlarged if that was asked for."""
-    files = [pictures.read(index)[0] for index in range(len(pictures))]
-    return files if width is None else [_enlarged(file, width) for file in files]
+def differences(some: Answers, reference: Answers) -> NDArray[np.float32]:
+    """Return for each image the largest difference of a logit, as a part of the reference's largest: (N,)."""
+    largest: NDArray[np.float32] = np.abs(some.logits - reference.logits).max(axis=1) / np.abs(reference.logits).max(axis=1)
+    return largest
 
 
-def _enlarged(picture: bytes, width: int) -> bytes:
-    with Image.open(io.BytesIO(picture)) as image:
-        large = image.convert("RGB").resize((width, round(image.height * width / image.width)), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    large.save(file, "JPEG", quality=92)
-    return file.getvalue()
+def compare_ways(data: Path, model: str) -> None:
+    """Print how often each way is right on labelled pictures, and what it does to probabilities."""
+    labelled = load_labelled_images(data)
+    images, targets = [labelled.read(index)[0] for index in range(len(labelled))], np.asarray(labelled.targets)
+    _print(f"{len(images)} pictures; {machine.describe()}\n")
+    _print("| way | top-1 | same first class | largest difference of a probability |\n|---|---|---|---|")
+    reference: Answers | None = None
+    for name, settings in _WAYS.items():
+        if settings.get("dtype") == "int8" and not has_vnni():
+            continue
+        found = run(answers(images, model, settings))
+        reference = reference or found
+        agreement = (found.first == reference.first).mean()
+        difference = np.abs(found.probabilities - reference.probabilities).max()
+        _print(f"| {name} | {(found.first == targets).mean():.2%} | {agreement:.2%} | {difference:.4f} |")
+
+
+def compare_decodings(folder: Path, model: str) -> None:
+    """Print what each decoding does to first classes and logits, by size of the photographs and of the model's input."""
+    _print(f"{machine.describe()}\n")
+    _print(
+        "| model's input | longer side | photographs | decoding | same first class | difference at p99 | largest difference |"
+    )
+    _print("|---|---|---|---|---|---|---|")
+    for width in WIDTHS:
+        images = list(sized(folder, width))
+        for side in _SIZES if images else ():
+            reference = run(answers(images, model, {"exact_decode": True, "image_size": side}))
+            for name, settings in _DECODINGS.items():
+                found = run(answers(images, model, {"image_size": side, **settings}))
+                agreement, off = (found.first == reference.first).mean(), differences(found, reference)
+                figures = f"{agreement:.2%} | {np.quantile(off, 0.99):.2%} | {off.max():.2%}"
+                _print(f"| {side or 'its own'} | {width} | {len(images)} | {name} | {figures} |")
+
+
+def _print(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="a folder of class folders, or parquet in Hugging Face's layout")
+    parser.add_argument("data", type=Path, nargs="?", help="a folder of class folders, or parquet in Hugging Face's layout")
+    parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="JPEGs and PNGs, the larger the better")
     parser.add_argument("--model", default=str(BUNDLED_MODEL))
-    parser.add_argument("--enlarge", type=int, metavar="WIDTH")
     arguments = parser.parse_args()
-    labelled = load_labelled_images(arguments.data)
-    pictures, targets = encoded(labelled, arguments.enlarge), np.asarray(labelled.targets)
-
-    sys.stdout.write(f"{len(pictures)} pictures; {machine.describe()}\n\n")
-    sys.stdout.write("| way | top-1 | same first class | largest difference of a probability |\n|---|---|---|---|\n")
-    reference: NDArray[np.float32] | None = None
-    for name, settings in _WAYS.items():
-        if settings.get("dtype") == "int8" and not has_vnni():
-            continue
-        answers = run(probabilities(pictures, arguments.model, settings))
-        reference = answers if reference is None else reference
-        first = answers.argmax(axis=1)
-        agreement, difference = (first == reference.argmax(axis=1)).mean(), np.abs(answers - reference).max()
-        sys.stdout.write(f"| {name} | {(first == targets).mean():.2%} | {agreement:.2%} | {difference:.4f} |\n")
-        sys.stdout.flush()
+    if (arguments.data is None) == (arguments.photographs is None):
+        parser.error("give either labelled pictures or --photographs")
+    if arguments.photographs:
+        compare_decodings(arguments.photographs, arguments.model)
+    else:
+        compare_ways(arguments.data, arguments.model)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ class StartingDecoder:
             max_bytes=settings.max_image_bytes,
             max_pixels=settings.max_image_pixels,
             exact=settings.exact_decode,
+            scaled=settings.scaled_decode,
         ).decode
         if self._zygote is None:
             return ThreadDecoder(decode, threads=settings.decode_threads)

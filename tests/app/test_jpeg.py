@@ -21,9 +21,9 @@ def preprocessing(
     return Preprocessing(resize, crop, interpolation, HALF, HALF)
 
 
-def decode(image_bytes: bytes, how: Preprocessing, *, exact: bool) -> Pixels:
+def decode(image_bytes: bytes, how: Preprocessing, *, exact: bool, scaled: bool = False) -> Pixels:
     limits: dict[str, Any] = {"formats": frozenset({"jpeg"}), "max_bytes": 10**8, "max_pixels": 10**8}
-    return ImageDecoder(how, **limits, exact=exact).decode(image_bytes)
+    return ImageDecoder(how, **limits, exact=exact, scaled=scaled).decode(image_bytes)
 
 
 def differences(image_bytes: bytes, how: Preprocessing) -> Pixels:
@@ -50,9 +50,7 @@ def jpeg(width: int, height: int, mode: str = "RGB", **options: Any) -> bytes:
 )
 @pytest.mark.parametrize(("width", "height"), [(100, 100), (163, 131), (131, 163), (84, 84), (40, 48)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_picture_of_less_than_four_times_the_size_is_two_steps_away_at_most(
-    how: Preprocessing, width: int, height: int, mode: str
-) -> None:
+def test_quick_pixels_are_two_steps_away_at_most(how: Preprocessing, width: int, height: int, mode: str) -> None:
     assert differences(jpeg(width, height, mode), how).max() <= 2
 
 
@@ -71,12 +69,21 @@ def test_a_turned_photo_stands_upright(orientation: int, how: Preprocessing) -> 
     assert differences(jpeg(163, 131, exif=exif), how).max() <= 2
 
 
-def test_a_large_picture_is_decoded_small_and_stays_the_same_picture() -> None:
+def test_large_image_is_two_steps_away_at_most() -> None:
+    assert differences(jpeg(1600, 1200), preprocessing(96, (84, 84))).max() <= 2
+
+
+def test_scaled_decoding_changes_pixels_a_little() -> None:
     image_bytes, how = jpeg(1600, 1200), preprocessing(96, (84, 84))
-    assert differences(image_bytes, how).mean() < 1
-    scaled = decode_jpeg(image_bytes, (1600, 1200), 1, how)
-    assert scaled is not None
-    assert (scaled != decode(image_bytes, how, exact=True)).any()  # it did take the short way
+    whole, scaled = (decode(image_bytes, how, exact=False, scaled=scaled).astype(np.int16) for scaled in (False, True))
+    assert 0 < np.abs(scaled - whole).mean() < 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(767, 767), (1600, 760)])
+def test_scaled_decoding_leaves_four_times_the_resized_side(width: int, height: int) -> None:
+    image_bytes, how = jpeg(width, height), preprocessing((96, 96), None)
+    whole, scaled = (decode(image_bytes, how, exact=False, scaled=scaled) for scaled in (False, True))
+    assert (scaled == whole).all()
 
 
 @pytest.mark.parametrize(
@@ -102,4 +109,4 @@ def test_a_damaged_picture_is_judged_by_pillow() -> None:
 
 def test_a_header_that_two_readers_understand_differently_is_not_believed() -> None:
     sound = jpeg(200, 150)
-    assert decode_jpeg(sound, (201, 150), 1, preprocessing((50, 50), None)) is None
+    assert decode_jpeg(sound, (201, 150), 1, preprocessing((50, 50), None), scaled=False) is None
