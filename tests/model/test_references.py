@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from tests.references import Reference, difference, randomise, references
+from tests.references import EXACT, Reference, compare, photograph, photographs, randomise, references
 from tests.support import ROOT
 
 import timm  # isort: skip
@@ -20,13 +20,22 @@ from model.checkpoint import load_checkpoint
 REFERENCES = references()
 TOLERANCE = 1e-4
 """Of the largest logit, in float32."""
+DEFAULT_TOLERANCE = 0.005
+"""Of the largest logit, with all defaults, on photographs."""
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.library}: {reference.name}")
 def test_logits_equal_those_of_the_models_own_library(reference: Reference, tmp_path: Path) -> None:
-    largest, scale = difference(reference, tmp_path / "model")
-    assert scale > 0.2
-    assert largest <= TOLERANCE * scale
+    (exact,) = compare(reference, tmp_path / "model", [photograph(), photographs()[0]], EXACT)
+    assert exact.largest_logit > 0.2
+    assert exact.difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("library", ["transformers", "timm", "torchvision"])
+def test_defaults_answer_as_the_library_does(library: str, tmp_path: Path) -> None:
+    reference = next(reference for reference in REFERENCES if reference.library == library)
+    (default,) = compare(reference, tmp_path / "model", photographs(), {})
+    assert default.difference <= DEFAULT_TOLERANCE
 
 
 def test_the_table_in_the_docs_has_every_model() -> None:
