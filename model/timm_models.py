@@ -12,7 +12,8 @@ from typing import Any
 from model.blueprint import Blueprint, explained, side, whole
 from model.config import Activation, Embedded, Pooling, ViTConfig
 from model.layout import Layout
-from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, from_timm
+from model.preprocessing import from_timm
+from model.published.timm_weights import published_cfg
 from model.weights_file import WeightsFile, find_weights, open_weights, read_json
 
 _SIZES = {
@@ -71,7 +72,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         num_classes = whole(raw, "num_classes", pretrained.get("num_classes"))
         config = _config(name, weights, num_classes, image_size, raw.get("global_pool"))
         labels = _labels(raw, pretrained, num_classes)
-        preprocessing = from_timm({**_default_pretrained_cfg(name), **pretrained}, image_size)
+        preprocessing = from_timm(pretrained, image_size)
     return Blueprint(
         name=directory.resolve().name,
         architecture=str(raw["architecture"]),
@@ -85,7 +86,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
 
 
 def read_timm_file(path: Path, architecture: str, labels: tuple[str, ...] | None) -> Blueprint:
-    """A bare state dict of a timm model. Its preprocessing is that of the architecture's default weights in timm.
+    """A bare state dict of a timm model. Its preprocessing is that of timm's weights of this tag, or of the default ones.
 
     Raises:
         CheckpointError: the file is broken, or the architecture is not supported.
@@ -97,7 +98,7 @@ def read_timm_file(path: Path, architecture: str, labels: tuple[str, ...] | None
         if head is None:
             raise ValueError("there is no head.weight: this is an encoder without a classifier")
         config = _config(name, weights, head[0], name.image_size, None)
-        preprocessing = from_timm(_default_pretrained_cfg(name), name.image_size)
+        preprocessing = from_timm(published_cfg(architecture), name.image_size)
     return Blueprint(
         name=path.stem,
         architecture=architecture,
@@ -108,6 +109,15 @@ def read_timm_file(path: Path, architecture: str, labels: tuple[str, ...] | None
         weights=path,
         resampling="smooth",
     )
+
+
+def is_supported(architecture: str) -> bool:
+    """Tell whether a name of timm's, with a tag or without, is one that is read here."""
+    try:
+        _parse(architecture)
+    except ValueError:
+        return False
+    return True
 
 
 def _parse(architecture: str) -> _Name:
@@ -202,19 +212,3 @@ def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -
     if isinstance(descriptions, dict):
         names = [descriptions.get(name, name) for name in names]
     return tuple(str(name) for name in names)
-
-
-def _default_pretrained_cfg(name: _Name) -> dict[str, Any]:
-    """The preprocessing of the weights that timm takes by default for an architecture, as far as its name tells."""
-    augreg = name.family == "vit" and not name.choices & {"dinov2", "clip"}
-    if "clip" in name.choices:
-        mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    else:
-        mean, std = ([0.5] * 3, [0.5] * 3) if augreg else (list(IMAGENET_MEAN), list(IMAGENET_STD))
-    return {
-        "crop_pct": 0.9 if name.image_size <= 224 else 1.0,
-        "crop_mode": "center",
-        "interpolation": "bicubic",
-        "mean": mean,
-        "std": std,
-    }

@@ -1,0 +1,81 @@
+"""timm's published weights: what its registry holds for each `architecture.tag` that is supported here."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+WEIGHTS_FILE = Path(__file__).with_name("timm_weights.tsv")
+
+
+def _numbers(cell: str) -> list[float]:
+    return [float(number) for number in cell.split()]
+
+
+def _sizes(cell: str) -> list[int]:
+    return [int(number) for number in cell.split()]
+
+
+COLUMNS: dict[str, Callable[[str], Any]] = {
+    "name": str,
+    "classes": str,
+    "num_classes": int,
+    "input_size": _sizes,
+    "crop_pct": float,
+    "crop_mode": str,
+    "interpolation": str,
+    "mean": _numbers,
+    "std": _numbers,
+}
+"""Of the table, with what reads a cell: all but the first two are keys of a `pretrained_cfg`."""
+
+_UNREGISTERED: dict[str, Any] = {
+    "num_classes": 1000,
+    "input_size": [3, 224, 224],
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+    "interpolation": "bicubic",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+"""`PretrainedCfg()`, which timm gives an architecture that it has no entry for."""
+
+
+def published_cfg(architecture: str) -> dict[str, Any]:
+    """Return what timm's `pretrained_cfg` holds for `name.tag`, or for the default tag of a bare name.
+
+    Raises:
+        ValueError: timm publishes other tags of this architecture.
+    """
+    row = _row(architecture)
+    return {key: value for key, value in row.items() if key not in ("name", "classes")} if row else dict(_UNREGISTERED)
+
+
+def published_classes(architecture: str) -> str | None:
+    """Return which list of classes the weights `name.tag` were trained on, as `LISTS` calls it; None for any other.
+
+    A bare name says nothing: whoever serves it may have trained it on other classes.
+    """
+    if "." not in architecture:
+        return None
+    row = _table().get(architecture)
+    return str(row["classes"]) or None if row else None
+
+
+def _row(architecture: str) -> dict[str, Any] | None:
+    name, _, tag = architecture.partition(".")
+    tags = [row.partition(".")[2] for row in _table() if row.partition(".")[0] == name]
+    if not tags:
+        return None
+    if tag and tag not in tags:
+        raise ValueError(f"timm has no weights {name}.{tag}; it has {', '.join(tags)}; without a tag it is {tags[0]}")
+    return _table()[f"{name}.{tag or tags[0]}"]
+
+
+@cache
+def _table() -> dict[str, dict[str, Any]]:
+    """Rows by name; of an architecture's the default one first."""
+    header, *lines = WEIGHTS_FILE.read_text(encoding="utf-8").splitlines()
+    columns = header.split("\t")
+    rows = (dict(zip(columns, line.split("\t"), strict=True)) for line in lines)
+    return {row["name"]: {column: COLUMNS[column](cell) for column, cell in row.items()} for row in rows}

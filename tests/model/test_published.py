@@ -1,0 +1,61 @@
+"""What is written down of the libraries is what they say."""
+
+from typing import Any
+
+import pytest
+
+from model.published.imagenet import LISTS, class_names
+from model.published.timm_weights import published_cfg, published_classes
+from tests.published import lemmas, lists, torchvision_names, weights
+
+from timm import models as timm_models  # isort: skip
+
+ROWS = list(weights())
+KEYS = ("num_classes", "input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+
+
+def comparable(cfg: dict[str, Any]) -> dict[str, Any]:
+    return {key: list(cfg[key]) if isinstance(cfg[key], tuple) else cfg[key] for key in KEYS}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
+def test_a_pretrained_cfg_is_timms(row: dict[str, Any]) -> None:
+    assert published_cfg(row["name"]) == comparable(row)
+    assert published_classes(row["name"]) == (row["classes"] or None)
+
+
+@pytest.mark.parametrize("architecture", sorted({row["architecture"] for row in ROWS}))
+def test_a_bare_name_gets_timms_default(architecture: str) -> None:
+    default = timm_models.get_pretrained_cfg(architecture)
+    assert default is not None
+    assert published_cfg(architecture) == comparable(default.to_dict())
+    assert published_classes(architecture) is None
+
+
+def test_an_architecture_that_timm_has_not_gets_timms_own_defaults() -> None:
+    expected = comparable(timm_models.PretrainedCfg().to_dict())
+    assert published_cfg("vit_tiny_patch8_64") == published_cfg("vit_tiny_patch8_64.mine") == expected
+
+
+def test_a_tag_that_timm_refuses_is_refused_with_those_there_are() -> None:
+    with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
+        timm_models.get_pretrained_cfg("vit_tiny_patch16_384.augreg")
+    sentence = "timm has no weights vit_tiny_patch16_384.augreg; it has augreg_in21k_ft_in1k; without a tag it is augreg_"
+    with pytest.raises(ValueError, match=sentence):
+        published_cfg("vit_tiny_patch16_384.augreg")
+
+
+@pytest.mark.parametrize("classes", LISTS)
+def test_names_of_classes_are_timms_in_timms_order(classes: str) -> None:
+    names = lemmas()
+    assert list(class_names(classes)) == [names[synset] for synset in lists()[classes]]
+    assert len(class_names(classes)) == LISTS[classes]
+
+
+def test_torchvisions_names_are_torchvisions() -> None:
+    assert list(class_names("imagenet-1k", "torchvision")) == torchvision_names()
+
+
+def test_a_cat_is_a_tabby_cat() -> None:
+    assert class_names("imagenet-1k")[281] == "tabby, tabby cat"
+    assert class_names("imagenet-1k", "torchvision")[281] == "tabby"
