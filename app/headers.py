@@ -20,6 +20,12 @@ _MAX_JPEG_SEGMENTS = 10_000
 _MAX_JPEG_PADDING = 65_536
 """Bytes between the segments before the first scan, where none belong but a few 0xFF."""
 
+_MAX_GIF_BLOCKS_BEFORE_FRAME = 100
+"""Extensions before the first frame, and the blocks of one; only a long comment or XMP has more."""
+
+_SHORTEST_GIF_EXTENSION = {0xFE: 0, 0xFF: 2}
+"""Blocks of a comment and of an application's extension; the others have at least one."""
+
 _MAX_PNG_CHUNKS = 10_000
 """Encoders write 8 KiB or more of pixels in a chunk."""
 
@@ -71,11 +77,12 @@ def count_pixels(image_bytes: bytes) -> int | None:
             at_its_place = image_bytes[12:16] == b"IHDR" and len(image_bytes) >= 24
             size = (_number(image_bytes[16:20], "big"), _number(image_bytes[20:24], "big")) if at_its_place else None
         case "gif":
-            size = (_number(image_bytes[6:8]), _number(image_bytes[8:10]))
+            size = _gif_size(image_bytes)
         case _:
             wide = 2 if image_bytes[14] == 12 else 4
             width, height = image_bytes[18 : 18 + wide], image_bytes[18 + wide : 18 + 2 * wide]
-            size = (_number(width), abs(int.from_bytes(height, "little", signed=wide == 4)))
+            upside_down = height[3:] == b"\xff"  # a negative height; Pillow takes other high ones for positive
+            size = (_number(width), abs(int.from_bytes(height, "little", signed=upside_down)))
     return None if size is None else size[0] * size[1]
 
 
@@ -85,15 +92,48 @@ def _number(field: bytes, order: Literal["little", "big"] = "little") -> int:
 
 def _jpeg_pixels(jpeg: bytes) -> int | None:
     """Walk to the frame's header: ITU-T T.81, B.2.2."""
-    position = 2
+    position, padding = 2, _MAX_JPEG_PADDING
     for _ in range(_MAX_SEGMENTS_BEFORE_SIZE):
-        marker = _JPEG_MARKER.search(jpeg, position, position + _MAX_JPEG_PADDING)
+        marker = _JPEG_MARKER.search(jpeg, position, position + padding)
         if marker is None:
             return 0
+        padding -= marker.start() - position
         start = marker.end()
         if marker[0][1] in _JPEG_FRAMES:
             return _number(jpeg[start + 3 : start + 5], "big") * _number(jpeg[start + 5 : start + 7], "big")
         position = start + max(2, _number(jpeg[start : start + 2], "big"))
+    return None
+
+
+def _gif_size(gif: bytes) -> Size | None:
+    """Walk to the first frame (GIF89a, 20): it may be larger than the screen, which Pillow then enlarges."""
+    palette = 3 << (gif[10] % 8 + 1) if gif[10:11] >= b"\x80" else 0
+    position = 13 + palette
+    for _ in range(_MAX_GIF_BLOCKS_BEFORE_FRAME):
+        match gif[position : position + 1]:
+            case b",":
+                left, top, width, height = (_number(gif[at : at + 2]) for at in range(position + 1, position + 9, 2))
+                return max(_number(gif[6:8]), left + width), max(_number(gif[8:10]), top + height)
+            case b"!":
+                end = _gif_extension_end(gif, position)
+                if end is None:
+                    return None
+                position = end
+            case b"" | b";":
+                return 0, 0
+            case _:
+                position += 1
+    return None
+
+
+def _gif_extension_end(gif: bytes, start: int) -> int | None:
+    """Return where an extension ends, or None if it is too long, or so short that decoders disagree on its end."""
+    position = start + 2
+    for blocks in range(_MAX_GIF_BLOCKS_BEFORE_FRAME):
+        length = gif[position : position + 1]
+        if length in (b"", b"\0"):
+            return position + 1 if blocks >= _SHORTEST_GIF_EXTENSION.get(gif[start + 1], 1) else None
+        position += 1 + length[0]
     return None
 
 

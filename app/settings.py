@@ -27,8 +27,12 @@ Port = Annotated[int, BeforeValidator(values.number_of_a_port), Field(ge=0, le=6
 Seconds = Annotated[float, Field(gt=0), AfterValidator(values.long_enough)]
 
 
-_LARGEST_IMAGES_IN_A_REQUEST = 8
+_PIXELS_PER_S = 14_000_000
 """The slowest image of 50 million pixels takes 3.4 s to decode: 8 of them, one after another, fit into a deadline of 30 s."""
+
+
+def _pixels_in_time(request_timeout_s: float, max_image_pixels: int) -> int:
+    return max(max_image_pixels, min(8 * max_image_pixels, int(_PIXELS_PER_S * request_timeout_s)))
 
 
 def _workers() -> int:
@@ -91,8 +95,8 @@ class Settings(BaseSettings):
         30.0, le=3600, description="Deadline of a request from its arrival; later answers are 504."
     )
     max_image_bytes: int = Field(
-        _MAX_IMAGE_BYTES, ge=26, le=2**30, description="Bytes of one encoded image; more are refused with 413."
-    )  # the smallest image of all formats, a GIF, has 26
+        _MAX_IMAGE_BYTES, ge=1000, le=2**30, description="Bytes of one encoded image; more are refused with 413."
+    )
     max_image_pixels: int = Field(
         50_000_000, ge=1, le=10**9, description="Width times height of one image; more are refused with 413."
     )
@@ -101,19 +105,19 @@ class Settings(BaseSettings):
     )
     max_request_bytes: int = Field(
         default_factory=lambda given: max(_MAX_REQUEST_BYTES, given["max_image_bytes"]),
-        ge=26,
+        ge=1000,
         le=2**34,
         description="Bytes of one `POST /predict/batch`; more are refused with 413.",
     )
     max_request_pixels: int = Field(
-        default_factory=lambda given: _LARGEST_IMAGES_IN_A_REQUEST * given["max_image_pixels"],
+        default_factory=lambda given: _pixels_in_time(given["request_timeout_s"], given["max_image_pixels"]),
         ge=1,
         le=2**40,
         description="Pixels of all images of one `POST /predict/batch`; more are refused with 413.",
     )
     max_queue_bytes: int = Field(
         default_factory=lambda given: max(_MAX_QUEUE_BYTES, given["max_request_bytes"]),
-        ge=26,
+        ge=1000,
         le=2**40,
         description="Bytes that all requests together hold, from their arrival to their answer; more are refused with 429.",
     )

@@ -27,7 +27,7 @@ def blocks(language: str) -> list[str]:
 MADE = {
     "cache_dir": "`~/.cache/vit-serve`",
     "max_batch_size": "by the engine",
-    "max_request_pixels": "8 times `VIT_MAX_IMAGE_PIXELS`",
+    "max_request_pixels": "14,000,000 for each second of `VIT_REQUEST_TIMEOUT_S`, at most 8 times `VIT_MAX_IMAGE_PIXELS`",
     "max_queue_bytes": "`268435456`",
     "max_request_bytes": "`67108864`",
 }

@@ -47,8 +47,8 @@ _WORTH_READING_BYTES = 256 * 1024
 
 _RETRY_AFTER_S = 1.0
 
-_HEALTH = "/health/"
-"""Where the paths begin that are answered on any connection, and first."""
+_HEALTH = frozenset({"/health/live", "/health/ready"})
+"""Paths that are answered on any connection, and first."""
 
 _STEP_BYTES = 32 * 1024
 """Parsed at once; takes less than a millisecond if every byte is a chunk."""
@@ -261,7 +261,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["http_version"] = version
         self.expect_100_continue &= version != "1.0"  # RFC 9110, 10.1.1
         path = self._set_path()
-        if not self._regular and not path.startswith(_HEALTH):
+        if not self._regular and path not in _HEALTH:
             raise TooManyConnections("All connections are busy; try again soon.", _RETRY_AFTER_S)
         self._framing = max(0, self._framing - len(self.url) - self._header_bytes - _REQUEST_LINE_BYTES)
         self._since, self._body_bytes = self.loop.time(), 0
@@ -332,7 +332,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
         begin = partial(super()._start_asgi_task, cycle, app)
-        if cycle.scope["path"].startswith(_HEALTH):
+        if cycle.scope["path"] in _HEALTH:
             begin()  # ahead of any crowd
         else:
             self._all.starts.add(begin)

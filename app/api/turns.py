@@ -13,6 +13,9 @@ Steps = Generator[None, None, T]
 
 _TURN_S = 0.001
 
+_FIRST_TURNS_S = 0.005
+"""What the first turns of all work that begins in one round may take together."""
+
 _STARTS = 2
 """Requests that begin in one round; each takes about a millisecond until it waits for something."""
 
@@ -26,6 +29,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._line = asyncio.Lock()
+        self._left_s = _FIRST_TURNS_S
 
     async def work(self, steps: Steps[T]) -> T:
         """Do the work, and return its result. Cancelling this call ends it between two steps."""
@@ -39,12 +43,26 @@ class Turns:
                 await asyncio.sleep(0)  # everybody else has a turn, before the next in line here
 
     def start(self, steps: Steps[None]) -> bool:
-        """Do the first turn at once, out of line. Returns True if that was all; else `work` does the rest."""
+        """Do the first turn at once, out of line, if this round has time for it.
+
+        Returns:
+            True if that was all; else `work` does the rest.
+        """
+        if self._left_s <= 0:
+            return False
+        if self._left_s == _FIRST_TURNS_S:
+            asyncio.get_running_loop().call_soon(self._next_round)
+        began = time.perf_counter()
         try:
             _take_turn(steps)
         except StopIteration:
             return True
+        finally:
+            self._left_s -= time.perf_counter() - began
         return False
+
+    def _next_round(self) -> None:
+        self._left_s = _FIRST_TURNS_S
 
 
 def _take_turn(steps: Steps[T]) -> None:

@@ -84,9 +84,9 @@ def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDec
 
 
 def _probe(formats: frozenset[str]) -> bytes:
-    """Encode a small image in one of the formats that are decoded."""
+    """Encode the smallest image, in JPEG where that is decoded: it takes another way than the others."""
     file = io.BytesIO()
-    Image.new("RGB", (16, 12), "teal").save(file, min(formats).upper())
+    Image.new("RGB", (1, 1), "teal").save(file, ("jpeg" if "jpeg" in formats else min(formats)).upper())
     return file.getvalue()
 
 

@@ -45,11 +45,12 @@ _MAX_CRASHES = 2
 _MAX_KILLS = 5
 """An image that had nothing to do with it deserves a few more; but it may be what the memory ran out for."""
 
-_MAX_FAILED_STARTS = 8
-"""In a row, which takes 2.5 s; then the decoder is not ready until one succeeds."""
+_MAX_FAILURES = 8
+"""Failed starts and deaths without a decoded image in between, which takes 2.5 s; then the decoder is not ready until a start
+succeeds."""
 
 _BACKOFF_S = (0.02, 5.0)
-"""Pause after the first failed start in a row, which doubles with each further one, and its bound."""
+"""Pause after the first such failure, which doubles with each further one, and its bound. A first death costs none."""
 
 _RETRY_AFTER_S = 5.0
 
@@ -121,7 +122,7 @@ class ProcessDecoder:
         self._replacing: set[asyncio.Task[None]] = set()
         self._forking = asyncio.Lock()  # one thread at a time talks to the zygote
         self._zygote_died = False
-        self._failed_starts = 0  # in a row
+        self._failures = 0  # without a decoded image in between
         self._pause_until = 0.0
         self._refusing = False  # after too many of them
         self._closing = asyncio.Event()
@@ -154,8 +155,8 @@ class ProcessDecoder:
         """See `Decoder`."""
         if any(worker.child is not None for worker in self._workers):
             return None
-        if self._failed_starts >= _MAX_FAILED_STARTS:
-            return "Decoding processes end as soon as they start; the log says how."
+        if self._failures >= _MAX_FAILURES:
+            return "Decoding processes end before they have decoded an image; the log says how."
         return "The decoding processes are being started again." if self._zygote_died else None
 
     async def decode(self, image_bytes: bytes, request: Hashable = None) -> Pixels:
@@ -192,7 +193,10 @@ class ProcessDecoder:
     def _dispatch(self) -> None:
         """Give idle workers the images whose turn it is."""
         while self._idle and (turn := self._queue.take()) is not None:
-            self._begin(self._idle.pop(), turn)
+            if turn.item.result.done():  # its caller has gone, and could not say so yet
+                self._queue.release(turn)
+            else:
+                self._begin(self._idle.pop(), turn)
 
     def _begin(self, worker: _Worker, turn: Turn[_Image]) -> None:
         child, encoded = worker.child, turn.item.encoded
@@ -231,6 +235,7 @@ class ProcessDecoder:
         assert turn is not None and worker.pixels is not None
         self._queue.release(turn)
         self._idle.append(worker)
+        self._count_success()
         if reply.error is not None:
             turn.item.fail(reply.error)
         elif not turn.item.result.done():  # its caller still waits
@@ -286,6 +291,8 @@ class ProcessDecoder:
             return
         self._on_restart(reason)
         _log.warning("decoder restarted", reason=reason, ended=ended)
+        if reason != "timeout":
+            self._count_failure(pause=self._failures > 0)
         self._dispatch()
         if (replacement := await self._start_until_it_works()) is not None:
             self._open(worker, replacement)
@@ -298,6 +305,9 @@ class ProcessDecoder:
             except ZygoteDied:
                 self._zygote_died |= child.zygote is self._zygote
                 return -1  # its workers ended with it
+            except Exception as error:  # no thread can be started, say; the worker must be replaced all the same
+                _log.warning("how a decoding process ended cannot be told", reason=str(error) or type(error).__name__)
+                return -1
 
     def _try_again(self, turn: Turn[_Image], reason: Reason, our_fault: bool) -> None:
         """Give the image of a worker that ended to another one, unless too many have ended on it."""
@@ -341,7 +351,9 @@ class ProcessDecoder:
             if self._closing.is_set():
                 child.connection.close()
                 return None
-            self._count_start()
+            if self._refusing:
+                _log.warning("a decoding process was started again", failures=self._failures)
+            self._refusing = False
             return child
         return None
 
@@ -350,7 +362,10 @@ class ProcessDecoder:
             await asyncio.to_thread(self._zygote.close)
             if self._closing.is_set():
                 raise ZygoteDied
-            self._zygote = Zygote(self._zygote.module)
+            self._zygote = await asyncio.to_thread(Zygote, self._zygote.module)
+            if self._closing.is_set():
+                await asyncio.to_thread(self._zygote.close)
+                raise ZygoteDied
             await asyncio.to_thread(self._zygote.warm_up, self._job)
             self._zygote_died = False
         return await asyncio.to_thread(self._zygote.start_worker, self._job)
@@ -363,27 +378,30 @@ class ProcessDecoder:
         except TimeoutError:
             pass
 
-    def _count_start(self) -> None:
-        if self._refusing:
-            _log.warning("a decoding process works again", failed_starts=self._failed_starts)
-        self._failed_starts, self._pause_until, self._refusing = 0, 0.0, False
+    def _count_success(self) -> None:
+        """Forget the failures: a process has decoded a client's image, or found what is wrong with it."""
+        self._failures, self._pause_until = 0, 0.0
 
     def _count_failed_start(self, error: Exception) -> None:
         if self._closing.is_set():
             return
         self._zygote_died |= isinstance(error, ZygoteDied)
         self._on_restart("start")
-        first, bound = _BACKOFF_S
-        pause_s = min(bound, first * 2**self._failed_starts)
-        self._failed_starts += 1
-        self._pause_until = time.monotonic() + pause_s
         reason = str(error) or type(error).__name__
-        _log.warning("a decoding process cannot be started; trying again", reason=reason, in_s=pause_s)
-        if self._failed_starts >= _MAX_FAILED_STARTS and (why := self.why_not_ready) is not None:
+        _log.warning("a decoding process cannot be started; trying again", reason=reason, in_s=self._count_failure())
+
+    def _count_failure(self, *, pause: bool = True) -> float:
+        """Lengthen the pause before the next start, in seconds; refuse what waits if there were too many failures."""
+        first, bound = _BACKOFF_S
+        pause_s = min(bound, first * 2**self._failures) if pause else 0.0
+        self._failures += 1
+        self._pause_until = max(self._pause_until, time.monotonic() + pause_s)
+        if self._failures >= _MAX_FAILURES and (why := self.why_not_ready) is not None:
             if not self._refusing:
-                _log.error("not ready: decoding processes end as soon as they start", failed_starts=self._failed_starts)
+                _log.error("not ready: decoding processes end before they have decoded an image", failures=self._failures)
             self._refusing = True
             self._refuse_waiting(NotReady(why, _RETRY_AFTER_S))
+        return pause_s
 
     def _refuse_waiting(self, error: Exception) -> None:
         for turn in self._queue.drain():

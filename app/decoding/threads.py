@@ -69,9 +69,20 @@ class ThreadDecoder:
     def _dispatch(self) -> None:
         """Give free threads the images whose turn it is."""
         while self._free and (turn := self._queue.take()) is not None:
-            self._free -= 1
+            if turn.item.result.done():  # its caller has gone, and could not say so yet
+                self._queue.release(turn)
+            else:
+                self._begin(turn)
+
+    def _begin(self, turn: Turn[_Image]) -> None:
+        try:
             decoded = asyncio.get_running_loop().run_in_executor(self._threads, attempt, self._decode, turn.item.encoded)
-            decoded.add_done_callback(partial(self._finish, turn))
+        except RuntimeError as error:  # no thread can be started
+            self._queue.release(turn)
+            turn.item.result.set_exception(DecodingFault(str(error)))
+            return
+        self._free -= 1
+        decoded.add_done_callback(partial(self._finish, turn))
 
     def _finish(self, turn: Turn[_Image], decoded: asyncio.Future[Pixels]) -> None:
         self._free += 1

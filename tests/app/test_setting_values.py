@@ -101,7 +101,7 @@ def test_larger_images_raise_what_holds_them(monkeypatch: pytest.MonkeyPatch) ->
         ("VIT_API_KEYS", "", "it is empty"),
         ("VIT_API_KEYS_FILE", "", "it is empty"),
         ("VIT_DECODE_TIMEOUT_S", "31", "must not be longer than VIT_REQUEST_TIMEOUT_S"),
-        ("VIT_MAX_IMAGE_BYTES", "3", "greater than or equal to 26"),
+        ("VIT_MAX_IMAGE_BYTES", "3", "greater than or equal to 1000"),
         ("VIT_RUN_TIMEOUT_S", "1e-9", "less than 0.01 s lets nothing through"),
     ],
 )

@@ -70,6 +70,11 @@ def part_of_each(pictures: int) -> bytes:
     return b"".join(part() + picture(seed) + b"\r\n" for seed in range(pictures)) + b"--b--\r\n"
 
 
+def padded_jpeg(size: int) -> bytes:
+    """Empty segments with as many fill bytes between them as one may have."""
+    return b"\xff\xd8" + fill(b"\xff" * 65_000 + b"\xe0\0\2", size)
+
+
 BODIES: dict[str, tuple[Callable[[], bytes], int]] = {
     # what honest callers send, as large as may be
     "raw": (lambda: request("POST /predict", "Connection: close", body=noise(10 * MIB)), 415),
@@ -100,6 +105,7 @@ BODIES: dict[str, tuple[Callable[[], bytes], int]] = {
     "open-lists": (lambda: json_(b"[" * (63 * MIB)), 400),
     "chunks-of-one-byte": (lambda: chunked(b"1\r\na\r\n" * MIB + b"0\r\n\r\n", "image/png"), 415),
     "chunks-of-one-byte-of-json": (lambda: chunked(b'1\r\n"\r\n' * MIB + b"0\r\n\r\n", "application/json"), 400),
+    "padded-jpegs": (lambda: form((part() + padded_jpeg(9 * MIB) + b"\r\n") * 7 + b"--b--\r\n"), 200),
     "content-type": (lambda: request("POST /predict", "Content-Type: a/b" + ";" * 31_000, "Connection: close", body=b"x"), 400),
 }
 

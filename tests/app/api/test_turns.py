@@ -73,7 +73,7 @@ async def test_failed_work_holds_up_nobody() -> None:
     assert await last == "done"
 
 
-def test_little_work_needs_one_turn() -> None:
+async def test_little_work_needs_one_turn() -> None:
     def work(number: int) -> Steps[None]:
         for _ in range(number):
             time.sleep(0.002)
@@ -81,6 +81,18 @@ def test_little_work_needs_one_turn() -> None:
 
     assert Turns().start(work(0))
     assert not Turns().start(work(5))
+
+
+async def test_first_turns_of_a_crowd_share_a_round() -> None:
+    turns, seen = Turns(), list[int]()
+    async with rounds() as count:
+        await asyncio.sleep(0)
+        works = [steps(2, lambda: seen.append(count())) for _ in range(20)]
+        assert not any([turns.start(work) for work in works])  # type: ignore[arg-type]
+        assert 1 <= len(seen) <= 3  # of 2 ms each
+        await asyncio.gather(*(turns.work(work) for work in works))
+    assert len(seen) == 40
+    assert max(Counter(seen).values()) <= 4
 
 
 async def test_few_requests_begin_in_a_round() -> None:

@@ -3,13 +3,14 @@
 import io
 import itertools
 import random
+import struct
 
 import pytest
 from PIL import Image
 
 from app.decoding.fair_queue import HEAVY_PIXELS, FairQueue, Turn, turn_of
-from app.errors import ImageTooLarge
-from app.headers import count_pixels
+from app.errors import ImageTooLarge, UndecodableImage
+from app.headers import count_jpeg_scans, count_pixels, sniff_format
 from app.images import check_work
 from tests.support import encode, random_picture
 
@@ -105,6 +106,7 @@ def test_random_order_loses_and_doubles_nothing() -> None:
 
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"]
+MORE_HEADER: dict[str, dict[str, object]] = {"GIF": {"comment": b"hello", "loop": 0}}
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
@@ -131,6 +133,42 @@ def test_any_prefix_and_damage_is_counted_or_unknown(image_format: str) -> None:
             damaged[rng.randrange(min(len(image), 200))] = rng.randrange(256)
         pixels = count_pixels(bytes(damaged))
         assert pixels is None or pixels >= 0
+
+
+@pytest.mark.parametrize("image_format", FORMATS)
+def test_no_damage_hides_pixels_that_pillow_would_decode(image_format: str) -> None:
+    rng, image = random.Random(1), encode(random_picture(1), image_format, **MORE_HEADER.get(image_format, {}))
+    for _ in range(2000):
+        damaged = bytearray(image)
+        for _ in range(rng.randrange(1, 4)):
+            damaged[rng.randrange(min(len(image), 60))] = rng.choice((0, 1, 2, 0x21, 0x2C, 0x3B, 0x80, rng.randrange(256)))
+        pixels = count_pixels(bytes(damaged))
+        try:
+            with Image.open(io.BytesIO(damaged), formats=[image_format]) as opened:
+                size = opened.size
+        except Exception:  # nothing is decoded, whatever its size
+            continue
+        assert pixels is None or pixels >= size[0] * size[1] or sniff_format(bytes(damaged)) is None
+
+
+def test_gif_frame_larger_than_its_screen_counts() -> None:
+    gif = bytearray(encode(Image.new("P", (700, 500)), "GIF"))
+    gif[6:10] = struct.pack("<HH", 1, 1)
+    assert Image.open(io.BytesIO(gif)).size == (700, 500)
+    assert count_pixels(bytes(gif)) == 700 * 500
+
+
+def test_gif_with_hidden_frame_is_heavy() -> None:
+    gif = encode(Image.new("P", (70, 50)), "GIF", comment=b"a" * 255 * 200)
+    assert count_pixels(gif) is None
+    assert turn_of(0, gif, None).heavy
+
+
+def test_padding_of_jpeg_is_bounded_as_a_whole() -> None:
+    padded = b"\xff\xd8" + (b"\xff" * 60_000 + b"\xe0\0\2") * 3 + encode(random_picture(0), "JPEG")[2:]
+    assert count_pixels(padded) == 0
+    with pytest.raises(UndecodableImage):
+        count_jpeg_scans(padded)
 
 
 def test_hidden_size_counts_as_heavy() -> None:

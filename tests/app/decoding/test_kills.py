@@ -202,8 +202,8 @@ async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypa
         for pid in workers_of(decoder):
             kill(pid)
         await until(lambda: decoder.why_not_ready is not None)
-        assert "end as soon as they start" in str(decoder.why_not_ready)
-        assert 8 <= restarts["start"] <= 9
+        assert "end before they have decoded" in str(decoder.why_not_ready)
+        assert 8 <= restarts.total() <= 10
         with pytest.raises((NotReady, UndecodableImage)):
             await waiting
         with pytest.raises(NotReady):
@@ -215,14 +215,61 @@ async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypa
         await is_sound(decoder, restarts)
 
 
+async def test_deaths_without_decoded_image_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "_BACKOFF_S", (0.01, 0.1))
+    pauses: list[float] = []
+
+    async with open_pool() as (decoder, restarts):
+        count_failure = decoder._count_failure
+
+        def count(*, pause: bool = True) -> float:
+            pauses.append(count_failure(pause=pause))
+            return pauses[-1]
+
+        monkeypatch.setattr(decoder, "_count_failure", count)
+        while len(pauses) < 10:
+            with pytest.raises((UndecodableImage, NotReady)):
+                await decoder.decode(b"signal 11")
+            await asyncio.sleep(0.001)
+        assert pauses[:10] == [0, 0.02, 0.04, 0.08, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+        await until(lambda: decoder.why_not_ready is None)
+        assert await value(decoder, 3) == 3
+        pauses.clear()
+        with pytest.raises(UndecodableImage):
+            await decoder.decode(b"signal 11")
+        await until(lambda: len(pauses) == 2)
+        assert pauses == [0, 0.02]
+        await is_sound(decoder, restarts)
+
+
+@pytest.mark.parametrize("raises", [1, 5])
+async def test_pool_is_sound_where_no_thread_can_be_started(raises: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    to_thread, left = asyncio.to_thread, [0]
+
+    async def scarce(function: Any, *arguments: Any) -> Any:
+        if left[0]:
+            left[0] -= 1
+            raise RuntimeError("can't start new thread")
+        return await to_thread(function, *arguments)
+
+    async with open_pool() as (decoder, restarts):
+        monkeypatch.setattr(asyncio, "to_thread", scarce)
+        left[0] = raises
+        calls = [asyncio.create_task(value(decoder, number)) for number in range(50)]
+        await asyncio.sleep(0)
+        kill(workers_of(decoder)[0])
+        assert await asyncio.gather(*calls) == list(range(50))
+        await until(lambda: left == [0])
+        await is_sound(decoder, restarts)
+
+
 async def test_close_does_not_wait_for_the_backoff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, decode = pool_that_cannot_start(tmp_path)
     monkeypatch.setattr(processes, "_BACKOFF_S", (3600.0, 3600.0))
 
     async with open_pool(decode=decode) as (decoder, restarts):
         file.touch()
-        for pid in workers_of(decoder):
-            kill(pid)
+        kill(workers_of(decoder)[0])
         await until(lambda: restarts["start"] > 0)
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from app import images, jpeg
@@ -99,3 +100,37 @@ async def test_closed_threads_refuse_what_waits() -> None:
     await threads.close()
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     assert [type(outcome).__name__ for outcome in outcomes] == ["InternalError", "Draining", "Draining"]
+
+
+async def test_thread_that_cannot_start_fails_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = ThreadDecoder(lambda encoded: np.zeros((3, 2, 2), np.uint8), threads=1)
+    submit = threads._threads.submit
+
+    def scarce(*arguments: Any) -> Any:
+        monkeypatch.setattr(threads._threads, "submit", submit)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads._threads, "submit", scarce)
+    with pytest.raises(InternalError):
+        await threads.decode(b"")
+    for _ in range(3):
+        assert not (await threads.decode(b"")).any()
+    await threads.close()
+
+
+async def test_image_whose_caller_has_gone_is_not_begun() -> None:
+    begun = list[bytes]()
+
+    def decode(encoded: bytes) -> Any:
+        begun.append(encoded)
+        return np.zeros((3, 2, 2), np.uint8)
+
+    threads = ThreadDecoder(decode, threads=1)
+    first, second, third = (asyncio.create_task(threads.decode(name)) for name in (b"first", b"second", b"third"))
+    await asyncio.sleep(0)
+    second.cancel()
+    threads._free += 1  # a thread ends its work before the call knows that it is cancelled
+    threads._dispatch()
+    await asyncio.gather(first, third)
+    await threads.close()
+    assert begun == [b"first", b"third"]
