@@ -73,6 +73,7 @@ class ModelDescription:
     name: str
     architecture: str
     labels: tuple[str, ...]
+    labels_source: str
     image_size: int
     patch_size: int
     parameters: int

@@ -224,6 +224,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "flops": config.flops,
         "preprocessing": checkpoint.preprocessing.describe(),
         "labels": list(checkpoint.labels),
+        "labels_source": checkpoint.labels_source,
         "servable": True,  # what is not ends in an error that says why
     }
 

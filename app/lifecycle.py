@@ -111,6 +111,7 @@ def _describe(checkpoint: Checkpoint, config: ViTConfig, parameters: int, engine
         name=checkpoint.name,
         architecture=checkpoint.architecture,
         labels=checkpoint.labels,
+        labels_source=checkpoint.labels_source,
         image_size=config.image_size,
         patch_size=config.patch_size,
         parameters=parameters,

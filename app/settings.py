@@ -55,8 +55,8 @@ class Settings(BaseSettings):
     )
     architecture: str | None = Field(
         None,
-        pattern=r"^(timm|torchvision)/\w+$",
-        description="What a bare state dict is of: `timm/<name>` or `torchvision/<name>`.",
+        pattern=r"^(timm|torchvision)/\w+(\.\w+)?$",
+        description="What a bare state dict is of: `timm/<name>` or `torchvision/<name>`; published: `<name>.<weights>`.",
     )
     image_size: int | None = Field(None, ge=1, le=4096, description="Side of the model's input, if not the checkpoint's own.")
     device: Annotated[

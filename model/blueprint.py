@@ -10,6 +10,7 @@ from typing import Any
 from model.config import Resampling, ViTConfig
 from model.layout import Layout
 from model.preprocessing import Preprocessing
+from model.published.trained_on import TrainedOn
 from model.weights_file import CheckpointError
 
 
@@ -30,6 +31,10 @@ class Blueprint:
     """How the library interpolates the position embedding to another image size."""
     interpolates: bool = False
     """Whether the library takes pictures of another size than the configuration's without being told."""
+    trained_on: TrainedOn | None = None
+    """The library's own list of classes, where the checkpoint says that it was trained on it and names none itself."""
+    labels_source: str = "none"
+    """What the labels were taken from; `none` if they are numbers."""
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from model.files import exists
 from model.hub import download, is_hub_id
 from model.hugging_face import dinov2_layout, read_hugging_face, vit_config
 from model.labels import FILE as LABELS
-from model.labels import are_names, check_labels, read_labels
+from model.labels import check_labels, name_classes
 from model.layout import Layout, build, read_state
 from model.preprocessing import Preprocessing, to_hugging_face
 from model.timm_models import read_timm_directory, read_timm_file
@@ -49,6 +49,8 @@ class Checkpoint:
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     """In class order."""
+    labels_source: str = "none"
+    """`config.json`, `labels.txt`, the library's own list of classes, or `none` if they are numbers."""
 
     @property
     def parameters(self) -> int:
@@ -67,7 +69,7 @@ def load_checkpoint(
     Args:
         model: a directory with a config.json of Hugging Face's or timm's, the id of one on a hub (`owner/name@revision`), or
             a bare state dict (`.safetensors`, `.pth`).
-        architecture: of a bare state dict: `timm/<name>` or `torchvision/<name>`.
+        architecture: of a bare state dict: `timm/<name>` or `torchvision/<name>`, and `.<weights>` if it is published ones.
         image_size: side of the pictures, in pixels, if it shall be another than the checkpoint's; the position embedding is
             then interpolated as the checkpoint's library does.
         on_step: told what is done next, each of which can take long.
@@ -97,7 +99,8 @@ def load_checkpoint(
         with explained(blueprint.weights):
             config = _resize(state, config, size, blueprint.resampling)
     name = os.fsencode(blueprint.name).decode(errors="replace")  # that of a directory can be any bytes
-    return Checkpoint(name, blueprint.architecture, build(config, state), preprocessing, blueprint.labels)
+    built = build(config, state)
+    return Checkpoint(name, blueprint.architecture, built, preprocessing, blueprint.labels, blueprint.labels_source)
 
 
 def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionTransformer:
@@ -167,19 +170,15 @@ def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> 
 
 def _directory(path: Path) -> Blueprint:
     timm = "architecture" in read_json(path / "config.json")
-    blueprint = read_timm_directory(path) if timm else read_hugging_face(path)
-    if are_names(blueprint.labels):
-        return blueprint
-    return replace(blueprint, labels=read_labels(path) or blueprint.labels)
+    return name_classes(read_timm_directory(path) if timm else read_hugging_face(path), path)
 
 
 def _file(path: Path, architecture: str | None) -> Blueprint:
-    labels = read_labels(path.parent)
     match (architecture or "").split("/", maxsplit=1):
         case ["timm", name]:
-            return read_timm_file(path, name, labels)
+            return name_classes(read_timm_file(path, name), path.parent)
         case ["torchvision", name]:
-            return read_torchvision_file(path, name, labels)
+            return name_classes(read_torchvision_file(path, name), path.parent)
     raise CheckpointError(
         f"{path} is a bare state dict: set VIT_ARCHITECTURE to what it is of, such as timm/vit_small_patch16_224 "
         "or torchvision/vit_b_16"

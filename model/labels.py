@@ -1,8 +1,10 @@
 """Labels: names of classes, in class order, and the file `labels.txt` that gives them where a checkpoint has none."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from model.blueprint import Blueprint
 from model.config import MAX_CLASSES
 from model.files import exists, read_file
 from model.weights_file import CheckpointError, readable
@@ -26,6 +28,21 @@ def placeholders(count: int) -> tuple[str, ...]:
 def are_names(labels: Sequence[str]) -> bool:
     """Tell whether labels say more than the numbers of their classes."""
     return bool(labels) and tuple(labels) != placeholders(len(labels))
+
+
+def name_classes(blueprint: Blueprint, directory: Path) -> Blueprint:
+    """Take labels from the configuration, else `labels.txt` beside it, else the list of classes that it was trained on.
+
+    Raises:
+        CheckpointError: as `read_labels`.
+    """
+    if are_names(blueprint.labels):
+        return replace(blueprint, labels_source="config.json")
+    if (labels := read_labels(directory)) is not None:
+        return replace(blueprint, labels=labels, labels_source=FILE)
+    if (trained_on := blueprint.trained_on) is not None:
+        return replace(blueprint, labels=trained_on.names(), labels_source=str(trained_on))
+    return blueprint
 
 
 def read_labels(directory: Path) -> tuple[str, ...] | None:

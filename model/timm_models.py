@@ -11,9 +11,11 @@ from typing import Any
 
 from model.blueprint import Blueprint, explained, side, whole
 from model.config import Activation, Embedded, Pooling, ViTConfig
+from model.labels import placeholders
 from model.layout import Layout
 from model.preprocessing import from_timm
 from model.published.timm_weights import published_cfg
+from model.published.trained_on import TrainedOn, said_by_dataset, said_by_tag
 from model.weights_file import WeightsFile, find_weights, open_weights, read_json
 
 _SIZES = {
@@ -71,6 +73,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         image_size = _image_size(raw, pretrained, name)
         num_classes = whole(raw, "num_classes", pretrained.get("num_classes"))
         config = _config(name, weights, num_classes, image_size, raw.get("global_pool"))
+        named = bool(raw.get("label_names") or pretrained.get("label_names"))
         labels = _labels(raw, pretrained, num_classes)
         preprocessing = from_timm(pretrained, image_size)
     return Blueprint(
@@ -82,10 +85,11 @@ def read_timm_directory(directory: Path) -> Blueprint:
         labels=labels,
         weights=weights.path,
         resampling="smooth",
+        trained_on=None if named else _trained_on(raw, pretrained, num_classes),
     )
 
 
-def read_timm_file(path: Path, architecture: str, labels: tuple[str, ...] | None) -> Blueprint:
+def read_timm_file(path: Path, architecture: str) -> Blueprint:
     """A bare state dict of a timm model. Its preprocessing is that of timm's weights of this tag, or of the default ones.
 
     Raises:
@@ -105,9 +109,10 @@ def read_timm_file(path: Path, architecture: str, labels: tuple[str, ...] | None
         config=config,
         layout=Layout(),
         preprocessing=preprocessing,
-        labels=labels or tuple(f"LABEL_{index}" for index in range(config.num_classes)),
+        labels=placeholders(config.num_classes),
         weights=path,
         resampling="smooth",
+        trained_on=said_by_tag(architecture.partition(".")[2], config.num_classes),
     )
 
 
@@ -203,7 +208,7 @@ def _image_size(raw: dict[str, Any], pretrained: dict[str, Any], name: _Name) ->
 def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> tuple[str, ...]:
     names = raw.get("label_names") or pretrained.get("label_names")
     if names is None:
-        return tuple(f"LABEL_{index}" for index in range(num_classes))
+        return placeholders(num_classes)
     descriptions = raw.get("label_descriptions") or pretrained.get("label_descriptions")
     if isinstance(names, dict):
         names = [names[key] for key in sorted(names, key=int)]
@@ -212,3 +217,13 @@ def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -
     if isinstance(descriptions, dict):
         names = [descriptions.get(name, name) for name in names]
     return tuple(str(name) for name in names)
+
+
+def _trained_on(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> TrainedOn | None:
+    """What a configuration says of the classes; timm keeps the parent's tag in a fine-tune, whose classes may be others."""
+    if pretrained.get("num_classes", num_classes) != num_classes:
+        return None
+    dataset = pretrained.get("dataset", raw.get("dataset"))
+    if dataset is not None:
+        return said_by_dataset(str(dataset), num_classes)
+    return said_by_tag(str(pretrained.get("tag") or str(raw["architecture"]).partition(".")[2]), num_classes)

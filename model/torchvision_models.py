@@ -4,8 +4,11 @@ from pathlib import Path
 
 from model.blueprint import Blueprint, explained
 from model.config import ViTConfig
+from model.labels import placeholders
 from model.layout import Layout
 from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
+from model.published.imagenet import LISTS
+from model.published.trained_on import TrainedOn
 from model.weights_file import WeightsFile, open_weights
 
 _SIZES = {
@@ -15,6 +18,28 @@ _SIZES = {
     "vit_l_16": (16, 1024, 24, 16, 4096),
     "vit_l_32": (32, 1024, 24, 16, 4096),
     "vit_h_14": (14, 1280, 32, 16, 5120),
+}
+
+_Preset = tuple[int, int, Interpolation]
+
+_PRESETS: dict[str, dict[str, _Preset]] = {
+    # name: weights: resize, crop, interpolation (`ViT_*_Weights.*.transforms()`)
+    "vit_b_16": {
+        "IMAGENET1K_V1": (256, 224, "bilinear"),
+        "IMAGENET1K_SWAG_E2E_V1": (384, 384, "bicubic"),
+        "IMAGENET1K_SWAG_LINEAR_V1": (224, 224, "bicubic"),
+    },
+    "vit_b_32": {"IMAGENET1K_V1": (256, 224, "bilinear")},
+    "vit_l_16": {
+        "IMAGENET1K_V1": (242, 224, "bilinear"),
+        "IMAGENET1K_SWAG_E2E_V1": (512, 512, "bicubic"),
+        "IMAGENET1K_SWAG_LINEAR_V1": (224, 224, "bicubic"),
+    },
+    "vit_l_32": {"IMAGENET1K_V1": (256, 224, "bilinear")},
+    "vit_h_14": {
+        "IMAGENET1K_SWAG_E2E_V1": (518, 518, "bicubic"),
+        "IMAGENET1K_SWAG_LINEAR_V1": (224, 224, "bicubic"),
+    },
 }
 
 SUPPORTED = ", ".join(_SIZES)
@@ -39,7 +64,7 @@ _LAYOUT = Layout(
 )
 
 
-def read_torchvision_file(path: Path, architecture: str, labels: tuple[str, ...] | None) -> Blueprint:
+def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
     """A bare state dict of one of torchvision's models; its position embedding tells the image size.
 
     Raises:
@@ -47,9 +72,12 @@ def read_torchvision_file(path: Path, architecture: str, labels: tuple[str, ...]
     """
     weights = open_weights(path)
     with explained(path):
-        if architecture not in _SIZES:
-            raise ValueError(f"torchvision architecture {architecture!r} is not supported; supported are {SUPPORTED}")
-        patch_size, embed_dim, depth, num_heads, mlp_dim = _SIZES[architecture]
+        name, _, published = architecture.partition(".")
+        if name not in _SIZES:
+            raise ValueError(f"torchvision architecture {name!r} is not supported; supported are {SUPPORTED}")
+        if published and published not in _PRESETS[name]:
+            raise ValueError(f"torchvision has no weights {published!r} of {name}; it has {', '.join(_PRESETS[name])}")
+        patch_size, embed_dim, depth, num_heads, mlp_dim = _SIZES[name]
         config = ViTConfig(
             num_classes=weights.shapes.get("heads.head.weight", (0,))[0],
             image_size=_image_size(weights, patch_size),
@@ -64,10 +92,11 @@ def read_torchvision_file(path: Path, architecture: str, labels: tuple[str, ...]
         architecture=architecture,
         config=config,
         layout=_LAYOUT,
-        preprocessing=_preset(architecture, config.image_size),
-        labels=labels or tuple(f"LABEL_{index}" for index in range(config.num_classes)),
+        preprocessing=_preset(name, published, config.image_size),
+        labels=placeholders(config.num_classes),
         weights=path,
         resampling="aligned",
+        trained_on=_trained_on(published, config.num_classes),
     )
 
 
@@ -79,11 +108,18 @@ def _image_size(weights: WeightsFile, patch_size: int) -> int:
     return grid * patch_size
 
 
-def _preset(architecture: str, image_size: int) -> Preprocessing:
-    """`ViT_*_Weights.*.transforms()`: trained at 224 pixels, or fine-tuned at the resolution that the weights have."""
-    interpolation: Interpolation
-    if image_size == 224 and architecture != "vit_h_14":
-        resize, interpolation = (242 if architecture == "vit_l_16" else 256), "bilinear"
-    else:
-        resize, interpolation = image_size, "bicubic"
-    return Preprocessing(resize, (image_size, image_size), interpolation, IMAGENET_MEAN, IMAGENET_STD, crop_rounding="even")
+def _preset(name: str, published: str, image_size: int) -> Preprocessing:
+    """That of the named weights; else of those that were trained at 224 pixels, or fine-tuned at the resolution there is."""
+    presets = _PRESETS[name]
+    if not published and image_size == 224 and "IMAGENET1K_V1" in presets:
+        published = "IMAGENET1K_V1"
+    resize, crop, interpolation = presets[published] if published else (image_size, image_size, "bicubic")
+    return Preprocessing(resize, (crop, crop), interpolation, IMAGENET_MEAN, IMAGENET_STD, crop_rounding="even")
+
+
+def _trained_on(published: str, num_classes: int) -> TrainedOn | None:
+    """The classes of ImageNet, if weights are named and have as many: a bare file may have been trained on any others."""
+    classes = "imagenet-1k"
+    if not published or num_classes != LISTS[classes]:
+        return None
+    return TrainedOn(classes, "torchvision", f"torchvision's weights {published}")

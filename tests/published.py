@@ -26,14 +26,14 @@ def weights() -> Iterator[dict[str, Any]]:
     for architecture in timm_models.list_models():
         if is_supported(architecture):
             for name, cfg in timm_models.get_arch_pretrained_cfgs(architecture).items():
-                row = {"name": name, **cfg.to_dict(remove_null=False), "classes": _classes(cfg)}
+                row = {"name": name, **cfg.to_dict(remove_null=False), "classes": classes_of(cfg)}
                 assert not any(row[key] for key in _UNSET), f"timm now says more of {name} than the table has columns for"
                 yield row
 
 
-def _classes(cfg: Any) -> str:
+def classes_of(cfg: Any) -> str:
     """The list of the classes that weights were trained on, "" for none of ours. timm tells it by their number."""
-    classes = infer_imagenet_subset(cfg.to_dict()) if cfg.has_weights else None
+    classes = infer_imagenet_subset(cfg.to_dict()) if cfg.tag != "untrained" else None
     assert classes is None or classes in LISTS
     return classes or ""
 

@@ -73,6 +73,13 @@ class ModelBody(BaseModel):
     name: str
     architecture: str
     labels: Annotated[list[str], Field(description="In class order.")]
+    labels_source: Annotated[
+        str,
+        Field(
+            description="`config.json`, `labels.txt`, the published list that the model was trained on and what says so, or "
+            "`none`: then classes have numbers."
+        ),
+    ]
     image_size: Annotated[int, Field(description="Side of the model's square input, in pixels.")]
     patch_size: Annotated[int, Field(description="Side of a patch, in pixels.")]
     parameters: int

@@ -18,8 +18,12 @@ LISTS = {
 """Lists of classes and their lengths, as timm calls them. In each of them the classes are in the order of their synsets."""
 
 
+Library = Literal["timm", "torchvision"]
+"""Whose names."""
+
+
 @cache
-def class_names(classes: str, library: Literal["timm", "torchvision"] = "timm") -> tuple[str, ...]:
+def class_names(classes: str, library: Library = "timm") -> tuple[str, ...]:
     """Names of one of `LISTS`, in class order: `tabby, tabby cat` in timm and transformers, `tabby` in torchvision.
 
     torchvision has names for `imagenet-1k` alone.

@@ -18,7 +18,6 @@ def _sizes(cell: str) -> list[int]:
 
 COLUMNS: dict[str, Callable[[str], Any]] = {
     "name": str,
-    "classes": str,
     "num_classes": int,
     "input_size": _sizes,
     "crop_pct": float,
@@ -27,7 +26,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "mean": _numbers,
     "std": _numbers,
 }
-"""Of the table, with what reads a cell: all but the first two are keys of a `pretrained_cfg`."""
+"""Of the table, with what reads a cell: all but the first are keys of a `pretrained_cfg`."""
 
 _UNREGISTERED: dict[str, Any] = {
     "num_classes": 1000,
@@ -48,18 +47,7 @@ def published_cfg(architecture: str) -> dict[str, Any]:
         ValueError: timm publishes other tags of this architecture.
     """
     row = _row(architecture)
-    return {key: value for key, value in row.items() if key not in ("name", "classes")} if row else dict(_UNREGISTERED)
-
-
-def published_classes(architecture: str) -> str | None:
-    """Return which list of classes the weights `name.tag` were trained on, as `LISTS` calls it; None for any other.
-
-    A bare name says nothing: whoever serves it may have trained it on other classes.
-    """
-    if "." not in architecture:
-        return None
-    row = _table().get(architecture)
-    return str(row["classes"]) or None if row else None
+    return {key: value for key, value in row.items() if key != "name"} if row else dict(_UNREGISTERED)
 
 
 def _row(architecture: str) -> dict[str, Any] | None:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from model.published.imagenet import LISTS, class_names
-from model.published.timm_weights import published_cfg, published_classes
+from model.published.timm_weights import published_cfg
+from model.published.trained_on import said_by_dataset, said_by_tag
 from tests.published import lemmas, lists, torchvision_names, weights
 
 from timm import models as timm_models  # isort: skip
@@ -21,7 +22,12 @@ def comparable(cfg: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
 def test_a_pretrained_cfg_is_timms(row: dict[str, Any]) -> None:
     assert published_cfg(row["name"]) == comparable(row)
-    assert published_classes(row["name"]) == (row["classes"] or None)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row["name"] for row in ROWS])
+def test_a_tag_names_the_classes_that_timm_names(row: dict[str, Any]) -> None:
+    said = said_by_tag(row["tag"], row["num_classes"])
+    assert (said.classes if said else "") == row["classes"]
 
 
 @pytest.mark.parametrize("architecture", sorted({row["architecture"] for row in ROWS}))
@@ -29,7 +35,6 @@ def test_a_bare_name_gets_timms_default(architecture: str) -> None:
     default = timm_models.get_pretrained_cfg(architecture)
     assert default is not None
     assert published_cfg(architecture) == comparable(default.to_dict())
-    assert published_classes(architecture) is None
 
 
 def test_an_architecture_that_timm_has_not_gets_timms_own_defaults() -> None:
@@ -59,3 +64,27 @@ def test_torchvisions_names_are_torchvisions() -> None:
 def test_a_cat_is_a_tabby_cat() -> None:
     assert class_names("imagenet-1k")[281] == "tabby, tabby cat"
     assert class_names("imagenet-1k", "torchvision")[281] == "tabby"
+
+
+@pytest.mark.parametrize("tag", ["", "dino", "in1k_ijepa", "lvd142m", "my_in1k_flowers", "in1k-ish", "augreg_in21k"])
+def test_a_tag_that_ends_in_no_data_of_so_many_classes_says_nothing(tag: str) -> None:
+    assert said_by_tag(tag, 1000) is None
+
+
+@pytest.mark.parametrize(
+    ("dataset", "num_classes", "classes"),
+    [
+        ("imagenet-1k", 1000, "imagenet-1k"),
+        ("ImageNet_1K", 1000, "imagenet-1k"),
+        ("imagenet-21k", 21_843, "imagenet-21k-goog"),
+        ("imagenet-21k", 11_221, "imagenet-21k-miil"),
+        ("imagenet-21k-miil", 11_221, "imagenet-21k-miil"),
+        ("imagenet-22k", 21_841, "imagenet-22k"),
+        ("imagenet-22k", 21_843, None),
+        ("imagenet-1k", 999, None),
+        ("places365", 1000, None),
+    ],
+)
+def test_a_data_set_is_known_by_its_name_and_number_of_classes(dataset: str, num_classes: int, classes: str | None) -> None:
+    said = said_by_dataset(dataset, num_classes)
+    assert (said.classes if said else None) == classes

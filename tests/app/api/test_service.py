@@ -26,6 +26,7 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
         "name": "tiny-dinov2",
         "architecture": "Dinov2ForImageClassification",
         "labels": [f"class {index}" for index in range(10)],
+        "labels_source": "config.json",
         "image_size": 28,
         "patch_size": 7,
         "parameters": 31_562,
