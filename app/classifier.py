@@ -17,6 +17,7 @@ from app.errors import DeadlineExceeded, InferenceFailed
 from app.images import Pixels
 from app.metrics import Metrics
 from app.runner import ModelRunner, Scores
+from model.head import HeadActivation
 
 _log = structlog.get_logger(__name__)
 
@@ -37,7 +38,8 @@ class Prediction:
 
     label: str
     class_index: int
-    probability: float
+    probability: float | None
+    """None where outputs are no classes."""
     logit: float
 
 
@@ -48,21 +50,22 @@ class Classification:
     labels: tuple[str, ...]
     logits: NDArray[np.float32]
     """(K,) in class order."""
-    probabilities: NDArray[np.float32]
-    """(K,) softmax of the logits; sums to 1."""
+    probabilities: NDArray[np.float32] | None
+    """(K,) by the model's activation; None where outputs are no classes."""
     timings: Timings
 
     def top(self, k: int) -> list[Prediction]:
-        """The `k` most probable classes, best first; of equals the lower class index first."""
+        """The `k` classes with the largest logits, best first; of equals the lower class index first."""
         return self.predictions(self.ranked(k))
 
     def ranked(self, k: int) -> NDArray[np.intp]:
-        """The indices of the `k` most probable classes, in the same order."""
+        """The indices of these classes, in the same order."""
         return np.argsort(-self.logits, kind="stable")[:k]
 
     def predictions(self, classes: NDArray[np.intp]) -> list[Prediction]:
         """What the model says of these classes."""
-        numbers = zip(classes.tolist(), self.probabilities[classes].tolist(), self.logits[classes].tolist(), strict=True)
+        shares = [None] * len(classes) if self.probabilities is None else self.probabilities[classes].tolist()
+        numbers = zip(classes.tolist(), shares, self.logits[classes].tolist(), strict=True)
         return [Prediction(self.labels[index], index, probability, logit) for index, probability, logit in numbers]
 
 
@@ -74,6 +77,7 @@ class ModelDescription:
     architecture: str
     labels: tuple[str, ...]
     labels_source: str
+    activation: HeadActivation
     image_size: int
     patch_size: int
     parameters: int
@@ -171,6 +175,11 @@ class Classifier:
     def name(self) -> str:
         """The model's name."""
         return self._model.name
+
+    @property
+    def activation(self) -> HeadActivation:
+        """What makes probabilities of the model's logits."""
+        return self._model.activation
 
     @property
     def labels(self) -> tuple[str, ...]:

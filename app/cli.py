@@ -225,6 +225,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "preprocessing": checkpoint.preprocessing.describe(),
         "labels": list(checkpoint.labels),
         "labels_source": checkpoint.labels_source,
+        "activation": checkpoint.activation,
         "servable": True,  # what is not ends in an error that says why
     }
 
@@ -257,14 +258,14 @@ async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
         if classifier.labels != pictures.labels:
             raise StartError(f"the labels of {data} are not those of the model, in the same order")
         images = ((index, partial(_read, pictures, index)) for index in range(len(pictures)))
-        probabilities = []
+        logits = []
         with _progress("evaluating", len(pictures)) as advance:
             async for index, outcome in classify_all(classifier, images, _CONCURRENCY):
                 if isinstance(outcome, ServiceError | OSError):
                     raise StartError(f"picture {index} of {data} cannot be classified: {outcome}")
-                probabilities.append(outcome.probabilities)
+                logits.append(outcome.logits)
                 advance()
-    return asdict(compare(np.stack(probabilities), pictures.targets, pictures.labels))
+    return asdict(compare(np.stack(logits), pictures.targets, pictures.labels))
 
 
 def _read(pictures: Any, index: int) -> bytes:
@@ -291,24 +292,26 @@ def _print_json(rows: list[dict[str, Any]]) -> None:
 
 def _print_csv(rows: list[dict[str, Any]], top_k: int) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "rank", "label", "probability", "error"])
+    writer.writerow(["path", "rank", "label", "probability", "logit", "error"])
     for row in rows:
         if "error" in row:
-            writer.writerow([row["path"], "", "", "", row["error"]])
+            writer.writerow([row["path"], "", "", "", "", row["error"]])
         for rank, prediction in enumerate(row.get("predictions", []), start=1):
-            writer.writerow([row["path"], rank, prediction["label"], f"{prediction['probability']:.6f}", ""])
+            share = "" if prediction["probability"] is None else f"{prediction['probability']:.6f}"
+            writer.writerow([row["path"], rank, prediction["label"], share, f"{prediction['logit']:.6g}", ""])
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("picture", "label", "probability")
+    table = Table("picture", "label", "probability, or value")
     for row in rows:
         path = Text(row["path"])  # names of files and labels are no markup
         if "error" in row:
             table.add_row(path, Text(row["error"], style="red"), "")
         for rank, prediction in enumerate(row.get("predictions", [])):
             style = "bold" if rank == 0 else "dim"
-            label, probability = prediction["label"], f"{prediction['probability']:.1%}"
-            table.add_row(path if rank == 0 else "", Text(label, style=style), Text(probability, style=style))
+            label, share = prediction["label"], prediction["probability"]
+            value = f"{prediction['logit']:.6g}" if share is None else f"{share:.1%}"
+            table.add_row(path if rank == 0 else "", Text(label, style=style), Text(value, style=style))
     _out.print(table)
 
 

@@ -23,6 +23,7 @@ from app.settings import Settings
 from app.starting import OnStep, watched_start
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.config import ViTConfig
+from model.head import probabilities
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
 
@@ -40,7 +41,7 @@ def load(settings: Settings, on_step: OnStep) -> Checkpoint:
         StartError: it cannot be served.
     """
     try:
-        return load_checkpoint(settings.model, settings.architecture, settings.image_size, on_step)
+        return load_checkpoint(settings.model, settings.architecture, settings.image_size, on_step, settings.activation)
     except CheckpointError as error:
         raise StartError(f"VIT_MODEL: {error}") from error
 
@@ -67,7 +68,7 @@ def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: S
     config, parameters = checkpoint.model.config, checkpoint.parameters  # of the checkpoint as it was published
     image_shape = (config.num_channels, config.image_size, config.image_size)
     engine = choose_engine(checkpoint, _engine_options(settings), on_step)
-    runner = ModelRunner(engine, image_shape)
+    runner = ModelRunner(engine, image_shape, partial(probabilities, activation=checkpoint.activation))
     on_step("warming up")
     runner.warm_up()
     on_step("starting the decoders")
@@ -112,6 +113,7 @@ def _describe(checkpoint: Checkpoint, config: ViTConfig, parameters: int, engine
         architecture=checkpoint.architecture,
         labels=checkpoint.labels,
         labels_source=checkpoint.labels_source,
+        activation=checkpoint.activation,
         image_size=config.image_size,
         patch_size=config.patch_size,
         parameters=parameters,

@@ -1,7 +1,7 @@
 """ModelRunner: the threads that an engine runs in, and what becomes of its logits."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -9,17 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.cpus import give_way
-from app.engines import Engine
+from app.engines import Engine, Logits
 from app.errors import OutOfMemory, StartError
 from app.images import Pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the model says of one image: logits and their softmax, each (K,) float32, in class order."""
+    """What the model says of one image: logits and what they mean, each (K,) float32, in class order."""
 
     logits: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
+    probabilities: NDArray[np.float32] | None
+    """None where outputs are no classes."""
 
 
 class ModelRunner:
@@ -28,10 +29,14 @@ class ModelRunner:
     Args:
         engine: computes logits.
         image_shape: (C, H, W) of the pixels that it takes.
+        probabilities: makes them of logits; gives None where outputs are no classes.
     """
 
-    def __init__(self, engine: Engine, image_shape: tuple[int, int, int]) -> None:
+    def __init__(
+        self, engine: Engine, image_shape: tuple[int, int, int], probabilities: Callable[[Logits], Logits | None]
+    ) -> None:
         self.engine = engine
+        self._probabilities = probabilities
         self._image_shape = image_shape
         self._threads = ThreadPoolExecutor(engine.max_runs, thread_name_prefix="run", initializer=give_way)
         self._under_way = 0
@@ -76,12 +81,5 @@ class ModelRunner:
 
     def _run(self, images: Sequence[Pixels], alone: bool) -> list[Scores]:
         logits = self.engine.run(images, alone=alone)
-        return [Scores(*row) for row in zip(logits, softmax(logits), strict=True)]
-
-
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Over the classes, in float32: (B, K) -> (B, K), each row's sum 1."""
-    with np.errstate(invalid="ignore"):  # logits that are not finite: whoever reads them looks for that
-        exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        probabilities: NDArray[np.float32] = exponentials / exponentials.sum(axis=-1, keepdims=True)
-    return probabilities
+        shares = self._probabilities(logits)
+        return [Scores(*row) for row in zip(logits, [None] * len(logits) if shares is None else shares, strict=True)]

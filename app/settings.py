@@ -58,6 +58,9 @@ class Settings(BaseSettings):
         pattern=r"^(timm|torchvision)/\w+(\.\w+)?$",
         description="What a bare state dict is of: `timm/<name>` or `torchvision/<name>`; published: `<name>.<weights>`.",
     )
+    activation: Annotated[Literal["auto", "softmax", "sigmoid", "none"], BeforeValidator(values.lower)] = Field(
+        "auto", description="What makes probabilities of logits; `auto` does as transformers' pipeline."
+    )
     image_size: int | None = Field(None, ge=1, le=4096, description="Side of the model's input, if not the checkpoint's own.")
     device: Annotated[
         str, AfterValidator(values.device), Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), BeforeValidator(values.lower)

@@ -25,7 +25,7 @@ async def classify(client: httpx.AsyncClient, picture: Path, tries: int) -> dict
     try:
         image_bytes = await asyncio.to_thread(picture.read_bytes)
     except OSError as error:
-        return {"path": picture, "label": "", "probability": "", "error": str(error)}
+        return {"path": picture, "error": str(error)}
     for attempt in range(1, tries + 1):
         try:
             response = await client.post("/predict", params={"top_k": 1, "vectors": False}, content=image_bytes)
@@ -34,14 +34,14 @@ async def classify(client: httpx.AsyncClient, picture: Path, tries: int) -> dict
         else:
             if response.is_success:
                 best = response.json()["predictions"][0]
-                return {"path": picture, "label": best["label"], "probability": f"{best['probability']:.6f}", "error": ""}
+                return {"path": picture, "error": "", **{name: best[name] for name in ("label", "probability", "logit")}}
             failure = detail_of(response)
             if response.status_code not in TRY_AGAIN:
                 break
             wait_s = float(response.headers.get("Retry-After", 1))
         if attempt < tries:
             await asyncio.sleep(wait_s * random.uniform(1.0, 1.5))  # not all of us at the same moment
-    return {"path": picture, "label": "", "probability": "", "error": failure}
+    return {"path": picture, "error": failure}
 
 
 def detail_of(response: httpx.Response) -> str:
@@ -74,7 +74,7 @@ async def run(arguments: argparse.Namespace) -> int:
     failed = 0
     output = sys.stdout if arguments.output is None else arguments.output.open("w", newline="", encoding="utf-8")
     with output, Progress(console=Console(stderr=True)) as progress:
-        writer = csv.DictWriter(output, ["path", "label", "probability", "error"], lineterminator="\n")
+        writer = csv.DictWriter(output, ["path", "label", "probability", "logit", "error"], lineterminator="\n")
         writer.writeheader()
         task = progress.add_task("classifying", total=len(pictures))
         async with httpx.AsyncClient(base_url=arguments.url, headers=headers, timeout=60) as client:

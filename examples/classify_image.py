@@ -39,7 +39,9 @@ def main() -> None:
         except httpx.TransportError as error:
             raise SystemExit(f"cannot reach {arguments.url}: {error}") from None
     for prediction in predictions:
-        print(f"{prediction['probability']:7.2%}  {prediction['label']}")
+        probability = prediction["probability"]  # none of a model that measures
+        number = f"{prediction['logit']:.6g}" if probability is None else f"{probability:7.2%}"
+        print(f"{number}  {prediction['label']}")
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ class Blueprint:
     """The library's own list of classes, where the checkpoint says that it was trained on it and names none itself."""
     labels_source: str = "none"
     """What the labels were taken from; `none` if they are numbers."""
+    problem_type: Any = None
+    """As a Hugging Face configuration has it, unchecked."""
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from model.blueprint import Blueprint, explained, input_size
 from model.config import Resampling, ViTConfig
 from model.files import exists
+from model.head import HeadActivation, head_activation
 from model.hub import download, is_hub_id
 from model.hugging_face import dinov2_layout, read_hugging_face, vit_config
 from model.labels import FILE as LABELS
@@ -51,6 +52,8 @@ class Checkpoint:
     """In class order."""
     labels_source: str = "none"
     """`config.json`, `labels.txt`, the library's own list of classes, or `none` if they are numbers."""
+    activation: HeadActivation = "softmax"
+    """What makes probabilities of logits."""
 
     @property
     def parameters(self) -> int:
@@ -63,6 +66,7 @@ def load_checkpoint(
     architecture: str | None = None,
     image_size: int | None = None,
     on_step: OnStep = lambda step: None,
+    activation: HeadActivation | Literal["auto"] = "auto",
 ) -> Checkpoint:
     """Load a model of Hugging Face, timm or torchvision.
 
@@ -73,6 +77,7 @@ def load_checkpoint(
         image_size: side of the pictures, in pixels, if it shall be another than the checkpoint's; the position embedding is
             then interpolated as the checkpoint's library does.
         on_step: told what is done next, each of which can take long.
+        activation: what makes probabilities of logits; `auto` follows transformers' pipeline.
 
     Raises:
         CheckpointError: a file that is missing or broken, an architecture that is not supported, a tensor that is missing,
@@ -84,6 +89,8 @@ def load_checkpoint(
         raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
     with explained(Path(model)):
         check_labels(blueprint.labels)
+        if activation == "auto":
+            activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
     state = _read_state(open_weights(blueprint.weights), blueprint.layout, blueprint.config)
     config, preprocessing = blueprint.config, blueprint.preprocessing
@@ -100,7 +107,8 @@ def load_checkpoint(
             config = _resize(state, config, size, blueprint.resampling)
     name = os.fsencode(blueprint.name).decode(errors="replace")  # that of a directory can be any bytes
     built = build(config, state)
-    return Checkpoint(name, blueprint.architecture, built, preprocessing, blueprint.labels, blueprint.labels_source)
+    labels, source = blueprint.labels, blueprint.labels_source
+    return Checkpoint(name, blueprint.architecture, built, preprocessing, labels, source, activation)
 
 
 def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionTransformer:

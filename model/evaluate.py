@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint on a labelled image set, from the probabilities that it gave."""
+"""Accuracy of a checkpoint on a labelled image set, from the logits that it gave."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -30,11 +30,11 @@ class Report:
     """All that happened, the most frequent first."""
 
 
-def evaluate(probabilities: NDArray[np.float32], targets: Sequence[int], labels: Sequence[str]) -> Report:
+def evaluate(logits: NDArray[np.float32], targets: Sequence[int], labels: Sequence[str]) -> Report:
     """Compare what was predicted with what is true.
 
     Args:
-        probabilities: (N, K), or any scores with the same ranking.
+        logits: (N, K), or any scores with the same ranking.
         targets: N class indices.
         labels: K, in class order.
 
@@ -42,9 +42,9 @@ def evaluate(probabilities: NDArray[np.float32], targets: Sequence[int], labels:
         ValueError: no pictures, or counts that do not fit each other.
     """
     truth = np.asarray(targets)
-    if len(truth) == 0 or probabilities.shape != (len(truth), len(labels)):
-        raise ValueError(f"{probabilities.shape} scores do not fit {len(truth)} pictures of {len(labels)} classes")
-    ranked = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]  # (N, 5)
+    if len(truth) == 0 or logits.shape != (len(truth), len(labels)):
+        raise ValueError(f"{logits.shape} scores do not fit {len(truth)} pictures of {len(labels)} classes")
+    ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]  # (N, 5)
     first = ranked[:, 0]
     wrong = Counter((labels[t], labels[p]) for t, p in zip(truth, first, strict=True) if t != p)
     return Report(

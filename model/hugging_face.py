@@ -103,6 +103,7 @@ def read_hugging_face(directory: Path) -> Blueprint:
         weights=find_weights(directory),
         resampling="smooth" if architecture == "Dinov2WithRegistersForImageClassification" else "plain",
         interpolates=architecture.startswith("Dinov2"),
+        problem_type=raw.get("problem_type"),
     )
 
 

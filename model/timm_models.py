@@ -86,6 +86,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         weights=weights.path,
         resampling="smooth",
         trained_on=None if named else _trained_on(raw, pretrained, num_classes),
+        problem_type=raw.get("problem_type"),
     )
 
 

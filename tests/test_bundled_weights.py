@@ -89,6 +89,8 @@ def test_quick_decoding_changes_next_to_nothing() -> None:
     quick, exact = (run(answers_of_the_service(images, exact_decode=exact)) for exact in (False, True))
     for one, other in zip(quick, exact, strict=True):
         assert one.top(1)[0].label == other.top(1)[0].label
+        assert one.probabilities is not None
+        assert other.probabilities is not None
         np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=0, atol=0.01)
 
 

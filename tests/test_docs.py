@@ -99,7 +99,7 @@ def test_the_curl_answer_in_the_readme_is_the_real_one(server: Server) -> None:
     image_bytes = (ROOT / path[1]).read_bytes()
     answer = httpx.post(server.url + url[1], files={"image": image_bytes}, timeout=60).json()
     shown = json.loads(blocks("json")[0])
-    assert shown["model"] == answer["model"]
+    assert (shown["model"], shown["activation"]) == (answer["model"], answer["activation"])
     for ours, theirs in zip(shown["predictions"], answer["predictions"], strict=True):
         assert (ours["label"], ours["class_index"]) == (theirs["label"], theirs["class_index"])
         assert ours["probability"] == pytest.approx(theirs["probability"], abs=2e-3)

@@ -166,7 +166,8 @@ def _limits(settings: Settings) -> BodyLimits:
 
 def _answer(classifier: Classifier, fields: bytes, headers: dict[str, str] | None = None) -> Response:
     """A `PredictBody` or a `PredictBatchBody`, whose other fields are written already."""
-    return Response(b'{"model":%b,%b' % (to_json(classifier.name), fields), 200, headers, "application/json")
+    which = to_json(classifier.name), to_json(classifier.activation)
+    return Response(b'{"model":%b,"activation":%b,%b' % (*which, fields), 200, headers, "application/json")
 
 
 def _results(outcomes: Sequence[Classification | errors.ServiceError], top_k: int, vectors: bool) -> Steps[bytes]:
@@ -186,8 +187,10 @@ def _result(classification: Classification, top_k: int, vectors: bool) -> Steps[
     fields = [b'"predictions":' + predictions]
     if vectors:
         fields.append(b'"logits":' + (yield from _array(some.tolist() for some in _pieces(classification.logits))))
+        shares = classification.probabilities
         fields.append(
-            b'"probabilities":' + (yield from _array(some.tolist() for some in _pieces(classification.probabilities)))
+            b'"probabilities":'
+            + (b"null" if shares is None else (yield from _array(some.tolist() for some in _pieces(shares))))
         )
     return b"{%b}" % b",".join(fields)
 

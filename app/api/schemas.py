@@ -4,30 +4,42 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.head import HeadActivation
+
+Activation = Annotated[
+    HeadActivation,
+    Field(description="What makes probabilities of logits; `none` if outputs are measured values: then there are none."),
+]
+
 
 class PredictionBody(BaseModel):
     """One class and what the model says of it."""
 
     label: str
     class_index: int
-    probability: float
+    probability: Annotated[float | None, Field(description="null if `activation` is `none`.")]
     logit: float
 
 
 class _Named(BaseModel):
     model: str
+    activation: Activation
 
 
 class ResultBody(BaseModel):
     """What the model says of one image."""
 
-    predictions: Annotated[list[PredictionBody], Field(description="The `top_k` most probable classes, best first.")]
+    predictions: Annotated[list[PredictionBody], Field(description="The `top_k` classes with the largest logits, best first.")]
     logits: Annotated[
         list[float] | None, Field(description="The head's outputs in class order; left out with `vectors=false`.")
     ] = None
-    probabilities: Annotated[list[float] | None, Field(description="Softmax of the logits; left out with `vectors=false`.")] = (
-        None
-    )
+    probabilities: Annotated[
+        list[float] | None,
+        Field(
+            description="By `activation`, in class order; null if that is `none`, left out with `vectors=false`. "
+            "Those of `softmax` sum to 1."
+        ),
+    ] = None
 
 
 class PredictBody(ResultBody, _Named):
@@ -37,6 +49,7 @@ class PredictBody(ResultBody, _Named):
         json_schema_extra={
             "example": {
                 "model": "vit-small-everyday64",
+                "activation": "softmax",
                 "predictions": [{"label": "tabby cat", "class_index": 17, "probability": 0.913, "logit": 8.12}],
                 "logits": [-1.9, 0.3],
                 "probabilities": [0.1, 0.9],
@@ -80,6 +93,7 @@ class ModelBody(BaseModel):
             "`none`: then classes have numbers."
         ),
     ]
+    activation: Activation
     image_size: Annotated[int, Field(description="Side of the model's square input, in pixels.")]
     patch_size: Annotated[int, Field(description="Side of a patch, in pixels.")]
     parameters: int

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 
 from app.engines import Logits
 from app.errors import OutOfMemory, StartError
 from app.images import Pixels
-from app.runner import ModelRunner, softmax
+from app.runner import ModelRunner
+from model.head import softmax
 
 
 class Echo:
@@ -46,22 +46,22 @@ def image(value: int) -> Pixels:
 
 
 async def test_each_image_gets_its_own_logits_and_their_softmax() -> None:
-    runner = ModelRunner(Echo(), (3, 2, 2))
+    runner = ModelRunner(Echo(), (3, 2, 2), softmax)
     scores = await runner.run([image(1), image(7)])
     assert [row.logits.tolist() for row in scores] == [[1, 1, 1], [7, 7, 7]]
+    assert scores[0].probabilities is not None
     np.testing.assert_allclose(scores[0].probabilities, [1 / 3] * 3, rtol=1e-6)
 
 
-def test_softmax_is_torchs_and_survives_what_is_not_finite() -> None:
-    logits = np.random.default_rng(0).normal(0, 30, (5, 1000)).astype(np.float32)
-    np.testing.assert_allclose(softmax(logits), torch.softmax(torch.from_numpy(logits), -1), rtol=2e-5, atol=1e-12)
-    np.testing.assert_allclose(softmax(logits).sum(axis=1), 1, rtol=1e-6)
-    assert not np.isfinite(softmax(np.array([[np.inf, 1]], np.float32))).all()
+async def test_outputs_that_are_no_classes_have_no_probabilities() -> None:
+    runner = ModelRunner(Echo(), (3, 2, 2), lambda logits: None)
+    scores = await runner.run([image(1), image(7)])
+    assert [(row.logits.tolist(), row.probabilities) for row in scores] == [([1, 1, 1], None), ([7, 7, 7], None)]
 
 
 async def test_a_lone_image_may_have_all_cores() -> None:
     engine = Echo(max_runs=2)
-    runner = ModelRunner(engine, (3, 2, 2))
+    runner = ModelRunner(engine, (3, 2, 2), softmax)
     await runner.run([image(1)])
     await runner.run([image(1), image(2)])
     assert engine.calls == [(1, True), (2, False)]
@@ -69,7 +69,7 @@ async def test_a_lone_image_may_have_all_cores() -> None:
 
 async def test_runs_under_way_at_once_share_the_cores() -> None:
     engine = Echo(max_runs=2, gathered=2)
-    runner = ModelRunner(engine, (3, 2, 2))
+    runner = ModelRunner(engine, (3, 2, 2), softmax)
     await asyncio.gather(runner.run([image(1)]), runner.run([image(2)]))
     assert engine.calls == [(1, False), (1, False)]
     assert len(engine.threads) == 2
@@ -77,23 +77,23 @@ async def test_runs_under_way_at_once_share_the_cores() -> None:
 
 async def test_one_run_at_a_time_takes_turns_in_one_thread() -> None:
     engine = Echo(max_runs=1)
-    runner = ModelRunner(engine, (3, 2, 2))
+    runner = ModelRunner(engine, (3, 2, 2), softmax)
     await asyncio.gather(*(runner.run([image(value)]) for value in range(6)))
     assert len(engine.threads) == 1
 
 
 def test_warming_up_runs_everything_that_a_caller_will_in_every_thread() -> None:
     engine = Echo(max_runs=2, gathered=2)  # a thread that did not take part would be waited for
-    ModelRunner(engine, (3, 2, 2)).warm_up()
+    ModelRunner(engine, (3, 2, 2), softmax).warm_up()
     assert set(engine.calls) == {(4, False), (1, False), (1, True)}
     assert len(engine.threads) == 2
 
 
 def test_a_batch_that_does_not_fit_stops_the_start() -> None:
     with pytest.raises(StartError, match="VIT_MAX_BATCH_SIZE: 4 images do not fit into the memory of cpu"):
-        ModelRunner(Failing(), (3, 2, 2)).warm_up()
+        ModelRunner(Failing(), (3, 2, 2), softmax).warm_up()
 
 
 def test_a_model_that_only_gives_nan_stops_the_start() -> None:
     with pytest.raises(StartError, match="VIT_MODEL: the model gives logits that are not finite, in float32 on cpu"):
-        ModelRunner(Failing(max_runs=4), (3, 2, 2)).warm_up()
+        ModelRunner(Failing(max_runs=4), (3, 2, 2), softmax).warm_up()

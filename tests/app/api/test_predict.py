@@ -67,7 +67,7 @@ async def test_every_form_of_the_request_gets_the_same_answer(client: httpx.Asyn
 async def test_the_answer_is_ranked_and_its_numbers_fit_each_other(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/predict", content=picture(1))).json()
     logits, probabilities = np.array(answer["logits"]), np.array(answer["probabilities"])
-    assert list(answer) == ["model", "predictions", "logits", "probabilities"]
+    assert list(answer) == ["model", "activation", "predictions", "logits", "probabilities"]
     assert answer["model"] == "tiny-dinov2"
     np.testing.assert_allclose(probabilities, np.exp(logits) / np.exp(logits).sum(), atol=1e-6)
     assert probabilities.sum() == pytest.approx(1, abs=1e-6)
@@ -90,7 +90,7 @@ async def test_top_k_says_how_many_classes_are_ranked(client: httpx.AsyncClient,
 
 async def test_vectors_can_be_left_out(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/predict", params={"vectors": "false"}, content=picture(1))).json()
-    assert set(answer) == {"model", "predictions"}
+    assert set(answer) == {"model", "activation", "predictions"}
 
 
 async def test_200_pictures_at_once_get_what_each_gets_alone(open_client: OpenClient) -> None:
@@ -528,7 +528,7 @@ async def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(client: http
     assert codes == [None, "malformed_request", None, "unsupported_image_format", None]
     for position, seed in ((0, 0), (2, 1), (4, 2)):
         alone = (await client.post("/predict", params={"top_k": 2}, content=picture(seed))).json()
-        del alone["model"]
+        del alone["model"], alone["activation"]
         assert answer["results"][position]["logits"] == pytest.approx(alone["logits"], abs=1e-5)
         assert set(answer["results"][position]) == set(alone)
 

@@ -27,6 +27,7 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
         "architecture": "Dinov2ForImageClassification",
         "labels": [f"class {index}" for index in range(10)],
         "labels_source": "config.json",
+        "activation": "softmax",
         "image_size": 28,
         "patch_size": 7,
         "parameters": 31_562,
