@@ -4,6 +4,7 @@ Only JSON and tensors are read: nothing in a checkpoint is ever run.
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from model.weights_file import SAFETENSORS, CheckpointError, WeightsFile, find_w
 
 __all__ = ["Checkpoint", "CheckpointError", "load_backbone", "load_checkpoint", "save_checkpoint"]
 
+_log = logging.getLogger(__name__)
 
 Step = Literal["reading the configuration", "downloading the model", "reading the weights"]
 OnStep = Callable[[Step], None]
@@ -92,7 +94,10 @@ def load_checkpoint(
         if activation == "auto":
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
-    state = _read_state(open_weights(blueprint.weights), blueprint.layout, blueprint.config)
+    weights = open_weights(blueprint.weights)
+    if weights.note is not None:
+        _log.info("%s: %s", weights.path, weights.note)
+    state = _read_state(weights, blueprint.layout, blueprint.config)
     config, preprocessing = blueprint.config, blueprint.preprocessing
     if image_size is not None:
         preprocessing = preprocessing.at_size(image_size)

@@ -1,10 +1,12 @@
-"""Tensors on disk: safetensors, whole or in shards, and `.pth` files that hold nothing but tensors. Never unpickles code."""
+"""Tensors on disk: safetensors and what `torch.save` wrote, whole or in shards. Never unpickles code."""
 
 import json
 import pickle
+import re
+from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from model.files import FileError, MissingFile, exists, read_ahead, read_file
+from model.file_kind import kind_of
+from model.files import FileError, MissingFile, exists, open_regular, read_ahead, read_file
+from model.state_dict import choose, unwrapped
 
 SAFETENSORS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"
+PICKLE = "pytorch_model.bin"
+PICKLED_SHARDS = "pytorch_model.bin.index.json"
 
 _MAX_JSON_BYTES = 32 << 20
 """Of one JSON file: ten times the labels of ImageNet-22k, in both directions."""
 
-_WRAPPERS = ("model", "state_dict", "model_state", "model_ema")
-"""Keys under which training scripts put the state dict, beside an optimizer and the like."""
+_CONVERSION = (
+    "import torch; x = torch.load({path!r}, 'cpu', weights_only=False); x = x if isinstance(x, dict) else {{'model': x}}; "
+    "x = {{k: v.state_dict() if hasattr(v, 'state_dict') else v for k, v in x.items()}}; "
+    "torch.save({{k: v if isinstance(v, torch.Tensor) else dict(v) for k, v in x.items() if isinstance(v, torch.Tensor) or "
+    "(isinstance(v, dict) and all(isinstance(t, torch.Tensor) for t in v.values()))}}, {converted!r})"
+)
+"""Python that keeps tensors, and state dicts of modules."""
 
 
 class CheckpointError(Exception):
@@ -39,55 +50,60 @@ def readable(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
+Stored = Tensor | tuple[Path, str]
+"""A tensor, or the safetensors file that has it and its name there."""
+
+
 @dataclass(frozen=True, slots=True)
 class WeightsFile:
     """Named tensors, of which the shapes are known before any is read."""
 
     path: Path
     shapes: Mapping[str, tuple[int, ...]]
-    _sources: Mapping[str, Path | Tensor]
+    sources: Mapping[str, Stored]
+    note: str | None = None
+    """Which choice was made among what the file holds."""
 
     def read(self, key: str) -> Tensor:
         """One tensor, as it is stored."""
-        source = self._sources[key]
+        source = self.sources[key]
         if isinstance(source, Tensor):
             return source
-        with safe_open(source, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
+        path, name = source
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
             return tensor
+
+    def renamed(self, names: Mapping[str, str]) -> "WeightsFile":
+        """The same tensors under other names, each mapped to its name now."""
+        shapes = {name: self.shapes[key] for name, key in names.items()}
+        return replace(self, shapes=shapes, sources={name: self.sources[key] for name, key in names.items()})
 
 
 def find_weights(directory: Path) -> Path:
-    """The file in a directory that holds its weights: one safetensors file, or the index of several.
+    """The file in a directory that holds its weights: one file, or the index of several; safetensors before pickles.
 
     Raises:
         CheckpointError: there is none.
     """
-    for path in (directory / SAFETENSORS, directory / SHARDS):
+    for path in (directory / name for name in (SAFETENSORS, SHARDS, PICKLE, PICKLED_SHARDS)):
         with readable(path):
             if exists(path):
                 return path
-    pickled = sorted(path.name for path in directory.glob("*") if path.suffix in {".bin", ".pt", ".pth"})
-    advice = f"; {pickled[0]} is a pickle: save it as safetensors (save_pretrained of a recent transformers)" if pickled else ""
-    raise CheckpointError(f"{directory / SAFETENSORS} is missing{advice}")
+    raise CheckpointError(f"{directory / SAFETENSORS} is missing")
 
 
 def open_weights(path: Path) -> WeightsFile:
-    """Open a `.safetensors` file, the index of a sharded one, or a `.pth`, `.pt` or `.bin` of plain tensors.
+    """Open a safetensors file, what `torch.save` wrote, or the index of several of either.
 
     Raises:
         CheckpointError: the file is missing, truncated, of another kind, or needs more than tensors to load.
     """
-    if path.name.endswith(".index.json"):
-        return _open_shards(path)
-    with readable(path):
-        read_ahead(path)
-    if path.suffix == ".safetensors":
-        shapes = _safetensors_shapes(path)
-        return WeightsFile(path, shapes, dict.fromkeys(shapes, path))
-    if path.suffix in {".pth", ".pt", ".bin"}:
-        return _open_pickle(path)
-    raise CheckpointError(f"{path} is not a .safetensors or .pth file")
+    file = _open_shards(path) if path.name.endswith(".index.json") else _open_file(path)
+    try:
+        return file.renamed(unwrapped(file.shapes))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,12 +122,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _open_file(path: Path) -> WeightsFile:
+    try:
+        with readable(path):
+            read_ahead(path)
+            kind = kind_of(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    return _open_safetensors(path) if kind == "safetensors" else _open_pickle(path)
+
+
+def _open_safetensors(path: Path) -> WeightsFile:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (OSError, SafetensorError) as error:  # a file that may not be read is FileNotFoundError to safetensors
         raise CheckpointError(f"{path} cannot be read as safetensors: {error}; copy or download it again") from error
+    return WeightsFile(path, shapes, {key: (path, key) for key in shapes})
 
 
 def _open_shards(path: Path) -> WeightsFile:
@@ -120,13 +147,12 @@ def _open_shards(path: Path) -> WeightsFile:
         raise CheckpointError(f"{path} has no weight_map from tensors to files")
     shards = {name: path.parent / Path(name).name for name in sorted(set(weight_map.values()))}  # never outside the folder
     shapes: dict[str, tuple[int, ...]] = {}
-    sources: dict[str, Path | Tensor] = {}
+    sources: dict[str, Stored] = {}
     for name, shard in shards.items():
-        with readable(shard):
-            read_ahead(shard)
-        for key, shape in _safetensors_shapes(shard).items():
+        file = _open_file(shard)
+        for key, shape in file.shapes.items():
             if weight_map.get(key) == name:
-                shapes[key], sources[key] = shape, shard
+                shapes[key], sources[key] = shape, file.sources[key]
     lost = sorted(set(weight_map) - set(shapes))
     if lost:
         raise CheckpointError(f"{path} names {lost[0]}, which {weight_map[lost[0]]} does not have")
@@ -135,19 +161,28 @@ def _open_shards(path: Path) -> WeightsFile:
 
 def _open_pickle(path: Path) -> WeightsFile:
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # training scripts save their arguments; a Namespace is a name with plain values
+        with torch.serialization.safe_globals([Namespace]), open_regular(path) as file:
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, and loading it could run any code; on a machine where you trust it, convert it: "
-            "safetensors.torch.save_file(torch.load(path, weights_only=False), 'model.safetensors')"
-        ) from error
+        raise CheckpointError(_unsafe(path, str(error))) from error
     except Exception as error:
         raise CheckpointError(f"{path} cannot be read: {type(error).__name__}; copy or download it again") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-            break
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path} is not a state dict (names with tensors)")
-    tensors = {str(key).removeprefix("module."): value for key, value in content.items()}
-    return WeightsFile(path, {key: tuple(value.shape) for key, value in tensors.items()}, tensors)
+    try:
+        chosen = choose(content)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not a state dict: {error}") from error
+    shapes = {key: tuple(value.shape) for key, value in chosen.tensors.items()}
+    return WeightsFile(path, shapes, chosen.tensors, chosen.note)
+
+
+def _unsafe(path: Path, reason: str) -> str:
+    """Say which global a pickle asks for, and how to convert it; or that it is none that torch wrote."""
+    name = re.search(r"GLOBAL ([\w.]+)", reason)
+    if name is None:
+        return f"{path} cannot be read: it is damaged, or torch.save did not write it; copy or download it again"
+    code = _CONVERSION.format(path=str(path), converted=str(path.with_name(f"{path.stem}-weights.pth")))
+    return (
+        f"{path} holds more than tensors ({name[1]}), and loading it could run any code; on a machine where you trust it, "
+        f"run in Python: {code}"
+    )

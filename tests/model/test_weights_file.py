@@ -1,9 +1,14 @@
 """Every kind of file that tensors come in, and every way in which it can be broken."""
 
+import io
 import json
+import pickle
 import subprocess
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -42,8 +47,7 @@ def test_a_directory_gives_its_safetensors_or_their_index(tmp_path: Path) -> Non
     with pytest.raises(CheckpointError, match=r"model.safetensors is missing"):
         find_weights(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"pytorch_model.bin is a pickle: save it as safetensors"):
-        find_weights(tmp_path)
+    assert_complete(find_weights(tmp_path))
     assert find_weights(write_shards(tmp_path).parent).name == "model.safetensors.index.json"
 
 
@@ -86,22 +90,102 @@ class Trap:
         return (subprocess.check_call, (["touch", "sprung"],))
 
 
+def run_advice(error: pytest.ExceptionInfo[CheckpointError]) -> None:
+    """Run the Python that a refusal recommends, to the letter."""
+    exec(str(error.value).partition("run in Python: ")[2])
+
+
 def test_a_pth_that_holds_code_is_refused_with_the_way_to_convert_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": TENSORS, "arguments": Trap()}, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"could run any code; .* convert it: safetensors\.torch\.save_file"):
+    with pytest.raises(CheckpointError, match=r"holds more than tensors \(\w+\.check_call\).* run any code") as caught:
         open_weights(tmp_path / "model.pth")
     assert not (tmp_path / "sprung").exists()
+    run_advice(caught)
+    assert (tmp_path / "sprung").exists()  # so the file was what it seemed
+    assert_complete(tmp_path / "model-weights.pth")
+
+
+class Whole(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = (torch.nn.Parameter(value.clone()) for value in TENSORS.values())
+
+
+@pytest.mark.parametrize("content", [Whole(), {"net": Whole(), "epoch": 3}], ids=["module", "module-in-a-dict"])
+def test_a_pickled_module_is_refused_with_the_way_to_convert_it(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / 'it\'s "mine".pth')
+    with pytest.raises(CheckpointError, match=r"more than tensors \(tests\.model\.test_weights_file\.Whole\)") as caught:
+        open_weights(tmp_path / 'it\'s "mine".pth')
+    run_advice(caught)
+    assert_complete(tmp_path / 'it\'s "mine"-weights.pth')
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, TENSORS["a"]])
 def test_a_pth_that_is_no_state_dict_is_told(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "model.pth")
-    with pytest.raises(CheckpointError, match=r"is not a state dict"):
+    with pytest.raises(CheckpointError, match=r"is not a state dict: it (holds a|has no)"):
         open_weights(tmp_path / "model.pth")
 
 
-def test_another_kind_of_file_is_told(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"is not a .safetensors or .pth file"):
-        open_weights(tmp_path / "model.onnx")
+@pytest.mark.parametrize("name", ["model.pth", "model.safetensors", "MODEL.PTH", "last.ckpt", "best.pth.tar", "weights"])
+@pytest.mark.parametrize("kind", ["safetensors", "zip", "legacy"])
+def test_the_content_decides_not_the_name(tmp_path: Path, name: str, kind: str) -> None:
+    if kind == "safetensors":
+        save_file(TENSORS, tmp_path / name)
+    else:
+        torch.save(TENSORS, tmp_path / name, _use_new_zipfile_serialization=kind == "zip")
+    assert_complete(tmp_path / name)
+
+
+def test_shards_may_be_what_torch_saved(tmp_path: Path) -> None:
+    index = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}}
+    for key, name in index["weight_map"].items():
+        torch.save({key: TENSORS[key]}, tmp_path / name)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert_complete(find_weights(tmp_path))
+
+
+def zipped(name: str) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, b"")
+    return content.getvalue()
+
+
+def scripted() -> bytes:
+    content = io.BytesIO()
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), content)
+    return content.getvalue()
+
+
+def arrays() -> bytes:
+    content = io.BytesIO()
+    np.savez(content, a=np.zeros(3))
+    return content.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("model.pth", lambda: b"", "is empty"),
+        ("model.pth", lambda: b"\n<!DOCTYPE html><title>Sign in</title>", "is a web page"),
+        ("model.bin", lambda: b"<html lang='en'>", "is a web page"),
+        ("model.safetensors", lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+        ("model.pth", scripted, "is TorchScript"),
+        ("model.npz", arrays, "an archive of NumPy's arrays"),
+        ("model.keras", lambda: zipped("model.weights.h5"), "a model of Keras"),
+        ("model.zip", lambda: zipped("model.pth"), "a zip archive with model.pth in it"),
+        ("model.onnx", lambda: b"\x08\x07\x12\x07pytorch", "a file of ONNX"),
+        ("tf_model.h5", lambda: b"\x89HDF\r\n\x1a\n", "is HDF5"),
+        ("model.gguf", lambda: b"GGUF\x03\0\0\0", "is GGUF"),
+        ("model.pth.gz", lambda: b"\x1f\x8b\x08", "compressed by gzip"),
+        ("model.pkl", lambda: pickle.dumps({"a": 1}), "a pickle that torch.save did not write"),
+        ("model.pth", lambda: b"what?", "neither safetensors nor"),
+    ],
+)
+def test_another_kind_of_file_is_told(tmp_path: Path, name: str, content: Callable[[], bytes], says: str) -> None:
+    (tmp_path / name).write_bytes(content())
+    with pytest.raises(CheckpointError, match=f"{name} cannot be read: it is .*{says}|{name} cannot be read: it {says}"):
+        open_weights(tmp_path / name)
