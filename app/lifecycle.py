@@ -189,7 +189,14 @@ class Service:
         self._classifier = classifier
         model = classifier.describe()
         _log.info(
-            "ready", model=model.name, engine=model.engine, device=model.device, dtype=model.dtype, classes=len(model.labels)
+            "ready",
+            model=model.name,
+            engine=model.engine,
+            device=model.device,
+            dtype=model.dtype,
+            classes=len(model.labels),
+            labels=model.labels_source,
+            activation=model.activation,
         )
 
     @property

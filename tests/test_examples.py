@@ -32,6 +32,18 @@ def test_one_image_is_ranked(server: Server) -> None:
     assert "class " in result.stdout
 
 
+def test_measured_values_are_shown_as_they_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(0))
+    with running_server(model=tiny_checkpoint, activation="none") as server:
+        one = run("classify_image.py", tmp_path / "a.png", "--url", server.url, "--top-k", 1)
+        folder = run("classify_folder.py", tmp_path, "--url", server.url)
+    assert (one.returncode, one.stderr) == (0, "")
+    assert "%" not in one.stdout
+    (row,) = csv.DictReader(io.StringIO(folder.stdout))
+    assert row["probability"] == ""
+    assert one.stdout.split() == [f"{float(row['logit']):.6g}", *row["label"].split()]
+
+
 def test_one_image_says_why_it_was_refused(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     without_key = run("classify_image.py", tmp_path / "a.png", "--url", server.url)

@@ -90,22 +90,22 @@ class OpenVinoEngine:
             raise StartError(f"VIT_ENGINE: OpenVINO cannot run this model: {_reason(error)}") from error
         _keep(converted, kept)
 
-    def _find(self, kept: KeptDirectory, pixels: Pixels, expected: Logits) -> bool:
+    def _find(self, kept: KeptDirectory, pixels: Pixels, expected: Logits, size: float) -> bool:
         """Take the model that was kept. Whatever is wrong with it costs a conversion, and never the start."""
         try:
             if not kept.find():
                 return False
-            self._take(openvino.Core().read_model(kept.path / _MODEL), pixels, expected)
+            self._take(openvino.Core().read_model(kept.path / _MODEL), pixels, expected, size)
             return True
         except Exception as error:
             where, reason = str(kept.path), _reason(error)
             _log.warning("the kept OpenVINO model cannot be used, converting again", directory=where, reason=reason)
             return False
 
-    def _take(self, model: openvino.Model, pixels: Pixels, expected: Logits) -> None:
+    def _take(self, model: openvino.Model, pixels: Pixels, expected: Logits, size: float) -> None:
         """Compile a model and check that its logits are the expected ones."""
         self._compile(model)
-        self._compare(pixels, expected)
+        self._compare(pixels, expected, size)
 
     def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
         if alone:
@@ -128,11 +128,11 @@ class OpenVinoEngine:
         logits: Logits = request.infer(pixels, share_inputs=True)[0]
         return logits
 
-    def _compare(self, pixels: Pixels, expected: Logits) -> None:
+    def _compare(self, pixels: Pixels, expected: Logits, size: float) -> None:
         for alone in (True, False):
             with np.errstate(invalid="ignore"):
                 difference = np.abs(self.run(list(pixels), alone=alone) - expected).max()
-            if not difference <= _TOLERANCES[self.dtype] * np.abs(expected).max():  # nor is NaN
+            if not difference <= _TOLERANCES[self.dtype] * size:  # nor is NaN
                 setting, better = ("VIT_DTYPE", "float32") if self.dtype == "int8" else ("VIT_ENGINE", "torch")
                 away = f"logits of OpenVINO in {self.dtype} are {difference:.2g} away from torch's"
                 raise StartError(f"{setting}: {away}; take {better}")
@@ -182,15 +182,16 @@ def _fingerprint(model: PixelModel, dtype: str) -> str:
     return digest.hexdigest()[:32]
 
 
-def _reference(model: PixelModel, threads: int) -> tuple[Pixels, Logits]:
-    """Two images, each unlike the other, and their logits by torch."""
+def _reference(model: PixelModel, threads: int) -> tuple[Pixels, Logits, float]:
+    """Two images, each unlike the other, their logits by torch, and the size of these."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, *model.image_shape), dtype=np.uint8)
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        logits = model(torch.from_numpy(pixels)).numpy()
+        found, size = model.reference(torch.from_numpy(pixels))
+    logits: Logits = found.numpy()
     if not np.isfinite(logits).all():
         raise StartError("VIT_MODEL: the model gives logits that are not finite, in float32 on cpu")
-    return pixels, logits
+    return pixels, logits, size
 
 
 def _reason(error: Exception) -> str:

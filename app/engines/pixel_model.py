@@ -34,6 +34,19 @@ class PixelModel(nn.Module):
         logits: Tensor = self.vit(pixels.to(self.vit.head.weight.dtype))
         return logits.float()
 
+    def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
+        """Logits to compare others with, and the size by which differences are judged.
+
+        That is the largest logit; but those of a few classes can all be near 0 by chance, and then it is what the head makes
+        of features as large in another direction.
+        """
+        weight = self.vit.head.weight.float()
+        tokens = self.vit.forward_features(pixels.to(self.vit.head.weight.dtype))
+        features = self.vit.fc_norm(self.vit.pool(tokens)).float()
+        logits = self.vit.forward_head(tokens).float()
+        by_chance = weight.norm(dim=1).max() * features.square().mean().sqrt()
+        return logits, float(torch.maximum(logits.abs().max(), by_chance))
+
 
 def parse_dtype(name: str) -> torch.dtype:
     """`float32`, `bfloat16` or `float16` as torch's."""

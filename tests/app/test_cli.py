@@ -59,6 +59,35 @@ def test_classify_prints_csv(folder: Path, tiny_checkpoint: Path, arguments: lis
     assert all(row["label"] in TINY_LABELS for row in rows)
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
+def test_classify_says_what_outputs_mean(
+    folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, activation: str
+) -> None:
+    monkeypatch.setenv("VIT_ACTIVATION", activation)
+    arguments = ("classify", folder / "a.png", "--model", tiny_checkpoint, "--top-k", 10)
+    (row,) = map(json.loads, run(*arguments, "--json").stdout.splitlines())
+    rows = list(csv.DictReader(io.StringIO(run(*arguments, "--csv").stdout)))
+    probabilities = [prediction["probability"] for prediction in row["predictions"]]
+    assert [float(line["logit"]) for line in rows] == pytest.approx([one["logit"] for one in row["predictions"]], rel=1e-5)
+    if activation == "none":
+        assert probabilities == [None] * 10
+        assert {line["probability"] for line in rows} == {""}
+    else:
+        assert [float(line["probability"]) for line in rows] == pytest.approx(probabilities, abs=1e-6)
+        assert (sum(probabilities) == pytest.approx(1)) == (activation == "softmax")
+
+
+@pytest.mark.parametrize(("activation", "shown"), [("softmax", "%"), ("none", ".")])
+def test_a_table_of_measured_values_has_no_percent(
+    folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, activation: str, shown: str
+) -> None:
+    monkeypatch.setenv("VIT_ACTIVATION", activation)
+    monkeypatch.setattr("app.cli._out", Console(force_terminal=True, width=120))
+    output = run("classify", folder / "a.png", "--model", tiny_checkpoint, "--top-k", 1).stdout
+    assert shown in output
+    assert ("%" in output) == (activation != "none")
+
+
 def test_a_bad_picture_is_told_and_the_others_are_classified(folder: Path, tiny_checkpoint: Path) -> None:
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff broken")
     result = run("classify", folder, "--model", tiny_checkpoint, "--json")

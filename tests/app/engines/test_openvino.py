@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import torch
 
 from app.engines.choice import has_vnni
 from app.engines.kept import KeptDirectory
-from app.engines.openvino import OpenVinoEngine, _convert, _keep
+from app.engines.openvino import OpenVinoEngine, _convert, _keep, _reference
 from app.engines.pixel_model import PixelModel
 from app.errors import StartError
 from model.config import ViTConfig
@@ -194,6 +195,20 @@ def test_a_conversion_that_gives_other_logits_is_not_served(
     monkeypatch.setattr(openvino, "convert_model", wrong)
     with pytest.raises(StartError, match=rf"^{setting}: logits of OpenVINO in {dtype} are .* away from torch's"):
         engine_of(tmp_path, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_vnni)])
+def test_one_class_whose_logit_is_near_0_is_served(tmp_path: Path, dtype: str) -> None:
+    model = VisionTransformer(replace(TINY_DINOV2, num_classes=1)).eval().requires_grad_(False)
+    model.load_state_dict({key: value for key, value in tiny_model().state_dict().items() if "head" not in key}, strict=False)
+    pixels, *_ = _reference(pixel_model(model), threads=2)
+    features = pixel_model(model).vit.pool(model.forward_features(torch.from_numpy(pixels).float()))
+    away = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
+    model.head.weight[:] = away - features.T @ torch.linalg.lstsq(features.T, away).solution
+    model.head.bias[:] = 0
+    _, logits, size = _reference(pixel_model(model), threads=2)
+    assert abs(logits).max() < 1e-3 * size
+    assert math.isfinite(first_logit(engine_of(tmp_path, model, dtype)))
 
 
 def test_a_model_that_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
