@@ -25,6 +25,7 @@ from model.labels import FILE as LABELS
 from model.labels import check_labels, name_classes
 from model.layout import Layout, build, read_state
 from model.preprocessing import Preprocessing, to_hugging_face
+from model.renaming import named_as
 from model.timm_models import read_timm_directory, read_timm_file
 from model.torchvision_models import read_torchvision_file
 from model.vit import VisionTransformer, resample_position_embedding
@@ -94,7 +95,7 @@ def load_checkpoint(
         if activation == "auto":
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
-    weights = open_weights(blueprint.weights)
+    weights = named_as(open_weights(blueprint.weights), blueprint.layout)
     if weights.note is not None:
         _log.info("%s: %s", weights.path, weights.note)
     state = _read_state(weights, blueprint.layout, blueprint.config)

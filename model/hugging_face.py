@@ -25,6 +25,8 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 """`hidden_act` as transformers' ACT2FN names it."""
 
+_OLDER = ((r"(layernorm\w*)\.gamma$", r"\1.weight"), (r"(layernorm\w*)\.beta$", r"\1.bias"))
+
 
 def _embeddings(prefix: str) -> dict[str, tuple[str, ...]]:
     blocks = f"{prefix}encoder.layer.*"
@@ -49,7 +51,7 @@ def _vit_layout(prefix: str) -> Layout:
         "blocks.*.mlp.fc1": (f"{blocks}.intermediate.dense",),
         "blocks.*.mlp.fc2": (f"{blocks}.output.dense",),
     }
-    return Layout(_embeddings(prefix) | names, ignored=(f"{prefix}pooler.", f"{prefix}embeddings.mask_token"))
+    return Layout(_embeddings(prefix) | names, ignored=(f"{prefix}pooler.", f"{prefix}embeddings.mask_token"), older=_OLDER)
 
 
 def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
@@ -70,6 +72,7 @@ def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
 _TEACHER = Layout(
     {**_vit_layout("deit.").names, "head": ("cls_classifier",), "head_dist": ("distillation_classifier",)},
     _vit_layout("deit.").ignored,
+    _OLDER,
 )
 
 

@@ -16,6 +16,7 @@ from model.layout import Layout
 from model.preprocessing import from_timm
 from model.published.timm_weights import published_cfg
 from model.published.trained_on import TrainedOn, said_by_dataset, said_by_tag
+from model.renaming import count_classes, named_as
 from model.weights_file import WeightsFile, find_weights, open_weights, read_json
 
 _SIZES = {
@@ -37,6 +38,8 @@ _SIZES = {
     "giant_dinov2": (1536, 40, 24, 4096),
     "gigantic": (1664, 48, 16, 8192),
 }
+
+_LAYOUT = Layout(older=((r"\.gamma_([12])$", r".ls\1.gamma"),))  # DeiT III's
 
 _NAME = re.compile(
     r"(?P<family>vit|deit|deit3)_(?P<size>[a-z]+)(?:_distilled)?_patch(?P<patch>\d+)"
@@ -80,7 +83,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         name=directory.resolve().name,
         architecture=str(raw["architecture"]),
         config=config,
-        layout=Layout(),
+        layout=_LAYOUT,
         preprocessing=preprocessing,
         labels=labels,
         weights=weights.path,
@@ -96,19 +99,16 @@ def read_timm_file(path: Path, architecture: str) -> Blueprint:
     Raises:
         CheckpointError: the file is broken, or the architecture is not supported.
     """
-    weights = open_weights(path)
+    weights = named_as(open_weights(path), _LAYOUT)
     with explained(path):
         name = _parse(architecture)
-        head = weights.shapes.get("head.weight")
-        if head is None:
-            raise ValueError("there is no head.weight: this is an encoder without a classifier")
-        config = _config(name, weights, head[0], name.image_size, None)
+        config = _config(name, weights, count_classes(weights, _LAYOUT), name.image_size, None)
         preprocessing = from_timm(published_cfg(architecture), name.image_size)
     return Blueprint(
         name=path.stem,
         architecture=architecture,
         config=config,
-        layout=Layout(),
+        layout=_LAYOUT,
         preprocessing=preprocessing,
         labels=placeholders(config.num_classes),
         weights=path,
