@@ -2,17 +2,20 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from model.checkpoint import CheckpointError, load_checkpoint
+from model.hugging_face_keys import DINOV2_WITH_REGISTERS, GENERATION, VIT
 from tests.references import randomise
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
@@ -20,7 +23,7 @@ SMALL = {
     "patch_size": 8,
     "id2label": {index: f"class {index}" for index in range(5)},
 }
-FAMILIES = {
+FAMILIES: dict[str, dict[str, Any]] = {
     "ViT": {"intermediate_size": 64},
     "DeiT": {"intermediate_size": 64},
     "Dinov2": {"mlp_ratio": 2, "drop_path_rate": 0.1},
@@ -121,8 +124,72 @@ def test_a_key_with_another_value_is_honoured_or_refused_by_name(family: str, ke
     architecture = f"{family}ForImageClassification"
     try:
         write(tmp_path, library_config(family, **{key: value}), architecture)
-    except (ValueError, TypeError, AttributeError, KeyError):  # the library makes no such model, but the file can ask for it
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        StrictDataclassError,
+    ):  # the library makes no such model, but the file can ask for it
         write(tmp_path, library_config(family), architecture, **{key: value})
     if key in ("architectures", "model_type"):  # which save_pretrained sets
         change(tmp_path, **{key: value})
     assert_answered_as_the_library_does(tmp_path, architecture, key)
+
+
+ODD = {"layer_norm_eps": 0.1, "hidden_act": "relu", "attention_probs_dropout_prob": 0.2}
+"""Far from the defaults, so that it shows where one of those is taken instead."""
+
+
+@pytest.fixture(scope="module", params=["ViT", "Dinov2WithRegisters"])
+def odd(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    directory = tmp_path_factory.mktemp(request.param)
+    write(directory, library_config(request.param, **ODD), f"{request.param}ForImageClassification")
+    return f"{request.param}ForImageClassification", directory
+
+
+def check_edited(odd: tuple[str, Path], key: str, changes: dict[str, Any], without: str = "") -> None:
+    architecture, directory = odd
+    file = directory / "config.json"
+    before = file.read_text()
+    content = json.loads(before) | changes
+    content.pop(without, None)
+    file.write_text(json.dumps(content))
+    try:
+        assert_answered_as_the_library_does(directory, architecture, key)
+    finally:
+        file.write_text(before)
+
+
+@pytest.mark.parametrize("key", ["hidden_act", "layer_norm_eps", "model_type", "num_channels", "qkv_bias", "patch_size"])
+def test_a_key_that_is_left_out_is_the_librarys_default(odd: tuple[str, Path], key: str) -> None:
+    check_edited(odd, "does not fit" if key == "patch_size" else key, {}, without=key)
+
+
+KINDS: dict[str, Callable[[Any], Any]] = {
+    "str": str,
+    "float": float,
+    "null": lambda value: None,
+    "pair": lambda value: [value] * 2,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_value_of_another_kind_is_read_as_the_library_does_or_refused(odd: tuple[str, Path], kind: str) -> None:
+    content = json.loads((odd[1] / "config.json").read_text())
+    numbers = [key for key in VIT.honoured | DINOV2_WITH_REGISTERS.honoured if isinstance(content.get(key), bool | int | float)]
+    assert len(numbers) > 8
+    for key in numbers:
+        changed = {key: KINDS[kind](content[key])}
+        if (key, kind) != ("mlp_ratio", "float"):  # transformers 4 wrote it, and 5 does not read it
+            check_edited(odd, key, changed)
+
+
+def test_the_keys_that_transformers_4_wrote_change_nothing(odd: tuple[str, Path]) -> None:
+    old = {key: 7 for key in GENERATION} | {
+        "torchscript": True,
+        "is_decoder": False,
+        "torch_dtype": "float16",
+        "pruned_heads": {},
+    }
+    check_edited(odd, "nothing", old)
