@@ -1,5 +1,6 @@
 """Hugging Face directories: config.json, safetensors and preprocessor_config.json, as `save_pretrained` writes them."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,8 @@ def _architecture(raw: dict[str, Any], path: Path) -> str:
     architecture = str(named[0]) if isinstance(named, list) and len(named) == 1 else None
     if architecture in ARCHITECTURES:
         return architecture
+    if architecture is not None and re.fullmatch(r"(ViT|DeiT|Dinov2|Dinov2WithRegisters)Model", architecture):
+        raise CheckpointError(f"{path}: {architecture} is an encoder without a classifier, and there are no classes to answer")
     what = f"architecture {architecture!r} is not supported" if architecture else "no architecture is named"
     raise CheckpointError(f"{path}: {what}; supported are {', '.join(ARCHITECTURES)}, and timm's plain vit and deit models")
 

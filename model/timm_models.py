@@ -69,12 +69,14 @@ def read_timm_directory(directory: Path) -> Blueprint:
     """
     config_file = directory / "config.json"
     raw = read_json(config_file)
-    weights = open_weights(find_weights(directory))
+    weights = named_as(open_weights(find_weights(directory)), _LAYOUT)
     with explained(config_file):
         name = _parse(str(raw["architecture"]))
         pretrained = raw.get("pretrained_cfg") or {}
         image_size = _image_size(raw, pretrained, name)
         num_classes = whole(raw, "num_classes", pretrained.get("num_classes"))
+        if num_classes == 0:
+            raise ValueError("num_classes is 0: it is an encoder without a classifier, and there are no classes to answer")
         config = _config(name, weights, num_classes, image_size, raw.get("global_pool"))
         named = bool(raw.get("label_names") or pretrained.get("label_names"))
         labels = _labels(raw, pretrained, num_classes)

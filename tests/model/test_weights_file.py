@@ -173,6 +173,14 @@ def test_the_content_decides_not_the_name(tmp_path: Path, name: str, kind: str) 
     assert_complete(tmp_path / name)
 
 
+@pytest.mark.parametrize("length", [0x80, 0x8B1F])
+def test_a_header_may_have_any_length(tmp_path: Path, length: int) -> None:
+    """Its lowest byte begins the file, where a pickle has 0x80, and gzip 0x1f 0x8b."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert open_weights(tmp_path / "model.safetensors").shapes == {"a": (1,)}
+
+
 def test_shards_may_be_what_torch_saved(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}}
     for key, name in index["weight_map"].items():
