@@ -268,7 +268,7 @@ def _readable(name: str, value: Any) -> str:
         case "parameters", int():
             return f"{value / 1e6:.1f} million"
         case "labels", list():
-            return f"{len(value)}: {', '.join(value[:100])}{', ...' if len(value) > 100 else ''}"
+            return f"{len(value)}: {'; '.join(value[:100])}{'; ...' if len(value) > 100 else ''}"
         case _, bool():
             return "yes" if value else "no"
     return str(value)

@@ -56,9 +56,9 @@ def whole(values: dict[str, Any], key: str, default: int | None = None) -> int:
         KeyError: it is not there, and there is no default.
         ValueError: it is something else.
     """
-    value = values.get(key, default)
-    if value is None:
+    if key not in values and default is None:
         raise KeyError(key)
+    value = values.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{key} {value!r} is not a whole number")
     return value
@@ -77,6 +77,18 @@ def number(values: dict[str, Any], key: str, default: float | None = None) -> fl
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} {value!r} is not a number")
     return float(value)
+
+
+def truth(values: dict[str, Any], key: str, default: bool) -> bool:
+    """A yes or no of a configuration.
+
+    Raises:
+        ValueError: it is something else, such as "false" in quotes.
+    """
+    value = values.get(key, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} {value!r} is neither true nor false")
+    return value
 
 
 def side(value: Any, key: str) -> int:

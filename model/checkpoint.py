@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from model.blueprint import Blueprint, explained, input_size
 from model.config import Resampling, ViTConfig
+from model.file_kind import SUFFIXES
 from model.files import exists
+from model.folder import refuse_other_folders
 from model.head import HeadActivation, head_activation
 from model.hub import download, is_hub_id
 from model.hugging_face import dinov2_layout, read_hugging_face, vit_config
@@ -25,6 +27,7 @@ from model.labels import FILE as LABELS
 from model.labels import check_labels, name_classes
 from model.layout import Layout, build, read_state
 from model.preprocessing import Preprocessing, to_hugging_face
+from model.renaming import named_as
 from model.timm_models import read_timm_directory, read_timm_file
 from model.torchvision_models import read_torchvision_file
 from model.vit import VisionTransformer, resample_position_embedding
@@ -94,7 +97,7 @@ def load_checkpoint(
         if activation == "auto":
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
-    weights = open_weights(blueprint.weights)
+    weights = named_as(open_weights(blueprint.weights), blueprint.layout)
     if weights.note is not None:
         _log.info("%s: %s", weights.path, weights.note)
     state = _read_state(weights, blueprint.layout, blueprint.config)
@@ -167,8 +170,9 @@ def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> 
         found = exists(path)
     if found and not path.is_dir():
         return _file(path, architecture)
-    if not found and (not is_hub_id(str(model)) or path.suffix in {".safetensors", ".pth", ".pt", ".bin"}):
-        raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id (owner/name)")
+    if not found and (not is_hub_id(str(model)) or path.suffix.lower() in SUFFIXES or path.parent.is_dir()):
+        hub_id = f"hf-hub:{model}" if is_hub_id(f"hf-hub:{model}") else "owner/name"
+        raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id ({hub_id})")
     if architecture is not None:
         raise CheckpointError(
             f"{model} tells its architecture itself: leave out VIT_ARCHITECTURE, which is for bare state dicts"
@@ -182,6 +186,7 @@ def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> 
 
 
 def _directory(path: Path) -> Blueprint:
+    refuse_other_folders(path)
     timm = "architecture" in read_json(path / "config.json")
     return name_classes(read_timm_directory(path) if timm else read_hugging_face(path), path)
 

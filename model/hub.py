@@ -4,12 +4,22 @@ import re
 from pathlib import Path
 
 from model.labels import FILE as LABELS
-from model.weights_file import SAFETENSORS, SHARDS, CheckpointError
+from model.weights_file import PICKLE, PICKLED_SHARDS, SAFETENSORS, SHARDS, CheckpointError
 
-_ID = re.compile(r"(?:hf-hub:)?(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", flags=re.ASCII)
+_ID = re.compile(r"(?:hf-hub:)?(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?", flags=re.ASCII)
 """`google/vit-base-patch16-224`, `hf-hub:timm/vit_tiny_patch16_224.augreg_in21k`, each with `@revision` or without."""
 
-_FILES = ["config.json", "preprocessor_config.json", LABELS, SAFETENSORS, SHARDS, "model-*-of-*.safetensors"]
+_FILES = [
+    "config.json",
+    "preprocessor_config.json",
+    "adapter_config.json",
+    LABELS,
+    SAFETENSORS,
+    SHARDS,
+    "model-*-of-*.safetensors",
+]
+_PICKLES = [PICKLE, PICKLED_SHARDS, "pytorch_model-*-of-*.bin"]
+"""What older models have instead of safetensors."""
 
 
 def is_hub_id(model: str) -> bool:
@@ -39,18 +49,22 @@ def download(model: str) -> Path:
     if match is None:
         raise CheckpointError(f"{model} is neither a file, nor a directory, nor a hub id (owner/name)")
     try:
-        return Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=_FILES))
+        directory = Path(snapshot_download(match["id"], revision=match["revision"], allow_patterns=_FILES))
+        if not any((directory / name).exists() for name in (SAFETENSORS, SHARDS, "adapter_config.json")):
+            snapshot_download(match["id"], revision=match["revision"], allow_patterns=_PICKLES)
+        return directory
     except GatedRepoError:
         raise CheckpointError(f"{model} asks for a token with access: set HF_TOKEN") from None
     except RevisionNotFoundError:
         raise CheckpointError(f"{match['id']} has no revision {match['revision']}") from None
     except RepositoryNotFoundError:
         raise CheckpointError(
-            f"there is no {match['id']} on the hub, or it is private: check the name, or set HF_TOKEN"
+            f"there is no {match['id']} on the hub, or it is private, and no such path here: check the name, or set HF_TOKEN"
         ) from None
     except LocalEntryNotFoundError:
         raise CheckpointError(
-            f"the hub cannot be reached, and {model} is not in the cache: check the network or the name"
+            f"there is no path {model} here, and as a hub id it is not in the cache, and the hub cannot be reached: "
+            "check the path, or the name and the network"
         ) from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")

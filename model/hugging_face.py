@@ -1,10 +1,14 @@
 """Hugging Face directories: config.json, safetensors and preprocessor_config.json, as `save_pretrained` writes them."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.blueprint import Blueprint, explained, input_size, number, side, whole
+from model.blueprint import Blueprint, explained, input_size, number, side, truth, whole
 from model.config import Activation, ViTConfig
+from model.hugging_face_keys import DINOV2, DINOV2_WITH_REGISTERS, VIT
+from model.known_keys import KnownKeys, check_keys
 from model.labels import placeholders
 from model.layout import Layout
 from model.preprocessing import from_hugging_face
@@ -21,6 +25,8 @@ _ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 """`hidden_act` as transformers' ACT2FN names it."""
+
+_OLDER = ((r"(layernorm\w*)\.gamma$", r"\1.weight"), (r"(layernorm\w*)\.beta$", r"\1.bias"))
 
 
 def _embeddings(prefix: str) -> dict[str, tuple[str, ...]]:
@@ -46,7 +52,7 @@ def _vit_layout(prefix: str) -> Layout:
         "blocks.*.mlp.fc1": (f"{blocks}.intermediate.dense",),
         "blocks.*.mlp.fc2": (f"{blocks}.output.dense",),
     }
-    return Layout(_embeddings(prefix) | names, ignored=(f"{prefix}pooler.", f"{prefix}embeddings.mask_token"))
+    return Layout(_embeddings(prefix) | names, ignored=(f"{prefix}pooler.", f"{prefix}embeddings.mask_token"), older=_OLDER)
 
 
 def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
@@ -67,15 +73,34 @@ def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
 _TEACHER = Layout(
     {**_vit_layout("deit.").names, "head": ("cls_classifier",), "head_dist": ("distillation_classifier",)},
     _vit_layout("deit.").ignored,
+    _OLDER,
 )
 
-ARCHITECTURES = (
-    "ViTForImageClassification",
-    "DeiTForImageClassification",
-    "DeiTForImageClassificationWithTeacher",
-    "Dinov2ForImageClassification",
-    "Dinov2WithRegistersForImageClassification",
-)
+
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """What transformers' classes of one `model_type` have in common."""
+
+    model_type: str
+    keys: KnownKeys
+    processor: str
+    """What reads pictures where preprocessor_config.json names nothing."""
+    patch_size: int = 16
+    layer_norm_eps: float = 1e-12
+
+
+_VIT = _Family("vit", VIT, "ViTImageProcessor")
+_DEIT = _Family("deit", VIT, "DeiTImageProcessor")
+_DINOV2 = _Family("dinov2", DINOV2, "BitImageProcessor", patch_size=14, layer_norm_eps=1e-6)
+_REGISTERS = _Family("dinov2_with_registers", DINOV2_WITH_REGISTERS, "BitImageProcessor", layer_norm_eps=1e-6)
+
+ARCHITECTURES = {
+    "ViTForImageClassification": _VIT,
+    "DeiTForImageClassification": _DEIT,
+    "DeiTForImageClassificationWithTeacher": _DEIT,
+    "Dinov2ForImageClassification": _DINOV2,
+    "Dinov2WithRegistersForImageClassification": _REGISTERS,
+}
 
 
 def read_hugging_face(directory: Path) -> Blueprint:
@@ -91,7 +116,7 @@ def read_hugging_face(directory: Path) -> Blueprint:
         labels = _labels(raw)
         config = vit_config(architecture, raw, len(labels))
     with explained(preprocessing_file):
-        preprocessing = from_hugging_face(read_json(preprocessing_file))
+        preprocessing = from_hugging_face(read_json(preprocessing_file), ARCHITECTURES[architecture].processor)
         input_size(preprocessing)
     return Blueprint(
         name=directory.resolve().name,
@@ -108,38 +133,46 @@ def read_hugging_face(directory: Path) -> Blueprint:
 
 
 def vit_config(architecture: str, raw: dict[str, Any], num_classes: int) -> ViTConfig:
-    """The configuration of one of `ARCHITECTURES`, from the content of its config.json.
+    """The configuration of one of `ARCHITECTURES`, from its config.json; what that leaves out is transformers' default.
 
     Raises:
-        KeyError, ValueError, TypeError: a value is missing or wrong.
+        ValueError, TypeError: a key that is not known, or a value that is wrong.
     """
-    dinov2 = architecture.startswith("Dinov2")
-    deit = architecture.startswith("DeiT")
-    embed_dim = whole(raw, "hidden_size")
-    swiglu = bool(raw.get("use_swiglu_ffn", False))
-    mlp_dim = int(embed_dim * number(raw, "mlp_ratio")) if dinov2 else whole(raw, "intermediate_size")
-    registers = whole(raw, "num_register_tokens", 4) if "WithRegisters" in architecture else 0
-    if whole(raw, "num_channels", 3) != 3:
-        raise ValueError(f"num_channels is {raw['num_channels']!r}, but pictures have three channels")
+    family = ARCHITECTURES[architecture]
+    _check(raw, family)
+    dinov2 = "Dinov2" in architecture
+    embed_dim = whole(raw, "hidden_size", 768)
+    swiglu = dinov2 and truth(raw, "use_swiglu_ffn", default=False)
+    mlp_dim = int(embed_dim * number(raw, "mlp_ratio", 4)) if dinov2 else whole(raw, "intermediate_size", 3072)
+    registers = whole(raw, "num_register_tokens", 4) if family is _REGISTERS else 0
     return ViTConfig(
         num_classes=num_classes,
-        image_size=side(raw["image_size"], "image_size"),
-        patch_size=side(raw["patch_size"], "patch_size"),
+        image_size=side(raw.get("image_size", 224), "image_size"),
+        patch_size=side(raw.get("patch_size", family.patch_size), "patch_size"),
         embed_dim=embed_dim,
-        depth=whole(raw, "num_hidden_layers"),
-        num_heads=whole(raw, "num_attention_heads"),
+        depth=whole(raw, "num_hidden_layers", 12),
+        num_heads=whole(raw, "num_attention_heads", 12),
         mlp_dim=(int(mlp_dim * 2 / 3) + 7) // 8 * 8 if swiglu else mlp_dim,
         activation="silu" if swiglu else _activation(raw.get("hidden_act", "gelu")),
         swiglu=swiglu,
-        qkv_bias=bool(raw.get("qkv_bias", True)),
-        layer_norm_eps=number(raw, "layer_norm_eps", 1e-6 if dinov2 else 1e-12),
+        qkv_bias=truth(raw, "qkv_bias", default=True),
+        layer_norm_eps=number(raw, "layer_norm_eps", family.layer_norm_eps),
         layer_scale=dinov2,
-        dist_token=deit,
+        dist_token=family is _DEIT,
         head_dist=architecture == "DeiTForImageClassificationWithTeacher",
         reg_tokens=registers,
         embedded="class+patches" if registers else "all",
         pooling="token+avg" if dinov2 else "token",
     )
+
+
+def _check(raw: dict[str, Any], family: _Family) -> None:
+    """Refuse what would be ignored, and a model of another type, for transformers goes by that."""
+    check_keys(raw, family.keys)
+    if raw.get("model_type") not in (None, family.model_type):
+        raise ValueError(f"model_type {raw['model_type']!r} does not fit the architecture, whose type is {family.model_type!r}")
+    if whole(raw, "num_channels", 3) != 3:
+        raise ValueError(f"num_channels is {raw['num_channels']!r}, but pictures have three channels")
 
 
 def _layout(architecture: str, config: ViTConfig) -> Layout:
@@ -160,7 +193,9 @@ def _architecture(raw: dict[str, Any], path: Path) -> str:
     named = raw.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and len(named) == 1 else None
     if architecture in ARCHITECTURES:
-        return str(architecture)
+        return architecture
+    if architecture is not None and re.fullmatch(r"(ViT|DeiT|Dinov2|Dinov2WithRegisters)Model", architecture):
+        raise CheckpointError(f"{path}: {architecture} is an encoder without a classifier, and there are no classes to answer")
     what = f"architecture {architecture!r} is not supported" if architecture else "no architecture is named"
     raise CheckpointError(f"{path}: {what}; supported are {', '.join(ARCHITECTURES)}, and timm's plain vit and deit models")
 

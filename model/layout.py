@@ -14,6 +14,9 @@ from model.config import ViTConfig
 from model.vit import VisionTransformer
 from model.weights_file import CheckpointError, WeightsFile
 
+_QUANTIZED = (".SCB", ".absmax", ".quant_map", ".weight_format", ".qweight", ".qzeros", ".weight_scale")
+"""Endings of keys that bitsandbytes, GPTQ, AWQ and others write beside packed weights."""
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -24,6 +27,8 @@ class Layout:
     for the block's number. What is not named has the same name there."""
     ignored: tuple[str, ...] = ()
     """Beginnings of keys that play no part in classification."""
+    older: tuple[tuple[str, str], ...] = ()
+    """Names that older versions wrote, as regular expressions, and what replaces them."""
 
     def sources(self, key: str) -> tuple[str, ...]:
         """The keys in the file that make up our `key`, in the order in which they are stacked."""
@@ -49,7 +54,7 @@ def read_state(file: WeightsFile, layout: Layout, config: ViTConfig, *, headless
     if headless:
         expected = {key: shape for key, shape in expected.items() if not key.startswith("head")}
     _check(file, layout, expected, headless)
-    return {key: torch.cat([file.read(source).float() for source in layout.sources(key)]) for key in expected}
+    return {key: torch.cat([_read_floats(file, source) for source in layout.sources(key)]) for key in expected}
 
 
 def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
@@ -60,8 +65,27 @@ def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
     return model.eval().requires_grad_(False)
 
 
+def _read_floats(file: WeightsFile, key: str) -> Tensor:
+    """One tensor in float32; refuses what is not plain finite numbers."""
+    stored = file.read(key)
+    if stored.is_quantized or not stored.is_floating_point():
+        raise CheckpointError(
+            f"{file.path}: {key} is of {str(stored.dtype).removeprefix('torch.')}, not of floating-point numbers; "
+            "save the model in float32, float16 or bfloat16, without quantization"
+        )
+    if stored.layout is not torch.strided or stored.is_meta:
+        raise CheckpointError(f"{file.path}: {key} is {'meta' if stored.is_meta else 'sparse'}; save it as a dense tensor")
+    values = stored.float()
+    if not bool(values.isfinite().all()):
+        raise CheckpointError(f"{file.path}: {key} has values that are not finite (NaN, or too large for float32)")
+    return values
+
+
 def _check(file: WeightsFile, layout: Layout, expected: dict[str, tuple[int, ...]], headless: bool) -> None:
     found = file.shapes
+    quantized = next((key for key in found if key.endswith(_QUANTIZED)), None)
+    if quantized is not None:
+        raise CheckpointError(f"{file.path} has {quantized}, as quantized weights do; save the model without quantization")
     wanted: dict[str, tuple[int, ...]] = {}
     for key, (rows, *rest) in expected.items():
         sources = layout.sources(key)

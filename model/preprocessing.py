@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from model.known_keys import check_keys
+from model.processor_keys import CONVNEXT, PROCESSOR
+
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 Channels = tuple[float, float, float]
@@ -32,7 +35,8 @@ _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
         "image_std": [0.5, 0.5, 0.5],
     },
     "ConvNext": {
-        "resample": 2,
+        "resample": 3,
+        "default_to_square": False,
         "size": {"shortest_edge": 384},
         "do_center_crop": False,
         "crop_pct": 224 / 256,
@@ -41,6 +45,7 @@ _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
     },
     "Bit": {
         "resample": 3,
+        "default_to_square": False,
         "size": {"shortest_edge": 224},
         "do_center_crop": True,
         "crop_size": {"height": 224, "width": 224},
@@ -49,6 +54,15 @@ _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
     },
 }
 """What each Hugging Face image processor assumes where its file is silent (transformers, models/*/image_processing_*.py)."""
+
+_EVERY_PROCESSOR: dict[str, Any] = {
+    "do_resize": True,
+    "default_to_square": True,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+}
+"""What all of them assume (transformers, image_processing_utils.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,28 +121,34 @@ class Preprocessing:
         return ", ".join([*steps, f"mean {_short(self.mean)}, std {_short(self.std)}"])
 
 
-def from_hugging_face(config: dict[str, Any]) -> Preprocessing:
-    """Read the content of a `preprocessor_config.json`.
+def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImageProcessor") -> Preprocessing:
+    """Read the content of a `preprocessor_config.json`, as transformers does: a null is the processor's default.
+
+    Args:
+        config: the content.
+        default_processor: which image processor reads it if it names none.
 
     Raises:
-        ValueError: an image processor or a value that is not known; the message names it.
+        ValueError: an image processor, a key or a value that is not known; the message names it.
     """
-    family, defaults = _image_processor(config)
-    config = {**defaults, **config}
-    resize = _size(config["size"], square=family in ("ViT", "DeiT"), key="size") if config.get("do_resize", True) else None
-    crop = _size(config["crop_size"], square=True, key="crop_size") if config["do_center_crop"] else None
+    family, defaults = _image_processor(config, default_processor)
+    check_keys(config, CONVNEXT if family == "ConvNext" else PROCESSOR)
+    config = {**_EVERY_PROCESSOR, **defaults, **{key: value for key, value in config.items() if value is not None}}
+    square = _flag(config, "default_to_square")
+    resize = _size(config["size"], square=square, key="size") if _flag(config, "do_resize") else None
+    crop = _size(config.get("crop_size"), square=True, key="crop_size") if _flag(config, "do_center_crop") else None
     if isinstance(crop, int):
         raise ValueError("crop_size must give height and width")
-    if family == "ConvNext" and isinstance(resize, int):
-        resize, crop = _convnext(resize, float(config["crop_pct"]))
-    normalise = config.get("do_normalize", True)
+    if family == "ConvNext" and resize is not None:
+        resize, crop = _convnext(resize, config["crop_pct"])
+    normalise = _flag(config, "do_normalize")
     return Preprocessing(
         resize=resize,
         crop=crop,
         interpolation=_interpolation(config["resample"]),
         mean=_channels(config["image_mean"], "image_mean") if normalise else (0.0, 0.0, 0.0),
         std=_channels(config["image_std"], "image_std") if normalise else (1.0, 1.0, 1.0),
-        scale=float(config.get("rescale_factor", 1 / 255)) if config.get("do_rescale", True) else 1.0,
+        scale=_number(config["rescale_factor"], "rescale_factor") if _flag(config, "do_rescale") else 1.0,
     )
 
 
@@ -185,41 +205,74 @@ def to_hugging_face(preprocessing: Preprocessing) -> dict[str, Any]:
     }
 
 
-def _image_processor(config: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    name = str(config.get("image_processor_type") or config.get("feature_extractor_type") or "ViTImageProcessor")
+def _image_processor(config: dict[str, Any], default: str) -> tuple[str, dict[str, Any]]:
+    name = config.get("image_processor_type") or config.get("feature_extractor_type") or default
     for family, defaults in _IMAGE_PROCESSORS.items():
-        if name.startswith((f"{family}ImageProcessor", f"{family}FeatureExtractor")):
+        if name in {
+            f"{family}{kind}" for kind in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+        }:
             return family, defaults
     supported = ", ".join(f"{family}ImageProcessor" for family in _IMAGE_PROCESSORS)
     raise ValueError(f"image processor {name!r} is not supported; supported are {supported}")
 
 
-def _convnext(edge: int, crop_pct: float) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
+def _convnext(size: int | tuple[int, int], crop_pct: Any) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
     """Below 384 pixels a larger resize and a crop, from there on a resize that bends the picture into the square."""
-    return (int(edge / crop_pct), (edge, edge)) if edge < 384 else ((edge, edge), None)
+    if not isinstance(size, int):
+        raise ValueError("size of a ConvNextImageProcessor must be a shortest_edge, as in transformers")
+    if size >= 384:
+        return (size, size), None
+    part = _number(crop_pct, "crop_pct")
+    if not 0 < part <= size:
+        raise ValueError(f"crop_pct must be greater than 0, not {crop_pct!r}")
+    return int(size / part), (size, size)
 
 
 def _size(value: Any, *, square: bool, key: str) -> int | tuple[int, int]:
-    """A size as the files give it: a number, {"shortest_edge": n} or {"height": h, "width": w}."""
-    match value:
-        case {"height": int(height), "width": int(width)} if height > 0 and width > 0:
+    """A size as the files give it: a number, [h, w], {"shortest_edge": n} or {"height": h, "width": w}."""
+    match _without_nulls(value):
+        case {"height": int(height), "width": int(width), **rest} if min(height, width) > 0 and not rest:
             return (height, width)
-        case {"shortest_edge": int(edge)} if edge > 0 and "longest_edge" not in value:
+        case {"shortest_edge": int(edge), **rest} if edge > 0 and not rest:
             return edge
-        case int(edge) if edge > 0:
+        case [int(height), int(width)] if min(height, width) > 0:
+            return (height, width)
+        case int(edge) if edge > 0 and not isinstance(edge, bool):
             return (edge, edge) if square else edge
     raise ValueError(f"{key} {value!r} is not understood; expected height and width, or shortest_edge, in pixels")
+
+
+def _without_nulls(value: Any) -> Any:
+    """transformers writes all the keys that a size could have."""
+    return {key: number for key, number in value.items() if number is not None} if isinstance(value, dict) else value
 
 
 def _interpolation(resample: Any) -> Interpolation:
     if isinstance(resample, int) and not isinstance(resample, bool) and 0 <= resample < len(_PILLOW_FILTERS):
         return _PILLOW_FILTERS[resample]
-    raise ValueError(f"resample {resample!r} is not one of Pillow's filters, 0 to {len(_PILLOW_FILTERS) - 1}")
+    numbers = ", ".join(f"{number} {name}" for number, name in enumerate(_PILLOW_FILTERS))
+    raise ValueError(f"resample {resample!r} is not one of Pillow's filters, by number: {numbers}")
+
+
+def _flag(config: dict[str, Any], key: str) -> bool:
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} {value!r} is neither true nor false")
+    return value
+
+
+def _number(value: Any, key: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{key} {value!r} is not a number")
+    return float(value)
 
 
 def _channels(values: Any, key: str) -> Channels:
-    if isinstance(values, list) and len(values) == 3 and all(isinstance(value, int | float) for value in values):
-        return (float(values[0]), float(values[1]), float(values[2]))
+    """One number for each channel, or one for all."""
+    if isinstance(values, int | float) and not isinstance(values, bool):
+        values = [values] * 3
+    if isinstance(values, list | tuple) and len(values) == 3:
+        return (_number(values[0], key), _number(values[1], key), _number(values[2], key))
     raise ValueError(f"{key} {values!r} is not a list of three numbers, one for each of red, green and blue")
 
 

@@ -16,6 +16,7 @@ from model.layout import Layout
 from model.preprocessing import from_timm
 from model.published.timm_weights import published_cfg
 from model.published.trained_on import TrainedOn, said_by_dataset, said_by_tag
+from model.renaming import count_classes, named_as
 from model.weights_file import WeightsFile, find_weights, open_weights, read_json
 
 _SIZES = {
@@ -37,6 +38,8 @@ _SIZES = {
     "giant_dinov2": (1536, 40, 24, 4096),
     "gigantic": (1664, 48, 16, 8192),
 }
+
+_LAYOUT = Layout(older=((r"\.gamma_([12])$", r".ls\1.gamma"),))  # DeiT III's
 
 _NAME = re.compile(
     r"(?P<family>vit|deit|deit3)_(?P<size>[a-z]+)(?:_distilled)?_patch(?P<patch>\d+)"
@@ -66,12 +69,14 @@ def read_timm_directory(directory: Path) -> Blueprint:
     """
     config_file = directory / "config.json"
     raw = read_json(config_file)
-    weights = open_weights(find_weights(directory))
+    weights = named_as(open_weights(find_weights(directory)), _LAYOUT)
     with explained(config_file):
         name = _parse(str(raw["architecture"]))
         pretrained = raw.get("pretrained_cfg") or {}
         image_size = _image_size(raw, pretrained, name)
         num_classes = whole(raw, "num_classes", pretrained.get("num_classes"))
+        if num_classes == 0:
+            raise ValueError("num_classes is 0: it is an encoder without a classifier, and there are no classes to answer")
         config = _config(name, weights, num_classes, image_size, raw.get("global_pool"))
         named = bool(raw.get("label_names") or pretrained.get("label_names"))
         labels = _labels(raw, pretrained, num_classes)
@@ -80,7 +85,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         name=directory.resolve().name,
         architecture=str(raw["architecture"]),
         config=config,
-        layout=Layout(),
+        layout=_LAYOUT,
         preprocessing=preprocessing,
         labels=labels,
         weights=weights.path,
@@ -96,19 +101,16 @@ def read_timm_file(path: Path, architecture: str) -> Blueprint:
     Raises:
         CheckpointError: the file is broken, or the architecture is not supported.
     """
-    weights = open_weights(path)
+    weights = named_as(open_weights(path), _LAYOUT)
     with explained(path):
         name = _parse(architecture)
-        head = weights.shapes.get("head.weight")
-        if head is None:
-            raise ValueError("there is no head.weight: this is an encoder without a classifier")
-        config = _config(name, weights, head[0], name.image_size, None)
+        config = _config(name, weights, count_classes(weights, _LAYOUT), name.image_size, None)
         preprocessing = from_timm(published_cfg(architecture), name.image_size)
     return Blueprint(
         name=path.stem,
         architecture=architecture,
         config=config,
-        layout=Layout(),
+        layout=_LAYOUT,
         preprocessing=preprocessing,
         labels=placeholders(config.num_classes),
         weights=path,
@@ -148,7 +150,7 @@ def _config(name: _Name, weights: WeightsFile, num_classes: int, image_size: int
     embed_dim, depth, num_heads, mlp_dim = _SIZES[name.size]
     shapes = weights.shapes
     class_token, fc_norm = "cls_token" in shapes, "fc_norm.weight" in shapes
-    reg_tokens = shapes["reg_token"][1] if "reg_token" in shapes else 0
+    reg_tokens = weights.tokens("reg_token")
     swiglu = name.size == "giant_dinov2"
     prefix = class_token + ("dist_token" in shapes) + reg_tokens
     return ViTConfig(
@@ -183,8 +185,7 @@ def _activation(name: _Name) -> Activation:
 
 def _embedded(weights: WeightsFile, num_patches: int, prefix: int) -> Embedded:
     """Which tokens the position embedding covers, from its length."""
-    length = weights.shapes.get("pos_embed", (1, 0, 0))[1]
-    return "patches" if prefix and length == num_patches else "all"
+    return "patches" if prefix and weights.tokens("pos_embed") == num_patches else "all"
 
 
 def _pooling(global_pool: Any, token: bool) -> Pooling:

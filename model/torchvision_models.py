@@ -9,6 +9,7 @@ from model.layout import Layout
 from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
 from model.published.imagenet import LISTS
 from model.published.trained_on import TrainedOn
+from model.renaming import count_classes, named_as
 from model.weights_file import WeightsFile, open_weights
 
 _SIZES = {
@@ -60,7 +61,8 @@ _LAYOUT = Layout(
         "blocks.*.mlp.fc2": (f"{_BLOCK}.mlp.3",),
         "norm": ("encoder.ln",),
         "head": ("heads.head",),
-    }
+    },
+    older=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
 )
 
 
@@ -70,7 +72,7 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
     Raises:
         CheckpointError: the file is broken, or the architecture is not supported.
     """
-    weights = open_weights(path)
+    weights = named_as(open_weights(path), _LAYOUT)
     with explained(path):
         name, _, published = architecture.partition(".")
         if name not in _SIZES:
@@ -79,7 +81,7 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
             raise ValueError(f"torchvision has no weights {published!r} of {name}; it has {', '.join(_PRESETS[name])}")
         patch_size, embed_dim, depth, num_heads, mlp_dim = _SIZES[name]
         config = ViTConfig(
-            num_classes=weights.shapes.get("heads.head.weight", (0,))[0],
+            num_classes=count_classes(weights, _LAYOUT),
             image_size=_image_size(weights, patch_size),
             patch_size=patch_size,
             embed_dim=embed_dim,
@@ -101,7 +103,7 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
 
 
 def _image_size(weights: WeightsFile, patch_size: int) -> int:
-    tokens = weights.shapes.get("encoder.pos_embedding", (1, 0, 0))[1]
+    tokens = weights.tokens("encoder.pos_embedding")
     grid = int(max(0, tokens - 1) ** 0.5)
     if grid == 0 or grid**2 != tokens - 1:
         raise ValueError("encoder.pos_embedding is not there, or not of a square of patches and a class token")

@@ -42,9 +42,13 @@ def said_by_tag(tag: str, num_classes: int) -> TrainedOn | None:
 
 def said_by_dataset(dataset: str, num_classes: int) -> TrainedOn | None:
     """Return what the `dataset` of a configuration says, as `said_by_tag` does."""
-    short = re.sub(r"[-_\s]", "", dataset.lower()).replace("imagenet", "in", 1)
-    named = [name for name in LISTS if re.sub(r"[-_\s]", "", name).replace("imagenet", "in", 1) == short]
-    return _fitting(tuple(named) or _DATA.get(short, ()), num_classes, f"the dataset {dataset}")
+    short = _short(dataset.rpartition("/")[2])  # on a hub an owner stands before it
+    named = tuple(name for name in LISTS if _short(name) == short)
+    return _fitting(named or _DATA.get(short, ()), num_classes, f"the dataset {dataset}")
+
+
+def _short(dataset: str) -> str:
+    return re.sub(r"[-_\s]", "", dataset.lower()).replace("imagenet", "in", 1)
 
 
 def _fitting(lists: tuple[str, ...], num_classes: int, said_by: str) -> TrainedOn | None:

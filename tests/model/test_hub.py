@@ -132,5 +132,7 @@ def test_what_the_hub_refuses_is_one_sentence(hub: Hub, tmp_path: Path, model: s
 def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
     result = info("me/tiny", "http://127.0.0.1:1", tmp_path / "cache")
     assert result.returncode == 1
-    assert result.stderr.startswith("vit-serve: VIT_MODEL: the hub cannot be reached, and me/tiny is not in the cache")
+    assert result.stderr.startswith(
+        "vit-serve: VIT_MODEL: there is no path me/tiny here, and as a hub id it is not in the cache"
+    )
     assert len(result.stderr.splitlines()) == 1

@@ -76,6 +76,8 @@ def test_a_tag_that_ends_in_no_data_of_so_many_classes_says_nothing(tag: str) ->
     [
         ("imagenet-1k", 1000, "imagenet-1k"),
         ("ImageNet_1K", 1000, "imagenet-1k"),
+        ("ILSVRC/imagenet-1k", 1000, "imagenet-1k"),
+        ("imagenet", 1000, None),
         ("imagenet-21k", 21_843, "imagenet-21k-goog"),
         ("imagenet-21k", 11_221, "imagenet-21k-miil"),
         ("imagenet-21k-miil", 11_221, "imagenet-21k-miil"),

@@ -12,7 +12,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from tests.app.api.conftest import OpenClient
 from tests.references import EXACT, randomise
-from tests.support import picture
+from tests.support import picture, random_picture
+
+import timm  # isort: skip
+from timm.models import save_for_hf  # isort: skip
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
 SIZES = {
@@ -85,6 +88,27 @@ async def test_scores_are_those_of_the_pipeline(
     assert scores == pytest.approx([score for _, score in expected], rel=1e-4)
     assert (answer["probabilities"] is None) == all(row["probability"] is None for row in predictions) == (activation == "none")
     assert set(batch["results"][0]) == {"predictions", "logits", "probabilities"}
+
+
+@pytest.mark.parametrize(("num_classes", "activation"), [(1, "sigmoid"), (11, "softmax"), (1000, "softmax")])
+async def test_a_directory_of_timms_has_the_pipelines_scores_and_labels(
+    open_client: OpenClient, tmp_path: Path, num_classes: int, activation: str
+) -> None:
+    save_for_hf(
+        randomise(timm.create_model("vit_tiny_patch16_224", num_classes=num_classes)), str(tmp_path), safe_serialization=True
+    )
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    del config["model_args"]  # transformers cannot read what timm now writes there
+    file.write_text(json.dumps(config))
+    pipeline = transformers.pipeline("image-classification", model=str(tmp_path))
+    expected = pipeline(random_picture(0), top_k=1000)
+    async with open_client(model=str(tmp_path), **EXACT) as client:
+        answer = (await client.post("/predict", params={"top_k": 1000}, content=picture(0))).json()
+    assert answer["activation"] == activation
+    assert [row["probability"] for row in answer["predictions"]] == pytest.approx([row["score"] for row in expected], rel=1e-3)
+    assert sorted(row["label"] for row in answer["predictions"]) == sorted(row["label"] for row in expected)
+    assert answer["predictions"][0]["label"] == expected[0]["label"]
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
