@@ -109,7 +109,7 @@ def _turned() -> bytes:
 @pytest.mark.parametrize(
     "image_bytes",
     [
-        pytest.param(encode(Image.fromarray(np.arange(0, 65_536, 64, np.uint16).reshape(32, 32))), id="16-bit-grey"),
+        pytest.param(encode(Image.fromarray(np.arange(0, 65_536, 64).astype(np.uint16).reshape(32, 32))), id="16-bit-grey"),
         pytest.param(encode(random_picture(2).quantize(7), transparency=3), id="palette-with-transparency"),
         pytest.param(encode(random_picture(3).convert("RGBA").rotate(30)), id="alpha"),
         pytest.param(encode(random_picture(4).convert("CMYK"), "JPEG"), id="cmyk"),
