@@ -41,7 +41,10 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
             "set VIT_ARCHITECTURE to what it is of"
         )
     if key in weights.shapes:
-        return weights.shapes[key][0] if len(weights.shapes[key]) == 2 else 0
+        shape = weights.shapes[key]
+        if len(shape) != 2:
+            raise ValueError(f"{key} has shape {shape}, which is not a Linear's")
+        return shape[0]
     others = [other for other in weights.shapes if not _is_encoders(other, layout)]
     if not others:
         raise ValueError(f"there is no {key}: all that it has is an encoder's, and a classifier is needed")

@@ -28,9 +28,9 @@ _MAX_JSON_BYTES = 32 << 20
 
 _CONVERSION = (
     "import torch; x = torch.load({path!r}, 'cpu', weights_only=False); x = x if isinstance(x, dict) else {{'model': x}}; "
-    "x = {{k: v.state_dict() if hasattr(v, 'state_dict') else v for k, v in x.items()}}; "
-    "torch.save({{k: v if isinstance(v, torch.Tensor) else dict(v) for k, v in x.items() if isinstance(v, torch.Tensor) or "
-    "(isinstance(v, dict) and all(isinstance(t, torch.Tensor) for t in v.values()))}}, {converted!r})"
+    "x = {{k: v.state_dict() if isinstance(v, torch.nn.Module) else v for k, v in x.items()}}; "
+    "tensors = lambda d: {{k: v for k, v in d.items() if isinstance(v, torch.Tensor)}}; "
+    "torch.save(tensors(x) | {{k: tensors(v) for k, v in x.items() if isinstance(v, dict)}}, {converted!r})"
 )
 """Python that keeps tensors, and state dicts of modules."""
 
@@ -90,7 +90,7 @@ def find_weights(directory: Path) -> Path:
         with readable(path):
             if exists(path):
                 return path
-    raise CheckpointError(f"{directory / SAFETENSORS} is missing")
+    raise CheckpointError(f"{directory / SAFETENSORS} is missing, and there is no {PICKLE} either")
 
 
 def open_weights(path: Path) -> WeightsFile:

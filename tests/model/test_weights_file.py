@@ -92,7 +92,7 @@ class Trap:
 
 def run_advice(error: pytest.ExceptionInfo[CheckpointError]) -> None:
     """Run the Python that a refusal recommends, to the letter."""
-    exec(str(error.value).partition("run in Python: ")[2])
+    exec(str(error.value).partition("run in Python: ")[2], {})
 
 
 def test_a_pth_that_holds_code_is_refused_with_the_way_to_convert_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,10 +112,20 @@ class Whole(torch.nn.Module):
         self.a, self.b = (torch.nn.Parameter(value.clone()) for value in TENSORS.values())
 
 
-@pytest.mark.parametrize("content", [Whole(), {"net": Whole(), "epoch": 3}], ids=["module", "module-in-a-dict"])
-def test_a_pickled_module_is_refused_with_the_way_to_convert_it(tmp_path: Path, content: object) -> None:
+@pytest.mark.parametrize(
+    ("content", "name"),
+    [
+        pytest.param(Whole(), "Whole", id="module"),
+        pytest.param({"net": Whole(), "epoch": 3}, "Whole", id="module-in-a-dict"),
+        pytest.param({"net": torch.nn.DataParallel(Whole())}, "DataParallel", id="parallel-module"),
+        pytest.param({"state_dict": TENSORS, "best": np.float64(0.5)}, "scalar", id="number-of-numpy"),
+        pytest.param({"state_dict": TENSORS, "callbacks": {Whole: {"best": Path("x")}}}, "Whole", id="class-as-a-key"),
+        pytest.param(TENSORS | {"epoch": np.int64(3)}, "scalar", id="beside-the-tensors"),
+    ],
+)
+def test_what_is_more_than_tensors_is_refused_with_the_way_to_convert_it(tmp_path: Path, content: object, name: str) -> None:
     torch.save(content, tmp_path / 'it\'s "mine".pth')
-    with pytest.raises(CheckpointError, match=r"more than tensors \(tests\.model\.test_weights_file\.Whole\)") as caught:
+    with pytest.raises(CheckpointError, match=rf"more than tensors \([\w.]+\.{name}\)") as caught:
         open_weights(tmp_path / 'it\'s "mine".pth')
     run_advice(caught)
     assert_complete(tmp_path / 'it\'s "mine"-weights.pth')
