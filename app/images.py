@@ -83,6 +83,20 @@ class ImageDecoder:
             UnsupportedImageFormat: no image, or a format that is not enabled.
             UndecodableImage: truncated or corrupt.
         """
+        with self._opened(image_bytes) as (image, image_format):
+            quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
+            if quick and (pixels := self._decode_jpeg(image_bytes, image)) is not None:
+                return pixels
+            return _resize_and_crop(_whole(image), self._preprocessing)
+
+    def decode_whole(self, image_bytes: bytes) -> Image.Image:
+        """Decode an image to RGB at its own size, upright; see `decode`."""
+        with self._opened(image_bytes) as (image, _):
+            return _whole(image)
+
+    @contextmanager
+    def _opened(self, image_bytes: bytes) -> Iterator[tuple[Image.Image, str]]:
+        """Check all that can be known before decoding, and give the image with the name of its format."""
         image_format = self._check(image_bytes)
         scans = 1
         if image_format == "jpeg":
@@ -94,12 +108,7 @@ class ImageDecoder:
         with _open(image_bytes, image_format) as image:
             self._check_size(image.size)
             check_jpeg_scans(scans, image.width * image.height, self._max_pixels)
-            quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
-            if quick and (pixels := self._decode_jpeg(image_bytes, image)) is not None:
-                return pixels
-            with _decoding_errors():
-                image.load()  # before the metadata: PNG's getexif loads too, and its error would pass for broken EXIF
-            return _resize_and_crop(_to_rgb(_upright(image)), self._preprocessing)
+            yield image, image_format
 
     def _decode_jpeg(self, image_bytes: bytes, image: Image.Image) -> Pixels | None:
         return decode_jpeg(image_bytes, image.size, _orientation(image), self._preprocessing, scaled=self._scaled)
@@ -166,6 +175,12 @@ def _decoding_errors() -> Iterator[None]:
         raise ImageTooLarge("The image does not fit into memory.") from None
     except Exception as error:
         raise UndecodableImage("The image is truncated or corrupt.") from error
+
+
+def _whole(image: Image.Image) -> Image.Image:
+    with _decoding_errors():
+        image.load()  # before the metadata: PNG's getexif loads too, and its error would pass for broken EXIF
+    return _to_rgb(_upright(image))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -117,4 +117,5 @@ def input_size(preprocessing: Preprocessing) -> int:
         case (height, width) if height == width:
             return height
         case size:
-            raise ValueError(f"the preprocessing must end in a square of a fixed size, not {size}")
+            keys = "do_resize, size, do_center_crop and crop_size"
+            raise ValueError(f"the preprocessing must end in a square of a fixed size, not {size}: look at {keys}")

@@ -51,6 +51,8 @@ def kind_of(path: Path) -> Kind:
         start = file.read(512)
     if not start:
         raise ValueError("it is empty (0 bytes); copy or download it again")
+    if start[4:9] == b"\0\0\0\0{":  # a header after its length, which can begin as any other file does
+        return "safetensors"
     for beginning, what in _FOREIGN.items():
         if start.lstrip().lower().startswith(beginning.lower()):
             raise ValueError(what)
@@ -60,8 +62,6 @@ def kind_of(path: Path) -> Kind:
         return "torch"
     if start.startswith(b"\x80"):
         raise ValueError(f"it is a pickle that torch.save did not write; {_ADVICE}")
-    if start[8:9] == b"{":  # after the length of the header
-        return "safetensors"
     format_ = foreign_format(path)
     if format_ is not None:
         raise ValueError(f"it is a file of {format_}, by its name; {_ADVICE}")

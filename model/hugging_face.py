@@ -109,14 +109,15 @@ def read_hugging_face(directory: Path) -> Blueprint:
     Raises:
         CheckpointError: a file that is missing or broken, or an architecture that is not supported.
     """
-    config_file, preprocessing_file = directory / "config.json", directory / "preprocessor_config.json"
+    config_file = directory / "config.json"
     raw = read_json(config_file)
     architecture = _architecture(raw, config_file)
     with explained(config_file):
         labels = _labels(raw)
         config = vit_config(architecture, raw, len(labels))
+    preprocessing_file, processor = _processor(directory)
     with explained(preprocessing_file):
-        preprocessing = from_hugging_face(read_json(preprocessing_file), ARCHITECTURES[architecture].processor)
+        preprocessing = from_hugging_face(processor, ARCHITECTURES[architecture].processor)
         input_size(preprocessing)
     return Blueprint(
         name=directory.resolve().name,
@@ -173,6 +174,17 @@ def _check(raw: dict[str, Any], family: _Family) -> None:
         raise ValueError(f"model_type {raw['model_type']!r} does not fit the architecture, whose type is {family.model_type!r}")
     if whole(raw, "num_channels", 3) != 3:
         raise ValueError(f"num_channels is {raw['num_channels']!r}, but pictures have three channels")
+
+
+def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """What reads the pictures: of processor_config.json if that has it, as transformers looks for it."""
+    file = directory / "processor_config.json"
+    if file.is_file():
+        nested = read_json(file).get("image_processor")
+        if isinstance(nested, dict):
+            return file, nested
+    file = directory / "preprocessor_config.json"
+    return file, read_json(file)
 
 
 def _layout(architecture: str, config: ViTConfig) -> Layout:

@@ -25,7 +25,7 @@ _OTHER_HEADS = keys(
 )
 """Read by the same encoder's other uses: masked pictures, pooled features, a backbone for detection."""
 
-_GENERATION = keys(
+GENERATION = keys(
     "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p "
     "typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values "
@@ -34,7 +34,7 @@ _GENERATION = keys(
 )
 """Of models that write text; transformers 4 put them into every config.json."""
 
-HARMLESS = _BOOKKEEPING | _EXECUTION | _TRAINING | _OTHER_HEADS | _GENERATION | {"label2id", "function_to_apply"}
+HARMLESS = _BOOKKEEPING | _EXECUTION | _TRAINING | _OTHER_HEADS | GENERATION | {"label2id", "function_to_apply"}
 """The last is asked by transformers' pipeline only of a model without classes."""
 
 SUPPORTED = {

@@ -70,8 +70,8 @@ def _read_floats(file: WeightsFile, key: str) -> Tensor:
     stored = file.read(key)
     if stored.is_quantized or not stored.is_floating_point():
         raise CheckpointError(
-            f"{file.path}: {key} is of {str(stored.dtype).removeprefix('torch.')}, as quantized weights are; "
-            "save the model in float32, float16 or bfloat16"
+            f"{file.path}: {key} is of {str(stored.dtype).removeprefix('torch.')}, not of floating-point numbers; "
+            "save the model in float32, float16 or bfloat16, without quantization"
         )
     if stored.layout is not torch.strided or stored.is_meta:
         raise CheckpointError(f"{file.path}: {key} is {'meta' if stored.is_meta else 'sparse'}; save it as a dense tensor")

@@ -122,7 +122,7 @@ class Preprocessing:
 
 
 def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImageProcessor") -> Preprocessing:
-    """Read the content of a `preprocessor_config.json`, as transformers does: a null is the processor's default.
+    """Read the content of a `preprocessor_config.json`, as transformers does, to which a null is a no.
 
     Args:
         config: the content.
@@ -133,12 +133,10 @@ def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImage
     """
     family, defaults = _image_processor(config, default_processor)
     check_keys(config, CONVNEXT if family == "ConvNext" else PROCESSOR)
-    config = {**_EVERY_PROCESSOR, **defaults, **{key: value for key, value in config.items() if value is not None}}
+    config = {**_EVERY_PROCESSOR, **defaults, **config}
     square = _flag(config, "default_to_square")
     resize = _size(config["size"], square=square, key="size") if _flag(config, "do_resize") else None
-    crop = _size(config.get("crop_size"), square=True, key="crop_size") if _flag(config, "do_center_crop") else None
-    if isinstance(crop, int):
-        raise ValueError("crop_size must give height and width")
+    crop = _crop(config)
     if family == "ConvNext" and resize is not None:
         resize, crop = _convnext(resize, config["crop_pct"])
     normalise = _flag(config, "do_normalize")
@@ -206,14 +204,15 @@ def to_hugging_face(preprocessing: Preprocessing) -> dict[str, Any]:
 
 
 def _image_processor(config: dict[str, Any], default: str) -> tuple[str, dict[str, Any]]:
-    name = config.get("image_processor_type") or config.get("feature_extractor_type") or default
+    key = "feature_extractor_type" if config.get("image_processor_type") is None else "image_processor_type"
+    name = config.get(key) or default
     for family, defaults in _IMAGE_PROCESSORS.items():
         if name in {
             f"{family}{kind}" for kind in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
         }:
             return family, defaults
     supported = ", ".join(f"{family}ImageProcessor" for family in _IMAGE_PROCESSORS)
-    raise ValueError(f"image processor {name!r} is not supported; supported are {supported}")
+    raise ValueError(f"{key} {name!r} is not supported; supported are {supported}")
 
 
 def _convnext(size: int | tuple[int, int], crop_pct: Any) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
@@ -226,6 +225,18 @@ def _convnext(size: int | tuple[int, int], crop_pct: Any) -> tuple[int | tuple[i
     if not 0 < part <= size:
         raise ValueError(f"crop_pct must be greater than 0, not {crop_pct!r}")
     return int(size / part), (size, size)
+
+
+def _crop(config: dict[str, Any]) -> tuple[int, int] | None:
+    wanted, size = _flag(config, "do_center_crop"), config.get("crop_size")
+    if wanted and size is None:
+        raise ValueError("do_center_crop is true, but there is no crop_size")
+    crop = None if size is None else _size(size, square=True, key="crop_size")  # checked though it may not be used
+    if not wanted:
+        return None
+    if not isinstance(crop, tuple):
+        raise ValueError(f"crop_size {size!r} must give height and width")
+    return crop
 
 
 def _size(value: Any, *, square: bool, key: str) -> int | tuple[int, int]:
@@ -255,10 +266,10 @@ def _interpolation(resample: Any) -> Interpolation:
 
 
 def _flag(config: dict[str, Any], key: str) -> bool:
-    value = config.get(key, False)
-    if not isinstance(value, bool):
+    value = config.get(key)
+    if not isinstance(value, bool | None):
         raise ValueError(f"{key} {value!r} is neither true nor false")
-    return value
+    return bool(value)
 
 
 def _number(value: Any, key: str) -> float:

@@ -32,7 +32,7 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
     """Tell the number of classes from the head.
 
     Raises:
-        ValueError: there is no head.
+        ValueError: there is no head, or it is no Linear.
     """
     key, patches = layout.sources("head.weight")[0], layout.sources(_PATCHES)[0]
     if patches not in weights.shapes:
@@ -40,10 +40,9 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
             f"there is no {patches}, which every model of this architecture has; it has {_listed(list(weights.shapes))}: "
             "set VIT_ARCHITECTURE to what it is of"
         )
-    if key in weights.shapes:
-        shape = weights.shapes[key]
+    if (shape := weights.shapes.get(key)) is not None:
         if len(shape) != 2:
-            raise ValueError(f"{key} has shape {shape}, which is not a Linear's")
+            raise ValueError(f"{key} has shape {shape}, expected that of a Linear (classes, width)")
         return shape[0]
     others = [other for other in weights.shapes if not _is_encoders(other, layout)]
     if not others:

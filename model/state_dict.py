@@ -52,6 +52,8 @@ def choose(content: object) -> StateDict:
     if not tensors:
         where = f" under {'.'.join(keys)}" if keys else ""
         raise ValueError(f"it has no state dict (names with tensors){where}; it has {_listed(content)}")
+    if (nested := next((key for key, value in tensors.items() if value.is_nested), None)) is not None:
+        raise ValueError(f"{nested} is a nested tensor, which has no one shape")
     return StateDict(tensors, note)
 
 
@@ -79,7 +81,7 @@ def _inner(content: Mapping[Any, Any]) -> str | None:
             return key
     if any(isinstance(value, Tensor) for value in content.values()):
         return None
-    models = [str(key) for key, value in content.items() if _is_state_dict(value)]
+    models = [str(key) for key, value in content.items() if _holds_model(value)]
     if len(models) > 1:
         raise ValueError(f"it holds several models ({', '.join(models)}): save the one you mean by itself")
     return models[0] if models else None
@@ -89,8 +91,13 @@ def _is_filled(value: object) -> bool:
     return isinstance(value, Mapping) and bool(value)
 
 
-def _is_state_dict(value: object) -> bool:
-    return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
+def _holds_model(value: object) -> bool:
+    """Tell whether a value is a state dict, or has one under a name that scripts give it."""
+    if not isinstance(value, Mapping) or not value:
+        return False
+    return all(isinstance(item, Tensor) for item in value.values()) or any(
+        _is_filled(value.get(key)) for key in (*_AVERAGED, *_TRAINED)
+    )
 
 
 def _listed(content: object) -> str:

@@ -150,7 +150,7 @@ def _config(name: _Name, weights: WeightsFile, num_classes: int, image_size: int
     embed_dim, depth, num_heads, mlp_dim = _SIZES[name.size]
     shapes = weights.shapes
     class_token, fc_norm = "cls_token" in shapes, "fc_norm.weight" in shapes
-    reg_tokens = shapes["reg_token"][1] if "reg_token" in shapes else 0
+    reg_tokens = weights.tokens("reg_token")
     swiglu = name.size == "giant_dinov2"
     prefix = class_token + ("dist_token" in shapes) + reg_tokens
     return ViTConfig(
@@ -185,8 +185,7 @@ def _activation(name: _Name) -> Activation:
 
 def _embedded(weights: WeightsFile, num_patches: int, prefix: int) -> Embedded:
     """Which tokens the position embedding covers, from its length."""
-    length = weights.shapes.get("pos_embed", (1, 0, 0))[1]
-    return "patches" if prefix and length == num_patches else "all"
+    return "patches" if prefix and weights.tokens("pos_embed") == num_patches else "all"
 
 
 def _pooling(global_pool: Any, token: bool) -> Pooling:

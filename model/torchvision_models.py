@@ -103,7 +103,7 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
 
 
 def _image_size(weights: WeightsFile, patch_size: int) -> int:
-    tokens = weights.shapes.get("encoder.pos_embedding", (1, 0, 0))[1]
+    tokens = weights.tokens("encoder.pos_embedding")
     grid = int(max(0, tokens - 1) ** 0.5)
     if grid == 0 or grid**2 != tokens - 1:
         raise ValueError("encoder.pos_embedding is not there, or not of a square of patches and a class token")

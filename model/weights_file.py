@@ -27,12 +27,12 @@ _MAX_JSON_BYTES = 32 << 20
 """Of one JSON file: ten times the labels of ImageNet-22k, in both directions."""
 
 _CONVERSION = (
-    "import torch; x = torch.load({path!r}, 'cpu', weights_only=False); x = x if isinstance(x, dict) else {{'model': x}}; "
-    "x = {{k: v.state_dict() if isinstance(v, torch.nn.Module) else v for k, v in x.items()}}; "
-    "tensors = lambda d: {{k: v for k, v in d.items() if isinstance(v, torch.Tensor)}}; "
-    "torch.save(tensors(x) | {{k: tensors(v) for k, v in x.items() if isinstance(v, dict)}}, {converted!r})"
+    "import torch; keep = lambda x: x if isinstance(x, torch.Tensor) else {{k: t for k, v in "
+    "(x.state_dict() if hasattr(x, 'state_dict') else x if isinstance(x, dict) else {{}}).items() "
+    "if isinstance(t := keep(v), torch.Tensor) or t}}; "
+    "torch.save(keep(torch.load({path!r}, 'cpu', weights_only=False)), {converted!r})"
 )
-"""Python that keeps tensors, and state dicts of modules."""
+"""Python that keeps tensors, and state dicts of modules, at any depth."""
 
 
 class CheckpointError(Exception):
@@ -73,6 +73,11 @@ class WeightsFile:
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(name)
             return tensor
+
+    def tokens(self, key: str) -> int:
+        """The number of tokens of an embedding (1, tokens, width); 0 if it is none, or not there."""
+        shape = self.shapes.get(key, ())
+        return shape[1] if len(shape) == 3 else 0
 
     def renamed(self, names: Mapping[str, str]) -> "WeightsFile":
         """The same tensors under other names, each mapped to its name now."""

@@ -41,14 +41,7 @@ class StartingDecoder:
             StartError: it cannot be started.
         """
         settings = self._settings
-        decode = ImageDecoder(
-            preprocessing,
-            formats=settings.image_formats,
-            max_bytes=settings.max_image_bytes,
-            max_pixels=settings.max_image_pixels,
-            exact=settings.exact_decode,
-            scaled=settings.scaled_decode,
-        ).decode
+        decode = image_decoder(settings, preprocessing).decode
         if self._zygote is None:
             return ThreadDecoder(decode, threads=settings.decode_threads)
         job = Job(
@@ -81,6 +74,18 @@ def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDec
     except BaseException:
         starting.give_up()
         raise
+
+
+def image_decoder(settings: Settings, preprocessing: Preprocessing) -> ImageDecoder:
+    """Make what decodes one image as the settings say: the same for serving, training and everything else."""
+    return ImageDecoder(
+        preprocessing,
+        formats=settings.image_formats,
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        exact=settings.exact_decode,
+        scaled=settings.scaled_decode,
+    )
 
 
 def _probe(formats: frozenset[str]) -> bytes:

@@ -266,6 +266,24 @@ def test_a_missing_value_is_that_of_the_library(copy: Path) -> None:
         load_checkpoint(copy)
 
 
+def test_a_processor_in_processor_config_comes_first_as_in_transformers(copy: Path) -> None:
+    processor = json.loads((copy / "preprocessor_config.json").read_text())
+    change_json(copy / "preprocessor_config.json", do_rescale=False)
+    (copy / "processor_config.json").write_text(json.dumps({"processor_class": "Any"}))
+    assert load_checkpoint(copy).preprocessing.scale == 1
+    (copy / "processor_config.json").write_text(json.dumps({"image_processor": processor}))
+    assert load_checkpoint(copy).preprocessing.scale == 1 / 255
+    (copy / "processor_config.json").write_text(json.dumps({"image_processor": processor | {"sharpen": 2}}))
+    with pytest.raises(CheckpointError, match=r"processor_config.json: sharpen 2 is not known here"):
+        load_checkpoint(copy)
+
+
+def test_a_processor_without_a_name_is_that_of_the_architecture(copy: Path) -> None:
+    content = json.loads((copy / "preprocessor_config.json").read_text())
+    (copy / "preprocessor_config.json").write_text(json.dumps({"size": content["size"], "crop_size": content["crop_size"]}))
+    assert load_checkpoint(copy).preprocessing.mean == (0.48145466, 0.4578275, 0.40821073)
+
+
 def test_a_vit_whose_pictures_have_another_size_is_refused(tmp_path: Path) -> None:
     vit(tmp_path)
     change_json(tmp_path / "preprocessor_config.json", size={"height": 64, "width": 64})

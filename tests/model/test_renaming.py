@@ -206,7 +206,11 @@ def renamed(state: State, old: str, new: str) -> State:
             lambda s: changed(s, norm__weight=torch.full((32,), 1e300, dtype=torch.float64)),
             "norm.weight has values that are not finite",
         ),
-        (lambda s: changed(s, norm__weight=torch.ones(32, dtype=torch.int8)), "norm.weight is of int8"),
+        (lambda s: changed(s, norm__weight=torch.ones(32, dtype=torch.int8)), "norm.weight is of int8, not of floating-point"),
+        (lambda s: changed(s, norm__weight=torch.ones(32, dtype=torch.complex64)), "norm.weight is of complex64, not of float"),
+        (lambda s: changed(s, head__weight=torch.ones(5)), r"head.weight has shape \(5,\), expected that of a Linear"),
+        (lambda s: changed(s, pos_embed=torch.ones(5)), r"pos_embed has shape \(5,\), expected \(1, 197, 32\)"),
+        (lambda s: changed(s, reg_token=torch.ones(5)), r"reg_token with shape \(5,\) is not expected"),
         (
             lambda s: changed(s, norm__weight=torch.quantize_per_tensor(torch.ones(32), 0.1, 0, torch.qint8)),
             "norm.weight is of qint8",
@@ -231,6 +235,12 @@ def test_head_of_several_layers_of_torchvision_is_named(tmp_path: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"no heads.head.weight; beside the encoder it has heads.0.weight, heads.0.bias, heads.2"
     ):
+        load_checkpoint(tmp_path / "model.pth", TORCHVISION)
+
+
+def test_position_embedding_of_torchvision_without_tokens_is_named(tmp_path: Path) -> None:
+    torch.save(torchvision_model().state_dict() | {"encoder.pos_embedding": torch.ones(5)}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"encoder.pos_embedding is not there, or not of a square"):
         load_checkpoint(tmp_path / "model.pth", TORCHVISION)
 
 

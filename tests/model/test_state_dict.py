@@ -52,6 +52,7 @@ def test_timms_saver_beside_its_average(tmp_path: Path) -> None:
         pytest.param({"state_dict_ema": TENSORS, "state_dict": AVERAGE, "model_ema": AVERAGE}, id="timm's-order"),
         pytest.param({"state_dict": TENSORS, "model": AVERAGE}, id="timm's-order-without-average"),
         pytest.param({"model": {"state_dict": TENSORS}}, id="nested"),
+        pytest.param({"run": {"model": TENSORS, "epoch": 3}, "seed": 1}, id="nested-under-another-name"),
         pytest.param({"model_state_dict": TENSORS, "optimizer_state_dict": OPTIMIZER}, id="pytorch-tutorial"),
         pytest.param({"net": TENSORS, "acc": 0.9, "epoch": 3}, id="another-name"),
         pytest.param({**TENSORS, "epoch": 3}, id="beside-the-tensors"),
@@ -81,6 +82,7 @@ def test_a_choice_is_noted_only_where_there_was_one(tmp_path: Path) -> None:
     ("content", "says"),
     [
         ({"student": TENSORS, "teacher": AVERAGE, "epoch": 3}, r"holds several models \(student, teacher\)"),
+        ({"a": {"model": TENSORS}, "b": {"model": AVERAGE}}, r"holds several models \(a, b\)"),
         ({"optimizer": OPTIMIZER, "epoch": 3}, r"no state dict .*; it has optimizer, epoch"),
         ({"state_dict": {"epoch": 3}}, r"no state dict .* under state_dict; it has epoch"),
         ({**prefixed("module."), "b": AVERAGE["b"]}, r"module.b and b are both b"),

@@ -5,8 +5,10 @@ import json
 import pickle
 import subprocess
 import zipfile
+from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PosixPath
 
 import numpy as np
 import pytest
@@ -91,7 +93,7 @@ class Trap:
 
 
 def run_advice(error: pytest.ExceptionInfo[CheckpointError]) -> None:
-    """Run the Python that a refusal recommends, to the letter."""
+    """Run the Python that a refusal recommends, to the letter, with nothing imported before."""
     exec(str(error.value).partition("run in Python: ")[2], {})
 
 
@@ -117,6 +119,7 @@ class Whole(torch.nn.Module):
     [
         pytest.param(Whole(), "Whole", id="module"),
         pytest.param({"net": Whole(), "epoch": 3}, "Whole", id="module-in-a-dict"),
+        pytest.param({"checkpoint": {"model": Whole(), "lr": 0.1}, "best": [0.5]}, "Whole", id="module-in-a-dict-of-a-dict"),
         pytest.param({"net": torch.nn.DataParallel(Whole())}, "DataParallel", id="parallel-module"),
         pytest.param({"state_dict": TENSORS, "best": np.float64(0.5)}, "scalar", id="number-of-numpy"),
         pytest.param({"state_dict": TENSORS, "callbacks": {Whole: {"best": Path("x")}}}, "Whole", id="class-as-a-key"),
@@ -129,6 +132,32 @@ def test_what_is_more_than_tensors_is_refused_with_the_way_to_convert_it(tmp_pat
         open_weights(tmp_path / 'it\'s "mine".pth')
     run_advice(caught)
     assert_complete(tmp_path / 'it\'s "mine"-weights.pth')
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param({"model": TENSORS, "args": Namespace(output=PosixPath("/runs"))}, id="path"),
+        pytest.param(
+            {"run": {"model": TENSORS, "optimizer": {"state": {0: {}}}}, "best": np.float64(0.5)}, id="number-of-numpy"
+        ),
+        pytest.param({"state_dict": TENSORS, "hyper_parameters": defaultdict(list, lr=[0.1])}, id="hyper-parameters"),
+    ],
+)
+def test_way_out_of_a_refusal_keeps_the_state_dict(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"holds more than tensors \((pathlib|numpy|collections)\.") as caught:
+        open_weights(tmp_path / "model.pth")
+    run_advice(caught)
+    assert_complete(tmp_path / "model-weights.pth")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_a_tensor_without_one_shape_is_named(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    torch.save(TENSORS | {"c": nested}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"model\.pth is not a state dict: c is a nested tensor"):
+        open_weights(tmp_path / "model.pth")
 
 
 @pytest.mark.parametrize("content", [[1, 2], {}, {"a": 1}, TENSORS["a"]])
@@ -146,6 +175,14 @@ def test_the_content_decides_not_the_name(tmp_path: Path, name: str, kind: str) 
     else:
         torch.save(TENSORS, tmp_path / name, _use_new_zipfile_serialization=kind == "zip")
     assert_complete(tmp_path / name)
+
+
+@pytest.mark.parametrize("length", [0x80, 0x8B1F])
+def test_a_header_may_have_any_length(tmp_path: Path, length: int) -> None:
+    """Its lowest byte begins the file, where a pickle has 0x80, and gzip 0x1f 0x8b."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(length)
+    (tmp_path / "model.safetensors").write_bytes(length.to_bytes(8, "little") + header + bytes(4))
+    assert open_weights(tmp_path / "model.safetensors").shapes == {"a": (1,)}
 
 
 def test_shards_may_be_what_torch_saved(tmp_path: Path) -> None:
