@@ -79,8 +79,6 @@ def _inner(content: Mapping[Any, Any]) -> str | None:
     for key in (*_AVERAGED, *_TRAINED):
         if _is_filled(content.get(key)):
             return key
-    if any(isinstance(value, Tensor) for value in content.values()):
-        return None
     models = [str(key) for key, value in content.items() if _holds_model(value)]
     if len(models) > 1:
         raise ValueError(f"it holds several models ({', '.join(models)}): save the one you mean by itself")

@@ -41,6 +41,12 @@ def test_link_to_a_checkpoint_is_served(folder: Path) -> None:
     assert_answers_as(theirs(folder / "checkpoint-20"), folder / "best", None, size=32)
 
 
+def test_link_to_nothing_is_told(tmp_path: Path) -> None:
+    (tmp_path / "best.pth").symlink_to("last.pth")
+    with pytest.raises(CheckpointError, match=r"best\.pth is a link to last\.pth, which does not exist"):
+        load_checkpoint(tmp_path / "best.pth")
+
+
 def test_the_checkpoint_that_a_refusal_names_is_served(folder: Path) -> None:
     shutil.copytree(folder / "checkpoint-20", folder / "checkpoint-100")
     with pytest.raises(CheckpointError, match="holds no model, but checkpoints of training: name one") as caught:

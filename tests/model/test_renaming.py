@@ -197,6 +197,11 @@ def renamed(state: State, old: str, new: str) -> State:
         (lambda s: without(s, "head."), "there is no head.weight: all that it has is an encoder's, and a classifier is needed"),
         (lambda s: renamed(s, "head.", "fc."), "there is no head.weight; beside the encoder it has fc.weight, fc.bias"),
         (lambda s: renamed(s, "head.", "head.2."), "beside the encoder it has head.2.weight, head.2.bias"),
+        (
+            lambda s: changed(renamed(s, "head.", "head.1."), head__0__running_mean=torch.ones(32)),  # as MAE's linear probes
+            "beside the encoder it has head.1.weight, head.1.bias, head.0.running_mean",
+        ),
+        (lambda s: changed(without(s, "head."), mask_token=torch.ones(1)), "there is no head.weight; .* it has mask_token"),
         (lambda s: changed(s, head__0__weight=torch.ones(4, 5)), "head.0.weight with shape"),
         (lambda s: renamed(renamed(s, "", "backbone."), "backbone.head", "head"), "under backbone and beside it head.weight"),
         (lambda s: s | renamed(s, "", "ema."), "several models, with patch_embed.proj.weight and ema.patch_embed.proj.weight"),
