@@ -136,3 +136,9 @@ def test_a_path_that_is_not_there_is_no_matter_of_the_hub(tmp_path: Path, model:
     monkeypatch.setattr("model.checkpoint.download", lambda model: pytest.fail("asked the hub"))
     with pytest.raises(CheckpointError, match=f"^{model} does not exist; give a directory"):
         load_checkpoint(model)
+
+
+def test_folder_of_bare_weights_is_not_said_to_tell_its_architecture(tmp_path: Path) -> None:
+    with_files("best.pth")(tmp_path)
+    with pytest.raises(CheckpointError, match=r"config.json is missing: if best.pth is a state dict"):
+        load_checkpoint(tmp_path, "timm/vit_tiny_patch16_224")
