@@ -14,8 +14,10 @@ from app.decoding.limits import needed_bytes
 from app.decoding.processes import ProcessDecoder, Reason
 from app.decoding.threads import ThreadDecoder
 from app.decoding.zygote import Job
+from app.formats import check_decoders
 from app.images import ImageDecoder
 from app.metrics import Metrics
+from app.samples import SAMPLES
 from app.settings import Settings
 from model.preprocessing import Preprocessing
 
@@ -26,6 +28,7 @@ class StartingDecoder:
     """A decoder that has begun to start."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        check_decoders(settings.image_formats)
         self._settings = settings
         self._metrics = metrics
         self._zygote = Zygote() if _wants_processes(settings) else None
@@ -89,9 +92,12 @@ def image_decoder(settings: Settings, preprocessing: Preprocessing) -> ImageDeco
 
 
 def _probe(formats: frozenset[str]) -> bytes:
-    """Encode the smallest image, in JPEG where that is decoded: it takes another way than the others."""
+    """A small image, in JPEG where that is decoded: it takes another way than the others."""
+    probe_format = "jpeg" if "jpeg" in formats else min(formats)
+    if probe_format in SAMPLES:
+        return SAMPLES[probe_format]
     file = io.BytesIO()
-    Image.new("RGB", (1, 1), "teal").save(file, ("jpeg" if "jpeg" in formats else min(formats)).upper())
+    Image.new("RGB", (1, 1), "teal").save(file, probe_format.upper())
     return file.getvalue()
 
 

@@ -243,6 +243,19 @@ def test_head_of_several_layers_of_torchvision_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "model.pth", TORCHVISION)
 
 
+def test_way_out_for_a_file_of_timm_of_another_size_serves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(timm_models._SIZES, "tiny", (192, 12, 3, 768))  # what the advice builds is as large as the name says
+    model = randomise(timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=5)).eval()
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(
+        CheckpointError, match=r"pos_embed is of pictures of 48 pixels, but vit_tiny_patch16_224 takes 224"
+    ) as caught:
+        load_checkpoint(tmp_path / "model.pth", TIMM)
+    exec(str(caught.value).partition("run in Python: ")[2], {})
+    assert_answers_as(model, tmp_path / "model-48", None, size=48)
+    assert load_checkpoint(tmp_path / "model-48").preprocessing.mean == (0.5, 0.5, 0.5)  # of the architecture, as in training
+
+
 def test_position_embedding_of_torchvision_without_tokens_is_named(tmp_path: Path) -> None:
     torch.save(torchvision_model().state_dict() | {"encoder.pos_embedding": torch.ones(5)}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"encoder.pos_embedding is not there, or not of a square"):
