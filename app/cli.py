@@ -1,16 +1,15 @@
 """The command line: `vit-serve serve | classify | info | train | evaluate`."""
 
-import csv
 import json
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import structlog
 import typer
@@ -20,12 +19,17 @@ from rich.table import Table
 from rich.text import Text
 
 from app import __version__
+from app.cpus import available_cpus
 from app.errors import ServiceError, StartError
 from app.logs import configure_logging
+from app.rows import CsvRows, JsonRows, Row, Rows, TableRows, printable
 from app.settings import BUNDLED_MODEL, Settings, read_settings, unknown_variables
 from app.signals import STOP, handled
 from app.starting import BUG, check_memory, explain, watched_start
 from app.stderr import finish_stderr, queue_stderr
+
+if TYPE_CHECKING:  # their imports take seconds
+    from model.dataset import Decode, LabelledImages
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
@@ -86,15 +90,10 @@ def classify(
         _fail("there are no pictures in these folders")
     from app.offline import run
 
-    with _explained():
-        rows = run(_classify(_offline_settings(model), files, top_k))
-    if as_json:
-        _print_json(rows)
-    elif as_csv or not _out.is_terminal:
-        _print_csv(rows, top_k)
-    else:
-        _print_table(rows)
-    raise typer.Exit(any("error" in row for row in rows))
+    rows: Rows = JsonRows() if as_json else CsvRows() if as_csv or not _out.is_terminal else TableRows(_out)
+    with _explained(), _interruptible(rows) as written:
+        failed = run(_classify(_offline_settings(model), files, top_k, written))
+    raise typer.Exit(failed > 0)
 
 
 @cli.command()
@@ -150,19 +149,24 @@ def train(
     batch_size: Annotated[int, typer.Option(min=1, max=65_536)] = 64,
     learning_rate: Annotated[float, typer.Option(min=0.0, max=1.0, help="Peak, for the head.")] = 4e-4,
     workers: Annotated[int, typer.Option(min=0, max=256, help="Processes that decode pictures.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without pictures that cannot be decoded.")] = False,
 ) -> None:
-    """Fine-tune a checkpoint's encoder on labelled pictures."""
+    """Fine-tune a checkpoint's encoder on labelled pictures, decoded as the service decodes them."""
     with _explained("training"):
+        from app.decoding.choice import image_decoder
         from model.checkpoint import CheckpointError
         from model.dataset import DatasetError, load_labelled_images
         from model.train import TrainError, TrainSettings, training_preprocessing
         from model.train import train as run_training
 
-        settings = TrainSettings(
+        recipe = TrainSettings(
             epochs=epochs, image_size=image_size, batch_size=batch_size, learning_rate=learning_rate, workers=workers
         )
+        preprocessing = training_preprocessing(image_size)
+        decode = image_decoder(_settings("warning"), preprocessing).decode_whole
         try:
-            run_training(start, load_labelled_images(data), output, training_preprocessing(image_size), settings)
+            images = _without_bad(load_labelled_images(data), decode, skip=skip_bad)
+            run_training(start, images, decode, output, preprocessing, recipe)
         except (CheckpointError, DatasetError, TrainError) as error:
             raise StartError(str(error)) from error
     _out.print(f"wrote {output}; measure it with: vit-serve evaluate DATA --model {output}", highlight=False)
@@ -192,20 +196,47 @@ def _offline_settings(model: str | None) -> Settings:
     return settings.model_copy(update={"max_queue_size": _CONCURRENCY, "decode_isolation": "thread"})
 
 
-async def _classify(settings: Settings, files: list[Path], top_k: int) -> list[dict[str, Any]]:
+async def _classify(settings: Settings, files: list[Path], top_k: int, write: Callable[[Row], None]) -> int:
+    """Write a row for each file as soon as it and all before it are done. Returns how many could not be classified."""
     from app.offline import classify_all, running_classifier
 
-    rows: list[dict[str, Any]] = []
+    failed = 0
     async with running_classifier(settings) as classifier:
         images = ((file, partial(file.read_bytes)) for file in files)
         with _progress("classifying", len(files)) as advance:
             async for file, outcome in classify_all(classifier, images, _CONCURRENCY):
                 if isinstance(outcome, ServiceError | OSError):
-                    rows.append({"path": str(file), "error": str(outcome)})
+                    write({"path": str(file), "error": str(outcome)})
+                    failed += 1
                 else:
-                    rows.append({"path": str(file), "predictions": [asdict(prediction) for prediction in outcome.top(top_k)]})
+                    write({"path": str(file), "predictions": [asdict(prediction) for prediction in outcome.top(top_k)]})
                 advance()
-    return rows
+    return failed
+
+
+@contextmanager
+def _interruptible(rows: Rows) -> Iterator[Callable[[Row], None]]:
+    """Give what writes rows, and close them however it ends: what is done is shown, and a sentence says how much that is."""
+    written = 0
+
+    def write(row: Row) -> None:
+        nonlocal written
+        rows.write(row)
+        written += 1
+
+    def interrupt(*_: object) -> None:
+        rows.close()
+        _say(f"interrupted; what was done of it is printed: {written} pictures")
+        end(130)  # a thread that reads from a slow disk cannot be waited for
+
+    try:
+        with handled(STOP, interrupt):
+            yield write
+        rows.close()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more as it ends
+        _say(f"nobody reads the output any more; {written} pictures were printed")
+        raise typer.Exit(1) from None
 
 
 def _describe(settings: Settings) -> dict[str, Any]:
@@ -243,6 +274,30 @@ def _readable(name: str, value: Any) -> str:
     return str(value)
 
 
+def _without_bad(images: "LabelledImages", decode: "Decode", *, skip: bool) -> "LabelledImages":
+    """Decode all pictures once, before hours are spent on them.
+
+    Raises:
+        StartError: one of them cannot be decoded, and is not to be skipped.
+    """
+    from model.dataset import find_bad_pictures
+
+    good = []
+    with _progress("checking pictures", len(images)) as advance:
+        for index, fault in find_bad_pictures(images, decode, available_cpus()):
+            if fault is None:
+                good.append(index)
+            elif not skip:
+                sentence = f"{printable(images.name(index))} cannot be decoded: {fault.rstrip('.')}"
+                raise StartError(f"{sentence}; --skip-bad goes on without such pictures")
+            advance()
+    if not good:
+        raise StartError("none of the pictures can be decoded")
+    if len(good) < len(images):
+        _say(f"going on without {len(images) - len(good)} of {len(images)} pictures, which cannot be decoded")
+    return images.only(good)
+
+
 async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
     import numpy as np
 
@@ -262,7 +317,7 @@ async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
         with _progress("evaluating", len(pictures)) as advance:
             async for index, outcome in classify_all(classifier, images, _CONCURRENCY):
                 if isinstance(outcome, ServiceError | OSError):
-                    raise StartError(f"picture {index} of {data} cannot be classified: {outcome}")
+                    raise StartError(f"{printable(pictures.name(index))} cannot be classified: {outcome}")
                 logits.append(outcome.logits)
                 advance()
     return asdict(compare(np.stack(logits), pictures.targets, pictures.labels))
@@ -274,52 +329,21 @@ def _read(pictures: Any, index: int) -> bytes:
 
 
 def _pictures(paths: Iterable[Path]) -> Iterator[Path]:
-    """Files as they are given; of folders all pictures below them, in order."""
-    from model.dataset import IMAGE_SUFFIXES
+    """Yield files as they are given, and of folders all pictures below them, in order."""
+    from model.dataset import pictures_in
 
     for path in paths:
         if path.is_dir():
-            # a pipe with the name of a picture would be waited for
-            yield from sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+            yield from pictures_in(path)
         else:
             yield path
 
 
-def _print_json(rows: list[dict[str, Any]]) -> None:
-    for row in rows:
-        sys.stdout.write(json.dumps(row) + "\n")
-
-
-def _print_csv(rows: list[dict[str, Any]], top_k: int) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["path", "rank", "label", "probability", "logit", "error"])
-    for row in rows:
-        if "error" in row:
-            writer.writerow([row["path"], "", "", "", "", row["error"]])
-        for rank, prediction in enumerate(row.get("predictions", []), start=1):
-            share = "" if prediction["probability"] is None else f"{prediction['probability']:.6f}"
-            writer.writerow([row["path"], rank, prediction["label"], share, f"{prediction['logit']:.6g}", ""])
-
-
-def _print_table(rows: list[dict[str, Any]]) -> None:
-    table = Table("picture", "label", "probability, or value")
-    for row in rows:
-        path = Text(row["path"])  # names of files and labels are no markup
-        if "error" in row:
-            table.add_row(path, Text(row["error"], style="red"), "")
-        for rank, prediction in enumerate(row.get("predictions", [])):
-            style = "bold" if rank == 0 else "dim"
-            label, share = prediction["label"], prediction["probability"]
-            value = f"{prediction['logit']:.6g}" if share is None else f"{share:.1%}"
-            table.add_row(path if rank == 0 else "", Text(label, style=style), Text(value, style=style))
-    _out.print(table)
-
-
 @contextmanager
 def _progress(what: str, total: int) -> Iterator[Any]:
-    """A bar on standard error; gives the function that moves it by one."""
+    """Show a bar on standard error, where that is a terminal; gives the function that moves it by one."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_err, transient=True) as progress:
+    with Progress(*columns, console=_err, transient=True, disable=not _err.is_terminal) as progress:
         task = progress.add_task(what, total=total)
         yield partial(progress.advance, task)
 

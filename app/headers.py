@@ -6,6 +6,7 @@ Pillow reads headers in Python, byte by byte, and unpacks every colour profile; 
 import re
 from typing import Literal
 
+from app import isobmff
 from app.errors import UndecodableImage
 from app.geometry import Size
 
@@ -42,9 +43,18 @@ _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
+_JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
+_JPEG_XL = (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")
+_SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!(?:DOCTYPE svg|--)[^>]{0,400}>\s*){0,4}<svg[\s/>]")
+_MAX_SVG_PROLOG = 2000
+
+_AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIF_BRANDS = frozenset({b"mif1", b"msf1"})
+"""Of a file that says only among its further brands how its pictures are encoded."""
+
 
 def sniff_format(image_bytes: bytes) -> str | None:
-    """The format that the first bytes tell, or None."""
+    """The format that the first bytes tell, or None; also some that are never decoded."""
     if image_bytes.startswith(b"\xff\xd8\xff"):
         return "jpeg"
     if image_bytes.startswith(_PNG_SIGNATURE):
@@ -55,7 +65,26 @@ def sniff_format(image_bytes: bytes) -> str | None:
         return "gif"
     if image_bytes.startswith(b"BM") and int.from_bytes(image_bytes[14:18], "little") in _BMP_HEADER_SIZES:
         return "bmp"
+    if image_bytes[4:8] == b"ftyp":
+        return _sniff_isobmff(image_bytes)
+    return _sniff_undecoded(image_bytes)
+
+
+def _sniff_isobmff(image_bytes: bytes) -> str | None:
+    major, *compatible = isobmff.brands(image_bytes)
+    if major in _AVIF_BRANDS or (major in _HEIF_BRANDS and not _AVIF_BRANDS.isdisjoint(compatible)):
+        return "avif"
     return None
+
+
+def _sniff_undecoded(image_bytes: bytes) -> str | None:
+    if image_bytes.startswith(_JPEG2000):
+        return "jpeg2000"
+    if image_bytes.startswith(_JPEG_XL):
+        return "jpegxl"
+    if image_bytes.startswith(b"%PDF-"):
+        return "pdf"
+    return "svg" if _SVG.match(image_bytes, 0, _MAX_SVG_PROLOG) else None
 
 
 def count_pixels(image_bytes: bytes) -> int | None:
@@ -67,7 +96,7 @@ def count_pixels(image_bytes: bytes) -> int | None:
         The pixels; 0 for what no decoder will take for an image, None where the size is not where it should be.
     """
     match sniff_format(image_bytes):
-        case None:
+        case None | "jpeg2000" | "jpegxl" | "pdf" | "svg":
             return 0
         case "jpeg":
             return _jpeg_pixels(image_bytes)
@@ -78,6 +107,8 @@ def count_pixels(image_bytes: bytes) -> int | None:
             size = (_number(image_bytes[16:20], "big"), _number(image_bytes[20:24], "big")) if at_its_place else None
         case "gif":
             size = _gif_size(image_bytes)
+        case "avif":
+            size = isobmff_size(image_bytes)
         case _:
             wide = 2 if image_bytes[14] == 12 else 4
             width, height = image_bytes[18 : 18 + wide], image_bytes[18 + wide : 18 + 2 * wide]
@@ -207,3 +238,11 @@ def webp_size(webp: bytes) -> Size | None:
         case b"VP8 ":
             return int.from_bytes(header[6:8], "little") & 0x3FFF, int.from_bytes(header[8:10], "little") & 0x3FFF
     return None
+
+
+def isobmff_size(image_bytes: bytes) -> Size | None:
+    """Width and height of the largest picture in an AVIF or HEIC, or None if that is not known."""
+    try:
+        return isobmff.largest_size(image_bytes)
+    except isobmff.TooManyBoxes:
+        return None

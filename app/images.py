@@ -14,8 +14,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.errors import ImageTooLarge, UndecodableImage, UnsupportedImageFormat
+from app.formats import pillow_name, refusal
 from app.geometry import Geometry, Size
-from app.headers import check_jpeg_scans, count_jpeg_scans, count_pixels, png_without_profiles, sniff_format, webp_size
+from app.headers import (
+    check_jpeg_scans,
+    count_jpeg_scans,
+    count_pixels,
+    isobmff_size,
+    png_without_profiles,
+    sniff_format,
+    webp_size,
+)
 from app.jpeg import decode_jpeg
 from model.preprocessing import Preprocessing
 
@@ -51,7 +60,7 @@ class ImageDecoder:
 
     Args:
         preprocessing: resize, crop and interpolation of the checkpoint.
-        formats: what is decoded, of `jpeg`, `png`, `webp`, `gif` and `bmp`.
+        formats: what is decoded, of `jpeg`, `png`, `webp`, `gif`, `bmp` and `avif`.
         max_bytes: of the encoded image.
         max_pixels: width times height.
         exact: decode JPEGs to the bit as the checkpoint's library does, not the quick way.
@@ -83,6 +92,20 @@ class ImageDecoder:
             UnsupportedImageFormat: no image, or a format that is not enabled.
             UndecodableImage: truncated or corrupt.
         """
+        with self._opened(image_bytes) as (image, image_format):
+            quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
+            if quick and (pixels := self._decode_jpeg(image_bytes, image)) is not None:
+                return pixels
+            return _resize_and_crop(_whole(image), self._preprocessing)
+
+    def decode_whole(self, image_bytes: bytes) -> Image.Image:
+        """Decode an image to RGB at its own size, upright; see `decode`."""
+        with self._opened(image_bytes) as (image, _):
+            return _whole(image)
+
+    @contextmanager
+    def _opened(self, image_bytes: bytes) -> Iterator[tuple[Image.Image, str]]:
+        """Check all that can be known before decoding, and give the image with the name of its format."""
         image_format = self._check(image_bytes)
         scans = 1
         if image_format == "jpeg":
@@ -91,15 +114,14 @@ class ImageDecoder:
             image_bytes = png_without_profiles(image_bytes)
         elif image_format == "webp" and (size := webp_size(image_bytes)) is not None:
             self._check_size(size)  # Pillow makes room for it before it tells how large it is
+        elif image_format == "avif":
+            self._check_boxes(image_bytes)
         with _open(image_bytes, image_format) as image:
             self._check_size(image.size)
             check_jpeg_scans(scans, image.width * image.height, self._max_pixels)
-            quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
-            if quick and (pixels := self._decode_jpeg(image_bytes, image)) is not None:
-                return pixels
-            with _decoding_errors():
-                image.load()  # before the metadata: PNG's getexif loads too, and its error would pass for broken EXIF
-            return _resize_and_crop(_to_rgb(_upright(image)), self._preprocessing)
+            if image_format == "avif":
+                image.info.pop("xmp", None)  # only the container's own turns count (ISO/IEC 23008-12, 6.5.10)
+            yield image, image_format
 
     def _decode_jpeg(self, image_bytes: bytes, image: Image.Image) -> Pixels | None:
         return decode_jpeg(image_bytes, image.size, _orientation(image), self._preprocessing, scaled=self._scaled)
@@ -109,14 +131,14 @@ class ImageDecoder:
         check_length(image_bytes, self._max_bytes)
         image_format = sniff_format(image_bytes)
         if image_format not in self._formats:
-            enabled = ", ".join(sorted(self._formats))
-            what = (
-                "The bytes are not an image that is known here"
-                if image_format is None
-                else f"{image_format} images are not enabled"
-            )
-            raise UnsupportedImageFormat(f"{what}; send one of: {enabled}.")
+            raise UnsupportedImageFormat(refusal(image_format, self._formats))
         return image_format
+
+    def _check_boxes(self, image_bytes: bytes) -> None:
+        """Check the largest picture that the file says it has, which may be a tile and not the one that Pillow tells of."""
+        if (size := isobmff_size(image_bytes)) is None:
+            raise UndecodableImage("The image does not say how large it is.")
+        self._check_size(size)
 
     def _check_size(self, size: Size) -> None:
         width, height = size
@@ -154,7 +176,7 @@ def check_work(images: Iterable[bytes], max_image_pixels: int, max_request_pixel
 
 def _open(image_bytes: bytes, image_format: str) -> Image.Image:
     with _decoding_errors():
-        return Image.open(io.BytesIO(image_bytes), formats=[image_format])
+        return Image.open(io.BytesIO(image_bytes), formats=[pillow_name(image_format)])
 
 
 @contextmanager
@@ -166,6 +188,12 @@ def _decoding_errors() -> Iterator[None]:
         raise ImageTooLarge("The image does not fit into memory.") from None
     except Exception as error:
         raise UndecodableImage("The image is truncated or corrupt.") from error
+
+
+def _whole(image: Image.Image) -> Image.Image:
+    with _decoding_errors():
+        image.load()  # before the metadata: PNG's getexif loads too, and its error would pass for broken EXIF
+    return _to_rgb(_upright(image))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,6 +1,5 @@
 """Random views of a training picture, so that the model learns the thing and not the pixels."""
 
-import io
 import random
 
 import numpy as np
@@ -9,10 +8,8 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 
-def random_view(image_bytes: bytes, size: int, rng: random.Random) -> Tensor:
-    """Decode, then crop, flip, colour and sharpen or blur at random: encoded bytes -> (3, size, size) uint8."""
-    with Image.open(io.BytesIO(image_bytes)) as opened:
-        image = ImageOps.exif_transpose(opened).convert("RGB")
+def random_view(image: Image.Image, size: int, rng: random.Random) -> Tensor:
+    """Crop, flip, colour and sharpen or blur at random: an RGB image -> (3, size, size) uint8."""
     image = image.resize((size, size), Image.Resampling.BICUBIC, box=_random_box(*image.size, rng))
     if rng.random() < 0.5:
         image = ImageOps.mirror(image)

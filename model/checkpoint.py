@@ -133,9 +133,8 @@ def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionT
     prefix = prefixes[architecture]
     with explained(directory / "config.json"):
         config = vit_config("Dinov2ForImageClassification", raw, num_classes)
-    state = _read_state(
-        open_weights(find_weights(directory)), dinov2_layout(prefix, swiglu=config.swiglu), config, headless=True
-    )
+    layout = dinov2_layout(prefix, swiglu=config.swiglu)
+    state = _read_state(named_as(open_weights(find_weights(directory)), layout), layout, config, headless=True)
     model = VisionTransformer(_resize(state, config, image_size, "smooth"))
     nn.init.trunc_normal_(model.head.weight, std=0.02)
     nn.init.zeros_(model.head.bias)
@@ -171,8 +170,12 @@ def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> 
     if found and not path.is_dir():
         return _file(path, architecture)
     if not found and (not is_hub_id(str(model)) or path.suffix.lower() in SUFFIXES or path.parent.is_dir()):
+        if path.is_symlink():
+            raise CheckpointError(f"{model} is a link to {os.readlink(path)}, which does not exist")
         hub_id = f"hf-hub:{model}" if is_hub_id(f"hf-hub:{model}") else "owner/name"
         raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id ({hub_id})")
+    if found:
+        refuse_other_folders(path)
     if architecture is not None:
         raise CheckpointError(
             f"{model} tells its architecture itself: leave out VIT_ARCHITECTURE, which is for bare state dicts"
@@ -181,12 +184,12 @@ def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> 
         return _directory(path)
     on_step("downloading the model")
     directory = download(str(model))
+    refuse_other_folders(directory)
     on_step("reading the configuration")
     return replace(_directory(directory), name=str(model).removeprefix("hf-hub:"))
 
 
 def _directory(path: Path) -> Blueprint:
-    refuse_other_folders(path)
     timm = "architecture" in read_json(path / "config.json")
     return name_classes(read_timm_directory(path) if timm else read_hugging_face(path), path)
 
@@ -197,6 +200,11 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
             return name_classes(read_timm_file(path, name), path.parent)
         case ["torchvision", name]:
             return name_classes(read_torchvision_file(path, name), path.parent)
+    with readable(path):
+        if exists(path.parent / "config.json"):
+            raise CheckpointError(
+                f"{path} stands beside a config.json, which says what it is of: name the folder, {path.parent}"
+            )
     raise CheckpointError(
         f"{path} is a bare state dict: set VIT_ARCHITECTURE to what it is of, such as timm/vit_small_patch16_224 "
         "or torchvision/vit_b_16"

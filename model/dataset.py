@@ -1,11 +1,20 @@
 """Labelled pictures on disk: a folder of class folders, or a parquet file in Hugging Face's layout."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+from PIL import Image
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif", ".heic", ".heif", ".tif", ".tiff"})
+
+Decode = Callable[[bytes], Image.Image]
+"""Decodes an encoded image to RGB, upright."""
+
+_LEFT_BY_SYSTEMS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+"""Names, in lower case, that macOS and Windows put among other people's files."""
 
 
 class DatasetError(Exception):
@@ -28,6 +37,47 @@ class LabelledImages:
         image = self.images[index]
         return (image.read_bytes() if isinstance(image, Path) else image), self.targets[index]
 
+    def name(self, index: int) -> str:
+        """The path of a picture, or its number where it has none."""
+        image = self.images[index]
+        return str(image) if isinstance(image, Path) else f"picture number {index}"
+
+    def only(self, indices: Sequence[int]) -> "LabelledImages":
+        """A part of the pictures, with all labels."""
+        return LabelledImages(
+            self.labels, [self.images[index] for index in indices], [self.targets[index] for index in indices]
+        )
+
+
+def pictures_in(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder that are named as pictures, in order, without hidden ones and systems' own."""
+    for file in sorted(folder.rglob("*")):
+        wanted = file.suffix.lower() in IMAGE_SUFFIXES and not any(map(is_hidden, file.relative_to(folder).parts))
+        if wanted and file.is_file():  # a pipe would be waited for
+            yield file
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or folder is hidden, or one that a system leaves behind."""
+    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+
+
+def find_bad_pictures(images: LabelledImages, decode: Decode, threads: int) -> Iterator[tuple[int, str | None]]:
+    """Decode every picture once. Yields each index, in order, with what is wrong with it, or None."""
+
+    def fault(index: int) -> str | None:
+        try:
+            decode(images.read(index)[0])
+        except Exception as error:  # decoders raise whatever they like
+            return str(error) or type(error).__name__
+        return None
+
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="check")
+    try:
+        yield from enumerate(pool.map(fault, range(len(images))))
+    finally:
+        pool.shutdown(cancel_futures=True)
+
 
 def load_labelled_images(path: Path) -> LabelledImages:
     """Read `path/<label>/<picture>` (labels in alphabetical order), or `path` as parquet (columns `image` and `label`).
@@ -43,13 +93,8 @@ def load_labelled_images(path: Path) -> LabelledImages:
 
 
 def _load_folders(path: Path) -> LabelledImages:
-    folders = sorted(folder for folder in path.iterdir() if folder.is_dir())
-    found = [
-        (file, target)
-        for target, folder in enumerate(folders)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()  # a pipe would be waited for
-    ]
+    folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
+    found = [(file, target) for target, folder in enumerate(folders) for file in pictures_in(folder)]
     if not found:
         raise DatasetError(f"{path} has no pictures in class folders ({path.name}/<label>/<picture>)")
     images, targets = zip(*found, strict=True)

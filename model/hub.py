@@ -12,6 +12,7 @@ _ID = re.compile(r"(?:hf-hub:)?(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./
 _FILES = [
     "config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "adapter_config.json",
     LABELS,
     SAFETENSORS,
@@ -61,13 +62,23 @@ def download(model: str) -> Path:
         raise CheckpointError(
             f"there is no {match['id']} on the hub, or it is private, and no such path here: check the name, or set HF_TOKEN"
         ) from None
-    except LocalEntryNotFoundError:
+    except LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"there is no path {model} here, and as a hub id it is not in the cache, and the hub cannot be reached: "
-            "check the path, or the name and the network"
+            f"there is no path {model} here, and as a hub id it is not in the cache, and {_why_not(error.__cause__)}"
         ) from None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")
         raise CheckpointError(f"the hub answered {status} to {model}: check HF_TOKEN, or try again later") from error
     except (HFValidationError, OSError) as error:
         raise CheckpointError(f"{model} cannot be downloaded: {type(error).__name__}") from error
+
+
+def _why_not(cause: BaseException | None) -> str:
+    """Tell why the hub did not help."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    if isinstance(cause, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids to ask the hub: check the path, or the name"
+    if isinstance(cause, HfHubHTTPError):
+        return f"the hub answered {getattr(cause.response, 'status_code', 'nothing')}: check the path, or try again later"
+    return "the hub cannot be reached: check the path, or the name and the network"

@@ -6,6 +6,7 @@ in the file tell which of the choices were made (class token or none, registers,
 
 import re
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,7 @@ def read_timm_file(path: Path, architecture: str) -> Blueprint:
     with explained(path):
         name = _parse(architecture)
         config = _config(name, weights, count_classes(weights, _LAYOUT), name.image_size, {})
+        _refuse_another_size(weights, architecture, config)
         preprocessing = from_timm(published_cfg(architecture), name.image_size)
     return Blueprint(
         name=path.stem,
@@ -120,6 +122,22 @@ def read_timm_file(path: Path, architecture: str) -> Blueprint:
         weights=path,
         resampling="smooth",
         trained_on=said_by_tag(architecture.partition(".")[2], config.num_classes),
+    )
+
+
+def _refuse_another_size(weights: WeightsFile, architecture: str, config: ViTConfig) -> None:
+    """Say how to write down the image size of training; the name of another size would stand for another preprocessing."""
+    patches = weights.tokens("pos_embed") - config.num_embedded_prefix_tokens
+    grid = isqrt(max(0, patches))
+    size = grid * config.patch_size
+    if grid == 0 or grid**2 != patches or size == config.image_size:
+        return
+    directory = str(weights.path.with_name(f"{weights.path.stem}-{size}"))
+    arguments = f"{architecture!r}, img_size={size}, num_classes={config.num_classes}, checkpoint_path={str(weights.path)!r}"
+    raise ValueError(
+        f"pos_embed is of pictures of {size} pixels, but {architecture} takes {config.image_size}; to write a directory that "
+        f"can be served, run in Python: import timm; timm.models.save_for_hf(timm.create_model({arguments}), "
+        f"{directory!r}, model_args={{'img_size': {size}}})"
     )
 
 

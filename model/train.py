@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.augment import random_view
 from model.checkpoint import load_backbone, save_checkpoint
-from model.dataset import LabelledImages
+from model.dataset import Decode, LabelledImages
 from model.learning_curve import draw_learning_curve
 from model.preprocessing import Preprocessing
 from model.vit import VisionTransformer
@@ -56,8 +56,8 @@ class TrainSettings:
 class AugmentedStream(Dataset[tuple[Tensor, int]]):
     """An endless shuffled, augmented reading of a data set: what stands at a position depends on it and the seed alone."""
 
-    def __init__(self, images: LabelledImages, image_size: int, seed: int) -> None:
-        self.images, self.image_size, self.seed = images, image_size, seed
+    def __init__(self, images: LabelledImages, decode: Decode, image_size: int, seed: int) -> None:
+        self.images, self.decode, self.image_size, self.seed = images, decode, image_size, seed
         self._epoch, self._order = -1, torch.empty(0)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
@@ -65,18 +65,24 @@ class AugmentedStream(Dataset[tuple[Tensor, int]]):
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed + epoch)
             self._epoch, self._order = epoch, torch.randperm(len(self.images), generator=generator)
-        image_bytes, target = self.images.read(int(self._order[offset]))
-        rng = random.Random(f"{self.seed}/{position}")
+        index = int(self._order[offset])
+        image_bytes, target = self.images.read(index)
         try:
-            return random_view(image_bytes, self.image_size, rng), target
+            image = self.decode(image_bytes)
         except Exception as error:  # decoders raise whatever they like
-            image = self.images.images[int(self._order[offset])]
-            where = image if isinstance(image, Path) else f"number {int(self._order[offset])}"
-            raise TrainError(f"picture {where} cannot be decoded: {type(error).__name__}") from error
+            raise TrainError(
+                f"{self.images.name(index)} cannot be decoded any more: {error or type(error).__name__}"
+            ) from error
+        return random_view(image, self.image_size, random.Random(f"{self.seed}/{position}")), target
 
 
 def train(
-    start: Path, images: LabelledImages, output: Path, preprocessing: Preprocessing, settings: TrainSettings
+    start: Path,
+    images: LabelledImages,
+    decode: Decode,
+    output: Path,
+    preprocessing: Preprocessing,
+    settings: TrainSettings,
 ) -> VisionTransformer:
     """Fine-tune the encoder in `start` with a new head, and save it as a checkpoint in `output`.
 
@@ -98,9 +104,10 @@ def train(
     step = _restore(state_file, recipe, model, optimizer, device)
     _forget_after(output / "history.jsonl", step)
 
+    stream = AugmentedStream(images, decode, settings.image_size, settings.seed)
     with _progress() as progress, (output / "history.jsonl").open("a", encoding="utf-8") as history:
         task = progress.add_task("training", total=total, completed=step, loss=math.nan, accuracy=math.nan)
-        for pixels, targets in _batches(images, settings, step, total):
+        for pixels, targets in _batches(stream, settings, step, total):
             learning_rate = schedule(step, total, settings.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * group["scale"] * learning_rate
@@ -169,8 +176,7 @@ def schedule(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def _batches(images: LabelledImages, settings: TrainSettings, step: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
-    stream = AugmentedStream(images, settings.image_size, settings.seed)
+def _batches(stream: AugmentedStream, settings: TrainSettings, step: int, total: int) -> Iterator[tuple[Tensor, Tensor]]:
     size = settings.batch_size
     positions = [list(range(number * size, (number + 1) * size)) for number in range(step, total)]
     loader: DataLoader[Any] = DataLoader(stream, batch_sampler=positions, num_workers=settings.workers)

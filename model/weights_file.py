@@ -95,7 +95,7 @@ def find_weights(directory: Path) -> Path:
         with readable(path):
             if exists(path):
                 return path
-    raise CheckpointError(f"{directory / SAFETENSORS} is missing")
+    raise CheckpointError(f"{directory / SAFETENSORS} is missing, and there is no {PICKLE} either")
 
 
 def open_weights(path: Path) -> WeightsFile:

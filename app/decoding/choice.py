@@ -14,8 +14,10 @@ from app.decoding.limits import needed_bytes
 from app.decoding.processes import ProcessDecoder, Reason
 from app.decoding.threads import ThreadDecoder
 from app.decoding.zygote import Job
+from app.formats import check_decoders
 from app.images import ImageDecoder
 from app.metrics import Metrics
+from app.samples import SAMPLES
 from app.settings import Settings
 from model.preprocessing import Preprocessing
 
@@ -26,6 +28,7 @@ class StartingDecoder:
     """A decoder that has begun to start."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        check_decoders(settings.image_formats)
         self._settings = settings
         self._metrics = metrics
         self._zygote = Zygote() if _wants_processes(settings) else None
@@ -41,14 +44,7 @@ class StartingDecoder:
             StartError: it cannot be started.
         """
         settings = self._settings
-        decode = ImageDecoder(
-            preprocessing,
-            formats=settings.image_formats,
-            max_bytes=settings.max_image_bytes,
-            max_pixels=settings.max_image_pixels,
-            exact=settings.exact_decode,
-            scaled=settings.scaled_decode,
-        ).decode
+        decode = image_decoder(settings, preprocessing).decode
         if self._zygote is None:
             return ThreadDecoder(decode, threads=settings.decode_threads)
         job = Job(
@@ -83,10 +79,25 @@ def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDec
         raise
 
 
+def image_decoder(settings: Settings, preprocessing: Preprocessing) -> ImageDecoder:
+    """Make what decodes one image as the settings say: the same for serving, training and everything else."""
+    return ImageDecoder(
+        preprocessing,
+        formats=settings.image_formats,
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        exact=settings.exact_decode,
+        scaled=settings.scaled_decode,
+    )
+
+
 def _probe(formats: frozenset[str]) -> bytes:
-    """Encode the smallest image, in JPEG where that is decoded: it takes another way than the others."""
+    """A small image, in JPEG where that is decoded: it takes another way than the others."""
+    probe_format = "jpeg" if "jpeg" in formats else min(formats)
+    if probe_format in SAMPLES:
+        return SAMPLES[probe_format]
     file = io.BytesIO()
-    Image.new("RGB", (1, 1), "teal").save(file, ("jpeg" if "jpeg" in formats else min(formats)).upper())
+    Image.new("RGB", (1, 1), "teal").save(file, probe_format.upper())
     return file.getvalue()
 
 

@@ -138,13 +138,18 @@ def _warm_up(decode: Decode) -> None:
     """Have it import and set up what it does late, for every format."""
     from PIL import Image
 
+    from app.samples import SAMPLES
+
+    encoded = list(SAMPLES.values())
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):
         file = io.BytesIO()
         exif = Image.Exif()
         exif[0x0112] = 6
         Image.new("RGB", (256, 192), "teal").save(file, image_format, exif=exif)
+        encoded.append(file.getvalue())
+    for image in encoded:
         try:
-            decode(file.getvalue())
+            decode(image)
         except ServiceError:  # a format that is not enabled
             continue
 

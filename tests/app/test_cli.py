@@ -5,6 +5,9 @@ import csv
 import io
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,17 +190,118 @@ def test_pipe_in_a_folder_is_no_picture(folder: Path, tiny_checkpoint: Path) -> 
     assert (result.exit_code, len(result.stdout.splitlines())) == (0, 2)
 
 
-def test_broken_picture_ends_a_training(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    (tmp_path / "data" / "cat").mkdir(parents=True)
-    (tmp_path / "data" / "cat" / "one.png").write_bytes(b"broken")
-    os.mkfifo(tmp_path / "data" / "cat" / "pipe.png")
-    result = run("train", tmp_path / "data", tmp_path / "mine", "--start", tiny_checkpoint, "--image-size", 28)
-    reason = f"picture {tmp_path}/data/cat/one.png cannot be decoded: UnidentifiedImageError"
+@pytest.fixture
+def training_data(tmp_path: Path) -> Path:
+    """Two classes with a good picture each, and what systems leave in folders."""
+    data = tmp_path / "data"
+    for name in ("cat", "dog", ".git", "__MACOSX", ".ipynb_checkpoints"):
+        (data / name).mkdir(parents=True)
+        (data / name / "one.png").write_bytes(picture(len(name)))
+    for name in ("._one.png", ".hidden.png"):
+        (data / "cat" / name).write_bytes(b"no picture")
+    (data / "cat" / "__MACOSX").mkdir()
+    (data / "cat" / "__MACOSX" / "one.png").write_bytes(b"no picture")
+    os.mkfifo(data / "cat" / "pipe.png")
+    return data
+
+
+def train(data: Path, output: Path, start: Path, *options: object) -> Result:
+    return run("train", data, output, "--start", start, "--epochs", 1, "--image-size", 28, *options)
+
+
+def test_hidden_files_are_no_classes_and_no_pictures(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    result = train(training_data, tmp_path / "mine", tiny_checkpoint)
+    assert result.exit_code == 0, result.output
+    assert json.loads(run("info", tmp_path / "mine", "--json").stdout)["labels"] == ["cat", "dog"]
+    rows = run("classify", training_data, "--model", tiny_checkpoint, "--json").stdout.splitlines()
+    assert [json.loads(row)["path"] for row in rows] == [str(training_data / name / "one.png") for name in ("cat", "dog")]
+
+
+def test_bad_picture_ends_training_before_it_begins(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    bad = training_data / "dog" / "two.png"
+    bad.write_bytes(picture(7)[:500])
+    result = train(training_data, tmp_path / "mine", tiny_checkpoint)
+    reason = f"{bad} cannot be decoded: The image is truncated or corrupt; --skip-bad goes on without such pictures"
     assert (result.exit_code, result.stderr) == (1, f"vit-serve: {reason}\n")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_skip_bad_trains_without_bad_pictures(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (training_data / "dog" / "two.png").write_bytes(picture(7)[:500])
+    (training_data / "dog" / "three.jpg").write_bytes(b"")
+    result = train(training_data, tmp_path / "mine", tiny_checkpoint, "--skip-bad")
+    assert result.exit_code == 0, result.output
+    assert "going on without 2 of 4 pictures" in result.stderr
+
+
+def test_nothing_but_bad_pictures_ends_training(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    for name in ("cat", "dog"):
+        (training_data / name / "one.png").write_bytes(b"")
+    result = train(training_data, tmp_path / "mine", tiny_checkpoint, "--skip-bad")
+    assert (result.exit_code, result.stderr) == (1, "vit-serve: none of the pictures can be decoded\n")
+
+
+def test_evaluate_names_the_bad_picture(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    for label in TINY_LABELS:
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "one.png").write_bytes(picture(1))
+    bad = tmp_path / TINY_LABELS[3] / "bad.png"
+    bad.write_bytes(picture(1)[:500])
+    result = run("evaluate", tmp_path, "--model", tiny_checkpoint)
+    assert result.exit_code == 1
+    assert f"{bad} cannot be classified: The image is truncated" in result.stderr
+
+
+NOT_UTF8 = b"caf\xe9.png"
+
+
+def started(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [str(Path(sys.executable).parent / "vit-serve"), *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+
+
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_names_in_any_encoding_survive(folder: Path, tiny_checkpoint: Path, form: str) -> None:
+    path = os.fsencode(folder) + b"/" + NOT_UTF8
+    with open(path, "wb") as file:
+        file.write(picture(3))
+    with started("classify", folder, "--model", tiny_checkpoint, form, "--top-k", 1) as process:
+        output, _ = process.communicate(timeout=60)
+    lines = output.splitlines()
+    paths = [os.fsencode(json.loads(line)["path"]) if form == "--json" else line.partition(b",")[0] for line in lines]
+    assert path in paths
+
+
+@pytest.mark.parametrize(("form", "number"), [("--json", signal.SIGINT), ("--csv", signal.SIGTERM)])
+def test_interrupted_classify_keeps_what_is_done(
+    folder: Path, tiny_checkpoint: Path, form: str, number: signal.Signals
+) -> None:
+    os.mkfifo(folder / "waits")  # reading it takes until somebody writes
+    arguments = ("classify", folder, folder / "waits", "--model", tiny_checkpoint, form, "--top-k", 1)
+    with started(*arguments) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline() for _ in range(3 if form == "--csv" else 2)]
+        assert b"b.png" in lines[-1]
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, output) == (130, b"")
+    assert b"interrupted; what was done of it is printed: 2 pictures" in errors
+
+
+def test_classify_ends_if_nobody_reads(folder: Path, tiny_checkpoint: Path) -> None:
+    for number in range(300):
+        (folder / f"{number}.png").symlink_to(folder / "a.png")
+    with started("classify", folder, "--model", tiny_checkpoint, "--json", "--top-k", 10) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert b"nobody reads the output any more" in errors
+    assert b"Traceback" not in errors
 
 
 def test_version_and_help_come_without_loading_torch() -> None:
-    import subprocess
     import sys
 
     code = "import sys; from app.cli import cli; assert 'torch' not in sys.modules"

@@ -100,6 +100,28 @@ def test_a_palette_with_a_transparent_colour_becomes_white_there() -> None:
     assert pixels.transpose(1, 2, 0).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
+def _turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encode(random_picture(1), "JPEG", exif=exif)
+
+
+@pytest.mark.parametrize(
+    "image_bytes",
+    [
+        pytest.param(encode(Image.fromarray(np.arange(0, 65_536, 64).astype(np.uint16).reshape(32, 32))), id="16-bit-grey"),
+        pytest.param(encode(random_picture(2).quantize(7), transparency=3), id="palette-with-transparency"),
+        pytest.param(encode(random_picture(3).convert("RGBA").rotate(30)), id="alpha"),
+        pytest.param(encode(random_picture(4).convert("CMYK"), "JPEG"), id="cmyk"),
+        pytest.param(_turned(), id="turned"),
+    ],
+)
+def test_training_sees_the_pixels_that_are_served(image_bytes: bytes) -> None:
+    whole = decoder().decode_whole(image_bytes)
+    assert whole.mode == "RGB"
+    np.testing.assert_array_equal(as_pixels(whole), decode(image_bytes))
+
+
 def test_grey_of_sixteen_bits_is_scaled_and_not_clipped() -> None:
     levels = np.array([[0, 257, 256 * 128, 65_535]], np.uint16)
     assert decode(encode(Image.fromarray(levels))).tolist() == [[[0, 1, 128, 255]]] * 3
@@ -188,7 +210,8 @@ def test_a_format_is_never_opened_as_another(image_format: str) -> None:
 
 def test_a_format_that_is_not_enabled_is_told_so() -> None:
     message = bad(encode(random_picture(0), "GIF"), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
-    assert message == "gif images are not enabled; send one of: jpeg."
+    assert message.startswith("gif images are not enabled here; send one of: jpeg.")
+    assert message.endswith("VIT_IMAGE_FORMATS=jpeg,gif.")
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])

@@ -47,7 +47,7 @@ def test_what_is_kept_goes_where_the_system_keeps_such_things(
         ("VIT_DEVICE", "tpu", "VIT_DEVICE: string should match pattern"),
         ("VIT_API_KEYS", "one,,two", "VIT_API_KEYS: there is nothing between two commas"),
         ("VIT_API_KEYS", ",", "VIT_API_KEYS: there is nothing between two commas"),
-        ("VIT_IMAGE_FORMATS", "tiff", "VIT_IMAGE_FORMATS: input should be 'jpeg', 'png', 'webp', 'gif' or 'bmp'"),
+        ("VIT_IMAGE_FORMATS", "jxl", "VIT_IMAGE_FORMATS: input should be 'jpeg', 'png', 'webp', 'gif', 'bmp'"),
         ("VIT_RATE_LIMIT_PER_KEY", "often", "VIT_RATE_LIMIT_PER_KEY: couldn't parse rate limit string 'often'"),
         ("VIT_RATE_LIMIT_PER_KEY", "5/fortnight", "VIT_RATE_LIMIT_PER_KEY: no granularity matched for fortnight"),
         ("VIT_RATE_LIMIT_PER_ADDRESS", "0/minute", "VIT_RATE_LIMIT_PER_ADDRESS: a limit of 0 lets nobody in"),

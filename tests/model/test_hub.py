@@ -12,6 +12,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -42,6 +44,8 @@ class Handler(BaseHTTPRequestHandler):
         match parts:
             case ["api", "models", "me", "private", *_] | ["me", "private", *_]:
                 self._refuse(401, "")
+            case ["api", "models", "me", "ill", *_]:
+                self._refuse(500, "")
             case ["api", "models", "me", "secret", *_] | ["me", "secret", *_]:
                 self._refuse(403, "GatedRepo")
             case ["api", "models", "me", "tiny", "revision", "main" | "v1"] | ["api", "models", "me", "tiny"]:
@@ -119,6 +123,7 @@ def test_what_is_in_the_cache_needs_no_hub(hub: Hub, tmp_path: Path) -> None:
         ("me/secret", "me/secret asks for a token with access: set HF_TOKEN"),
         ("me/private", "the hub answered 401 to me/private: check HF_TOKEN"),
         ("me/nothing", "there is no me/nothing on the hub, or it is private"),
+        ("me/ill", "there is no path me/ill here, and as a hub id it is not in the cache, and the hub answered 500"),
         ("me/tiny@v9", "me/tiny has no revision v9"),
     ],
 )
@@ -136,3 +141,17 @@ def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
         "vit-serve: VIT_MODEL: there is no path me/tiny here, and as a hub id it is not in the cache"
     )
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_hub_that_may_not_be_asked_is_told(tmp_path: Path) -> None:
+    result = info("me/tiny", "http://127.0.0.1:1", tmp_path / "cache", HF_HUB_OFFLINE="1")
+    assert result.stderr.startswith("vit-serve: VIT_MODEL: there is no path me/tiny here")
+    assert "HF_HUB_OFFLINE forbids to ask the hub" in result.stderr
+
+
+def test_a_model_without_safetensors_is_loaded_from_its_pickle(hub: Hub, tmp_path: Path) -> None:
+    torch.save(load_file(hub.files / "model.safetensors"), hub.files / "pytorch_model.bin")
+    (hub.files / "model.safetensors").unlink()
+    result = info("me/tiny", hub.url, tmp_path / "cache")
+    assert result.returncode == 0, result.stderr
+    assert hub.asked == {"config.json", "preprocessor_config.json", "pytorch_model.bin"}

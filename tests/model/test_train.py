@@ -9,11 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
+from app.decoding.choice import image_decoder
+from app.settings import read_settings
 from model.augment import random_view
 from model.checkpoint import load_checkpoint
 from model.dataset import LabelledImages
 from model.train import AugmentedStream, TrainError, TrainSettings, parameter_groups, schedule, train, training_preprocessing
-from tests.support import encode, picture, tiny_model
+from tests.support import TINY_PREPROCESSING, encode, picture, tiny_model
+
+DECODE = image_decoder(read_settings(), TINY_PREPROCESSING).decode_whole
 
 SETTINGS = TrainSettings(epochs=6, batch_size=8, learning_rate=3e-3, layer_decay=1.0, image_size=28, save_every=2)
 
@@ -29,7 +33,7 @@ def colours(count: int) -> LabelledImages:
 
 
 def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    train(tiny_checkpoint, colours(48), tmp_path, training_preprocessing(28), SETTINGS)
+    train(tiny_checkpoint, colours(48), DECODE, tmp_path, training_preprocessing(28), SETTINGS)
 
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in history]
@@ -42,7 +46,7 @@ def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, tiny_checkpoint
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
     images = colours(24)
-    straight = train(tiny_checkpoint, images, tmp_path / "straight", training_preprocessing(28), SETTINGS)
+    straight = train(tiny_checkpoint, images, DECODE, tmp_path / "straight", training_preprocessing(28), SETTINGS)
 
     left = 70  # in the ninth of eighteen steps; the last saved one is the eighth
 
@@ -56,8 +60,8 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny
 
     broken = Interrupted(images.labels, images.images, images.targets)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_checkpoint, broken, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
-    resumed = train(tiny_checkpoint, images, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
+        train(tiny_checkpoint, broken, DECODE, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
+    resumed = train(tiny_checkpoint, images, DECODE, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
 
     steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "history.jsonl").read_text().splitlines()]
     assert steps == list(range(1, 19))
@@ -67,30 +71,30 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny
 
 def test_another_training_is_not_resumed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     images, once = colours(24), replace(SETTINGS, epochs=1.0)
-    train(tiny_checkpoint, images, tmp_path, training_preprocessing(28), once)
+    train(tiny_checkpoint, images, DECODE, tmp_path, training_preprocessing(28), once)
     with pytest.raises(TrainError, match="of a training with other settings; remove it"):
-        train(tiny_checkpoint, images, tmp_path, training_preprocessing(28), SETTINGS)
+        train(tiny_checkpoint, images, DECODE, tmp_path, training_preprocessing(28), SETTINGS)
     relabelled = replace(images, labels=("a", "b", "c"))
     with pytest.raises(TrainError, match="with other labels"):
-        train(tiny_checkpoint, relabelled, tmp_path, training_preprocessing(28), once)
+        train(tiny_checkpoint, relabelled, DECODE, tmp_path, training_preprocessing(28), once)
     (tmp_path / "training_state.pt").write_bytes(b"broken")
     with pytest.raises(TrainError, match="cannot be read; remove it"):
-        train(tiny_checkpoint, images, tmp_path, training_preprocessing(28), once)
+        train(tiny_checkpoint, images, DECODE, tmp_path, training_preprocessing(28), once)
 
 
 def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order() -> None:
     images = LabelledImages(("a",), [picture(0)] * 50, list(range(50)))
-    stream = AugmentedStream(images, 28, seed=1)
+    stream = AugmentedStream(images, DECODE, 28, seed=1)
     first, second = ([stream[i][1] for i in range(start, start + 50)] for start in (0, 50))
     assert sorted(first) == sorted(second) == list(range(50))
     assert first != second
-    assert torch.equal(stream[7][0], AugmentedStream(images, 28, seed=1)[7][0])
+    assert torch.equal(stream[7][0], AugmentedStream(images, DECODE, 28, seed=1)[7][0])
     assert not torch.equal(stream[7][0], stream[57][0])
 
 
 def test_a_view_is_of_the_size_asked_for_whatever_the_picture() -> None:
     for size in ((64, 64), (10, 300), (1, 1)):
-        view = random_view(encode(Image.new("L", size)), 28, random.Random(0))
+        view = random_view(Image.new("RGB", size), 28, random.Random(0))
         assert (view.shape, view.dtype) == ((3, 28, 28), torch.uint8)
 
 

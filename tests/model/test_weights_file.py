@@ -115,16 +115,20 @@ class Whole(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "name"),
     [
-        pytest.param(Whole(), id="module"),
-        pytest.param({"net": Whole(), "epoch": 3}, id="module-in-a-dict"),
-        pytest.param({"checkpoint": {"model": Whole(), "lr": 0.1}, "best": [0.5]}, id="module-in-a-dict-of-a-dict"),
+        pytest.param(Whole(), "Whole", id="module"),
+        pytest.param({"net": Whole(), "epoch": 3}, "Whole", id="module-in-a-dict"),
+        pytest.param({"checkpoint": {"model": Whole(), "lr": 0.1}, "best": [0.5]}, "Whole", id="module-in-a-dict-of-a-dict"),
+        pytest.param({"net": torch.nn.DataParallel(Whole())}, "DataParallel", id="parallel-module"),
+        pytest.param({"state_dict": TENSORS, "best": np.float64(0.5)}, "scalar", id="number-of-numpy"),
+        pytest.param({"state_dict": TENSORS, "callbacks": {Whole: {"best": Path("x")}}}, "Whole", id="class-as-a-key"),
+        pytest.param(TENSORS | {"epoch": np.int64(3)}, "scalar", id="beside-the-tensors"),
     ],
 )
-def test_a_pickled_module_is_refused_with_the_way_to_convert_it(tmp_path: Path, content: object) -> None:
+def test_what_is_more_than_tensors_is_refused_with_the_way_to_convert_it(tmp_path: Path, content: object, name: str) -> None:
     torch.save(content, tmp_path / 'it\'s "mine".pth')
-    with pytest.raises(CheckpointError, match=r"more than tensors \(tests\.model\.test_weights_file\.Whole\)") as caught:
+    with pytest.raises(CheckpointError, match=rf"more than tensors \([\w.]+\.{name}\)") as caught:
         open_weights(tmp_path / 'it\'s "mine".pth')
     run_advice(caught)
     assert_complete(tmp_path / 'it\'s "mine"-weights.pth')
@@ -216,6 +220,7 @@ def arrays() -> bytes:
         ("model.pth", lambda: b"\n<!DOCTYPE html><title>Sign in</title>", "is a web page"),
         ("model.bin", lambda: b"<html lang='en'>", "is a web page"),
         ("model.safetensors", lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+        ("config.json", lambda: b'{"architectures": ["ViTForImageClassification"]}', "is JSON, not weights"),
         ("model.pth", scripted, "is TorchScript"),
         ("model.npz", arrays, "an archive of NumPy's arrays"),
         ("model.keras", lambda: zipped("model.weights.h5"), "a model of Keras"),

@@ -105,7 +105,8 @@ def test_random_order_loses_and_doubles_nothing() -> None:
         assert not queue._running and not queue._heavy_running and not len(queue)
 
 
-FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"]
+FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO", "AVIF"]
+HEADER_BYTES = {"AVIF": 320}
 MORE_HEADER: dict[str, dict[str, object]] = {"GIF": {"comment": b"hello", "loop": 0}}
 
 
@@ -141,7 +142,9 @@ def test_no_damage_hides_pixels_that_pillow_would_decode(image_format: str) -> N
     for _ in range(2000):
         damaged = bytearray(image)
         for _ in range(rng.randrange(1, 4)):
-            damaged[rng.randrange(min(len(image), 60))] = rng.choice((0, 1, 2, 0x21, 0x2C, 0x3B, 0x80, rng.randrange(256)))
+            damaged[rng.randrange(min(len(image), HEADER_BYTES.get(image_format, 60)))] = rng.choice(
+                (0, 1, 2, 0x21, 0x2C, 0x3B, 0x80, rng.randrange(256))
+            )
         pixels = count_pixels(bytes(damaged))
         try:
             with Image.open(io.BytesIO(damaged), formats=[image_format]) as opened:

@@ -1,0 +1,48 @@
+"""Formats of pictures: what each is called, what decodes it, and what a caller is told whose picture is in another one."""
+
+from collections.abc import Iterable
+from functools import cache
+
+from PIL import features
+
+from app.errors import StartError
+
+_NEVER_DECODED = {
+    "bigtiff": "BigTIFF images",
+    "jpeg2000": "JPEG 2000 images",
+    "jpegxl": "JPEG XL images",
+    "pdf": "PDF documents",
+    "svg": "SVG drawings",
+}
+"""What `sniff_format` knows only to call it by its name."""
+
+
+def refusal(image_format: str | None, enabled: Iterable[str]) -> str:
+    """Say why a format is not decoded, and what to do."""
+    send = f"send one of: {', '.join(sorted(enabled))}"
+    if image_format is None:
+        return f"The bytes are not an image that is known here; {send}."
+    if image_format in _NEVER_DECODED:
+        return f"{_NEVER_DECODED[image_format]} are not decoded here; {send}."
+    enabling = f"VIT_IMAGE_FORMATS={','.join([*sorted(enabled), image_format])}"
+    return f"{image_format} images are not enabled here; {send}. Whoever runs the service enables them: {enabling}."
+
+
+def check_decoders(formats: Iterable[str]) -> None:
+    """Check that there is a decoder for each format, without loading those that most services have no use for.
+
+    Raises:
+        StartError: one is not installed.
+    """
+    if "avif" in formats and not features.check("avif"):
+        raise StartError("VIT_IMAGE_FORMATS has avif, which this build of Pillow cannot decode: install one of its wheels")
+
+
+@cache
+def pillow_name(image_format: str) -> str:
+    """Pillow's name of a format, whose decoder is loaded now and will not start threads: a worker may have none."""
+    if image_format == "avif":
+        from PIL import AvifImagePlugin
+
+        AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    return image_format.upper()

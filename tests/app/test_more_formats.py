@@ -1,0 +1,249 @@
+"""Formats that are decoded where they are enabled: the pixels of each, and a clear no where they are not."""
+
+import io
+import random
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import isobmff
+from app.decoding.choice import begin_decoding
+from app.decoding.zygote import _warm_up
+from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
+from app.headers import sniff_format
+from app.images import ImageDecoder, Pixels
+from app.metrics import Metrics
+from app.samples import SAMPLES
+from app.settings import Settings
+from model.preprocessing import Preprocessing
+from tests.support import encode, random_picture
+
+HALF = (0.5, 0.5, 0.5)
+DEFAULT = frozenset({"jpeg", "png", "webp", "gif", "bmp"})
+MORE = ["avif"]
+
+
+def decoder(formats: frozenset[str] = DEFAULT | set(MORE), max_pixels: int = 1_000_000) -> ImageDecoder:
+    as_it_is = Preprocessing(None, None, "bicubic", HALF, HALF)
+    return ImageDecoder(as_it_is, formats=formats, max_bytes=10_000_000, max_pixels=max_pixels, exact=True)
+
+
+def decode(image_bytes: bytes) -> Pixels:
+    return decoder().decode(image_bytes)
+
+
+def refused(image_bytes: bytes, error: type[ServiceError], **options: Any) -> str:
+    with pytest.raises(error) as caught:
+        decoder(**options).decode(image_bytes)
+    return str(caught.value)
+
+
+def as_pixels(image: Image.Image) -> Pixels:
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def picture(image_format: str, seed: int = 1) -> bytes:
+    return encode(random_picture(seed, 120, 80), image_format.upper())
+
+
+def box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", 8 + len(content)) + kind + content
+
+
+@pytest.mark.parametrize("image_format", MORE)
+def test_more_formats_give_the_pixels_that_pillow_gives(image_format: str) -> None:
+    for image_bytes in (picture(image_format), SAMPLES[image_format]):
+        with Image.open(io.BytesIO(image_bytes)) as image:
+            assert np.array_equal(decode(image_bytes), as_pixels(image))
+
+
+@pytest.mark.parametrize("image_format", MORE)
+def test_a_format_that_is_not_enabled_says_how_it_is(image_format: str) -> None:
+    message = refused(picture(image_format), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
+    assert message.startswith(f"{image_format} images are not enabled here; send one of: jpeg.")
+    assert f"VIT_IMAGE_FORMATS=jpeg,{image_format}" in message
+
+
+@pytest.mark.parametrize(
+    ("first_bytes", "name"),
+    [
+        (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG 2000 images"),
+        (b"\xff\x4f\xff\x51\0\x2f", "JPEG 2000 images"),
+        (b"\xff\x0a\xfa\x7f", "JPEG XL images"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL images"),
+        (b"%PDF-1.7\n", "PDF documents"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG drawings"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<svg>", "SVG drawings"),
+    ],
+)
+def test_what_is_never_decoded_is_called_by_its_name(first_bytes: bytes, name: str) -> None:
+    message = refused(first_bytes + bytes(100), UnsupportedImageFormat)
+    assert message.startswith(f"{name} are not decoded here; send one of: avif, bmp, ")
+
+
+@pytest.mark.parametrize(
+    ("brands", "image_format"),
+    [
+        (b"avif\0\0\0\0", "avif"),
+        (b"avis\0\0\0\0avif", "avif"),
+        (b"mif1\0\0\0\0miafavif", "avif"),
+        (b"mif1\0\0\0\0miaf", None),
+        (b"isom\0\0\0\0avif", None),
+        (b"mp42\0\0\0\0isom", None),
+        (b"mif1\0\0\0\0" + b"miaf" * 200 + b"avif", None),
+    ],
+)
+def test_brands_tell_the_format(brands: bytes, image_format: str | None) -> None:
+    assert sniff_format(box(b"ftyp", brands)) == image_format
+
+
+def test_transparency_becomes_white() -> None:
+    image = random_picture(3).convert("RGBA")
+    image.putalpha(0)
+    assert (decode(encode(image, "AVIF")) >= 254).all()
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_avif_stands_upright_once(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = random_picture(4, 64, 40)
+    turned = encode(stored, "AVIF", exif=exif, quality=100, subsampling="4:4:4")
+    with Image.open(io.BytesIO(turned)) as image:
+        expected = as_pixels(_turned(image.copy(), orientation))
+    pixels = decode(turned)
+    assert pixels.shape == ((3, 64, 40) if orientation >= 5 else (3, 40, 64))
+    assert np.array_equal(pixels, expected)
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    levels = np.asarray(image.convert("RGB"))
+    upright = [
+        levels, levels[:, ::-1], levels[::-1, ::-1], levels[::-1], levels.transpose(1, 0, 2), np.rot90(levels, -1),
+        np.rot90(levels, 2).transpose(1, 0, 2), np.rot90(levels),
+    ][orientation - 1]  # fmt: skip
+    return Image.fromarray(np.ascontiguousarray(upright))
+
+
+def test_a_turn_that_only_a_text_beside_the_picture_tells_of_is_none() -> None:
+    text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    assert decode(encode(random_picture(4, 64, 40), "AVIF", xmp=text)).shape == (3, 40, 64)
+
+
+def test_of_a_sequence_the_first_frame_counts() -> None:
+    frames = {"save_all": True, "append_images": [random_picture(2)], "quality": 100}
+    sequence = encode(random_picture(1), "AVIF", **frames)
+    with Image.open(io.BytesIO(sequence)) as image:
+        assert getattr(image, "n_frames", 1) == 2
+    first, second = (np.abs(decode(sequence).astype(int) - as_pixels(random_picture(seed))).mean() for seed in (1, 2))
+    assert first < 10 < second
+
+
+@pytest.mark.parametrize("image_format", MORE)
+def test_too_many_pixels_are_refused_by_the_header_alone(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_bytes = picture(image_format)
+    assert decoder(max_pixels=120 * 80).decode(image_bytes).shape == (3, 80, 120)
+    monkeypatch.setattr(Image, "open", None)
+    assert "120 x 80 pixels; at most 9599" in refused(image_bytes, ImageTooLarge, max_pixels=120 * 80 - 1)
+
+
+def test_the_largest_of_many_sizes_counts_wherever_it_is() -> None:
+    def size(width: int, height: int) -> bytes:
+        return box(b"ispe", struct.pack(">III", 0, width, height))
+
+    def meta(*sizes: bytes) -> bytes:
+        return box(b"meta", bytes(4) + box(b"iprp", box(b"ipco", b"".join(sizes))))
+
+    track = box(b"trak", box(b"tkhd", bytes(76) + struct.pack(">II", 300 << 16, 200 << 16)))
+    assert isobmff.largest_size(meta(size(10, 20), size(7, 9))) == (10, 20)
+    assert isobmff.largest_size(meta(size(10, 20)) + meta(size(30, 20))) == (30, 20)
+    assert isobmff.largest_size(meta(size(10, 20)) + box(b"moov", track)) == (300, 200)
+    assert isobmff.largest_size(b"\0\0\0\1mdat" + struct.pack(">Q", 20) + bytes(4) + meta(size(10, 20))) == (10, 20)
+    assert isobmff.largest_size(box(b"free", b"")) is None
+
+
+def test_a_flood_of_boxes_is_refused() -> None:
+    start = SAMPLES["avif"][:32]
+    deep = b""
+    for _ in range(20):
+        deep = box(b"iprp", deep)
+    for flood in (box(b"free", b"") * 3000, deep):
+        with pytest.raises(isobmff.TooManyBoxes):
+            isobmff.largest_size(start + flood)
+        refused(start + flood, UndecodableImage)
+
+
+def damaged(image_bytes: bytes, number: int) -> Iterator[bytes]:
+    """The same each time: cut off at many lengths, and with some bytes changed, more of them where the header is."""
+    generator = random.Random(number)
+    for at in range(number // 2):
+        yield image_bytes[: 12 + (len(image_bytes) - 12) * at // (number // 2)]
+    for _ in range(number):
+        mutant = bytearray(image_bytes)
+        for _ in range(generator.randint(1, 6)):
+            end = len(mutant) if generator.random() < 0.5 else min(len(mutant), 400)
+            mutant[generator.randrange(12, end)] = generator.choice((0, 1, 0x7F, 0xFF, generator.randrange(256)))
+        yield bytes(mutant)
+
+
+def outcomes(image_bytes: bytes, number: int) -> Counter[str]:
+    seen: Counter[str] = Counter()
+    for mutant in damaged(image_bytes, number):
+        try:
+            seen[str(decode(mutant).dtype)] += 1
+        except ServiceError as error:
+            seen[error.code] += 1
+    return seen
+
+
+@pytest.mark.parametrize("image_format", MORE)
+def test_damaged_files_raise_nothing_but_our_own_errors(image_format: str) -> None:
+    seen = outcomes(picture(image_format), 400)
+    assert set(seen) <= {"uint8", "undecodable_image", "image_too_large", "unsupported_image_format"}
+    assert seen["undecodable_image"] > 200
+
+
+@pytest.mark.parametrize("image_format", MORE)
+def test_a_truncated_file_is_undecodable(image_format: str) -> None:
+    image_bytes = picture(image_format)
+    for share in (0.2, 0.5, 0.9):
+        refused(image_bytes[: int(len(image_bytes) * share)], UndecodableImage)
+
+
+@pytest.mark.parametrize("image_format", MORE)
+async def test_workers_decode_it_within_their_limits(image_format: str, tmp_path: Path) -> None:
+    given = {"image_formats": image_format, "decode_isolation": "process", "decode_threads": 1, "cache_dir": tmp_path}
+    settings = Settings.model_validate(given)
+    preprocessing = Preprocessing((32, 32), None, "bicubic", HALF, HALF)
+    metrics = Metrics()
+    with begin_decoding(settings, metrics) as starting:
+        workers = starting.finish(preprocessing, (3, 32, 32))
+    workers.start()
+    try:
+        alone = ImageDecoder(preprocessing, formats=settings.image_formats, max_bytes=10**7, max_pixels=10**6, exact=True)
+        assert np.array_equal(await workers.decode(picture(image_format)), alone.decode(picture(image_format)))
+        for mutant in list(damaged(picture(image_format), 60)):
+            try:
+                await workers.decode(mutant)
+            except ServiceError as error:
+                assert error.code in {"undecodable_image", "image_too_large", "unsupported_image_format"}
+        assert np.array_equal(await workers.decode(picture(image_format)), alone.decode(picture(image_format)))
+    finally:
+        await workers.close()
+    assert not [sample for family in metrics.decoder_restarts.collect() for sample in family.samples if sample.value]
+
+
+@pytest.mark.parametrize("image_format", MORE)
+def test_decoders_start_no_threads_and_are_warm_before_workers_are_forked(image_format: str) -> None:
+    image_bytes = encode(random_picture(1, 1200, 800), image_format.upper())
+    _warm_up(decoder().decode)
+    with Image.open(io.BytesIO(image_bytes)) as image:
+        before = len(list(Path("/proc/self/task").iterdir()))
+        image.load()
+        assert len(list(Path("/proc/self/task").iterdir())) == before
