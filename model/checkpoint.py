@@ -200,6 +200,11 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
             return name_classes(read_timm_file(path, name), path.parent)
         case ["torchvision", name]:
             return name_classes(read_torchvision_file(path, name), path.parent)
+    with readable(path):
+        if exists(path.parent / "config.json"):
+            raise CheckpointError(
+                f"{path} stands beside a config.json, which says what it is of: name the folder, {path.parent}"
+            )
     raise CheckpointError(
         f"{path} is a bare state dict: set VIT_ARCHITECTURE to what it is of, such as timm/vit_small_patch16_224 "
         "or torchvision/vit_b_16"

@@ -7,12 +7,13 @@ from typing import Any
 
 from model.blueprint import Blueprint, explained, input_size, number, side, truth, whole
 from model.config import Activation, ViTConfig
+from model.files import exists
 from model.hugging_face_keys import DINOV2, DINOV2_WITH_REGISTERS, VIT
 from model.known_keys import KnownKeys, check_keys
 from model.labels import placeholders
 from model.layout import Layout
 from model.preprocessing import from_hugging_face
-from model.weights_file import CheckpointError, find_weights, read_json
+from model.weights_file import CheckpointError, find_weights, read_json, readable
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -184,6 +185,9 @@ def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
         if isinstance(nested, dict):
             return file, nested
     file = directory / "preprocessor_config.json"
+    with readable(file):
+        if not exists(file):  # a Trainer writes it only if it was given the image processor
+            raise CheckpointError(f"{file} is missing: copy that of the model that training began from")
     return file, read_json(file)
 
 
