@@ -170,6 +170,8 @@ def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> 
     if found and not path.is_dir():
         return _file(path, architecture)
     if not found and (not is_hub_id(str(model)) or path.suffix.lower() in SUFFIXES or path.parent.is_dir()):
+        if path.is_symlink():
+            raise CheckpointError(f"{model} is a link to {os.readlink(path)}, which does not exist")
         hub_id = f"hf-hub:{model}" if is_hub_id(f"hf-hub:{model}") else "owner/name"
         raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id ({hub_id})")
     if found:
@@ -198,6 +200,11 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
             return name_classes(read_timm_file(path, name), path.parent)
         case ["torchvision", name]:
             return name_classes(read_torchvision_file(path, name), path.parent)
+    with readable(path):
+        if exists(path.parent / "config.json"):
+            raise CheckpointError(
+                f"{path} stands beside a config.json, which says what it is of: name the folder, {path.parent}"
+            )
     raise CheckpointError(
         f"{path} is a bare state dict: set VIT_ARCHITECTURE to what it is of, such as timm/vit_small_patch16_224 "
         "or torchvision/vit_b_16"

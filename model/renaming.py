@@ -48,7 +48,7 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
     if not others:
         raise ValueError(f"there is no {key}: all that it has is an encoder's, and a classifier is needed")
     raise ValueError(
-        f"there is no {key}; beside the encoder it has {_listed(others)}: save the classifier as one Linear under {key}"
+        f"there is no {key}; beside the encoder it has {_listed(others)}: a classifier must be one Linear, under {key}"
     )
 
 

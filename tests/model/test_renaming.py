@@ -197,6 +197,11 @@ def renamed(state: State, old: str, new: str) -> State:
         (lambda s: without(s, "head."), "there is no head.weight: all that it has is an encoder's, and a classifier is needed"),
         (lambda s: renamed(s, "head.", "fc."), "there is no head.weight; beside the encoder it has fc.weight, fc.bias"),
         (lambda s: renamed(s, "head.", "head.2."), "beside the encoder it has head.2.weight, head.2.bias"),
+        (
+            lambda s: changed(renamed(s, "head.", "head.1."), head__0__running_mean=torch.ones(32)),  # as MAE's linear probes
+            "beside the encoder it has head.1.weight, head.1.bias, head.0.running_mean",
+        ),
+        (lambda s: changed(without(s, "head."), mask_token=torch.ones(1)), "there is no head.weight; .* it has mask_token"),
         (lambda s: changed(s, head__0__weight=torch.ones(4, 5)), "head.0.weight with shape"),
         (lambda s: renamed(renamed(s, "", "backbone."), "backbone.head", "head"), "under backbone and beside it head.weight"),
         (lambda s: s | renamed(s, "", "ema."), "several models, with patch_embed.proj.weight and ema.patch_embed.proj.weight"),
@@ -236,6 +241,19 @@ def test_head_of_several_layers_of_torchvision_is_named(tmp_path: Path) -> None:
         CheckpointError, match=r"no heads.head.weight; beside the encoder it has heads.0.weight, heads.0.bias, heads.2"
     ):
         load_checkpoint(tmp_path / "model.pth", TORCHVISION)
+
+
+def test_way_out_for_a_file_of_timm_of_another_size_serves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(timm_models._SIZES, "tiny", (192, 12, 3, 768))  # what the advice builds is as large as the name says
+    model = randomise(timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=5)).eval()
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(
+        CheckpointError, match=r"pos_embed is of pictures of 48 pixels, but vit_tiny_patch16_224 takes 224"
+    ) as caught:
+        load_checkpoint(tmp_path / "model.pth", TIMM)
+    exec(str(caught.value).partition("run in Python: ")[2], {})
+    assert_answers_as(model, tmp_path / "model-48", None, size=48)
+    assert load_checkpoint(tmp_path / "model-48").preprocessing.mean == (0.5, 0.5, 0.5)  # of the architecture, as in training
 
 
 def test_position_embedding_of_torchvision_without_tokens_is_named(tmp_path: Path) -> None:
