@@ -6,7 +6,7 @@ Pillow reads headers in Python, byte by byte, and unpacks every colour profile; 
 import re
 from typing import Literal
 
-from app import isobmff
+from app import av1, isobmff
 from app.errors import UndecodableImage
 from app.geometry import Size
 from app.tiff import tiff_size
@@ -118,7 +118,8 @@ def count_pixels(image_bytes: bytes) -> int | None:
         case "gif":
             size = _gif_size(image_bytes)
         case "avif" | "heic":
-            size = isobmff_size(image_bytes)
+            largest, certain = _largest_in_isobmff(image_bytes)
+            size = largest if certain else None
         case "tiff":
             size = tiff_size(image_bytes)
         case _:
@@ -253,8 +254,22 @@ def webp_size(webp: bytes) -> Size | None:
 
 
 def isobmff_size(image_bytes: bytes) -> Size | None:
-    """Width and height of the largest picture in an AVIF or HEIC, or None if that is not known."""
+    """Width and height of the largest picture or frame in an AVIF or HEIC, as far as it says; None if it does not."""
+    return _largest_in_isobmff(image_bytes)[0]
+
+
+def _largest_in_isobmff(image_bytes: bytes) -> tuple[Size | None, bool]:
+    """The size, and whether nothing larger can be decoded."""
     try:
-        return isobmff.largest_size(image_bytes)
+        stated = isobmff.largest_size(image_bytes)
+        coded = isobmff.coded_pictures(image_bytes, b"av01")
     except isobmff.TooManyBoxes:
-        return None
+        return None, False
+    if stated is None or coded is None:
+        return stated, False
+    frames = [av1.largest_frame(item) for item in coded.items]
+    if sniff_format(image_bytes) == "avif":
+        frames += [av1.largest_frame(track, only_first=True) for track in coded.tracks]
+    sizes = [stated, *(frame.size for frame in frames if frame is not None)]
+    certain = all(frame is not None and frame.certain for frame in frames)
+    return max(sizes, key=lambda size: size[0] * size[1]), certain
