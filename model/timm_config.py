@@ -49,8 +49,8 @@ def _present_form(content: dict[str, Any]) -> dict[str, Any]:
     raw = dict(content)
     if "pretrained_cfg" not in raw and "model_type" in raw:
         raise ValueError(
-            "pretrained_cfg is missing, which says how pictures are prepared: without it transformers has no image processor for "
-            "this model either; copy it from the config.json of the model that yours was tuned from"
+            "pretrained_cfg is missing, which says how pictures are prepared, and transformers has no other image processor "
+            "for this model: copy it from the config.json of the model that yours was tuned from"
         )
     if "pretrained_cfg" not in raw:
         flat = {key: raw.pop(key) for key in content if key in PRETRAINED_CFG.honoured | PRETRAINED_CFG.harmless}

@@ -120,7 +120,8 @@ def timm_flat(architecture: str, **said: Any) -> Reference:
 
 def timm_wrapper(architecture: str, pretrained_cfg: dict[str, Any]) -> Reference:
     def write(directory: Path) -> tuple[Path, Answer]:
-        config = transformers.TimmWrapperConfig(architecture=architecture, num_labels=11, pretrained_cfg=pretrained_cfg)
+        said: dict[str, Any] = {"num_labels": 11, "pretrained_cfg": pretrained_cfg}
+        config = transformers.TimmWrapperConfig(architecture=architecture, **said)
         model = randomise(transformers.TimmWrapperForImageClassification(config))
         model.save_pretrained(directory)
         transform = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
