@@ -6,8 +6,13 @@ ARG BASE=python:3.11-slim-bookworm
 # What the project depends on, and nothing else of it: as long as these lines stay, torch is not installed again,
 # whatever else changes in pyproject.toml.
 FROM ${BASE} AS requirements
+# Extras of pyproject.toml, with commas: --build-arg EXTRAS=heif for an image that can decode HEIC.
+ARG EXTRAS=
 COPY pyproject.toml .
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+RUN EXTRAS="$EXTRAS" python -c "import os, tomllib; \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+extras = [name for name in os.environ['EXTRAS'].split(',') if name]; \
+print(*project['dependencies'], *(line for name in extras for line in project['optional-dependencies'][name]), sep='\n')" \
     > /requirements.txt
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cache
+from importlib.util import find_spec
 
 from PIL import features
 
@@ -17,6 +18,9 @@ _NEVER_DECODED = {
 """What `sniff_format` knows only to call it by its name."""
 
 
+_INSTALL_HEIF = "pip install 'vit-serve[heif]'"
+
+
 def refusal(image_format: str | None, enabled: Iterable[str]) -> str:
     """Say why a format is not decoded, and what to do."""
     send = f"send one of: {', '.join(sorted(enabled))}"
@@ -25,6 +29,8 @@ def refusal(image_format: str | None, enabled: Iterable[str]) -> str:
     if image_format in _NEVER_DECODED:
         return f"{_NEVER_DECODED[image_format]} are not decoded here; {send}."
     enabling = f"VIT_IMAGE_FORMATS={','.join([*sorted(enabled), image_format])}"
+    if image_format == "heic":
+        enabling += f", after {_INSTALL_HEIF}"
     return f"{image_format} images are not enabled here; {send}. Whoever runs the service enables them: {enabling}."
 
 
@@ -36,13 +42,25 @@ def check_decoders(formats: Iterable[str]) -> None:
     """
     if "avif" in formats and not features.check("avif"):
         raise StartError("VIT_IMAGE_FORMATS has avif, which this build of Pillow cannot decode: install one of its wheels")
+    if "heic" in formats and find_spec("pillow_heif") is None:
+        raise StartError(f"VIT_IMAGE_FORMATS has heic, which needs pillow-heif: {_INSTALL_HEIF}")
 
 
 @cache
 def pillow_name(image_format: str) -> str:
-    """Pillow's name of a format, whose decoder is loaded now and will not start threads: a worker may have none."""
+    """Pillow's name of a format, whose decoder is loaded now and starts as few threads as it can: a worker may have none."""
     if image_format == "avif":
         from PIL import AvifImagePlugin
 
         AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    elif image_format == "heic":
+        import pillow_heif
+
+        pillow_heif.register_heif_opener(decode_threads=0, thumbnails=False, depth_images=False, aux_images=False)
+        return "HEIF"
     return image_format.upper()
+
+
+def needs_threads(formats: Iterable[str]) -> bool:
+    """Tell whether a decoder cannot do without a thread of its own: libde265 starts one for each tile, whatever it is told."""
+    return "heic" in formats

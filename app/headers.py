@@ -49,6 +49,7 @@ _SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!(?:DOCTY
 _MAX_SVG_PROLOG = 2000
 
 _AVIF_BRANDS = frozenset({b"avif", b"avis"})
+_HEIC_BRANDS = frozenset({b"heic", b"heix", b"hevc", b"hevx"})
 _HEIF_BRANDS = frozenset({b"mif1", b"msf1"})
 """Of a file that says only among its further brands how its pictures are encoded."""
 
@@ -74,6 +75,8 @@ def _sniff_isobmff(image_bytes: bytes) -> str | None:
     major, *compatible = isobmff.brands(image_bytes)
     if major in _AVIF_BRANDS or (major in _HEIF_BRANDS and not _AVIF_BRANDS.isdisjoint(compatible)):
         return "avif"
+    if major in _HEIC_BRANDS or (major in _HEIF_BRANDS and not _HEIC_BRANDS.isdisjoint(compatible)):
+        return "heic"
     return None
 
 
@@ -107,7 +110,7 @@ def count_pixels(image_bytes: bytes) -> int | None:
             size = (_number(image_bytes[16:20], "big"), _number(image_bytes[20:24], "big")) if at_its_place else None
         case "gif":
             size = _gif_size(image_bytes)
-        case "avif":
+        case "avif" | "heic":
             size = isobmff_size(image_bytes)
         case _:
             wide = 2 if image_bytes[14] == 12 else 4

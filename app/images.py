@@ -54,13 +54,16 @@ _TURN_UPRIGHT = {
 }
 """EXIF 2.32, tag 274: how the stored image has to be turned to stand upright."""
 
+_STRAIGHT_ALPHA = {"RGBa": "RGBA", "La": "LA"}
+"""Modes whose colours are stored multiplied by their alpha, and those that they are undone to."""
+
 
 class ImageDecoder:
     """Decodes and preprocesses one image at a time; may be called from many threads.
 
     Args:
         preprocessing: resize, crop and interpolation of the checkpoint.
-        formats: what is decoded, of `jpeg`, `png`, `webp`, `gif`, `bmp` and `avif`.
+        formats: what is decoded, of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif` and `heic`.
         max_bytes: of the encoded image.
         max_pixels: width times height.
         exact: decode JPEGs to the bit as the checkpoint's library does, not the quick way.
@@ -114,7 +117,7 @@ class ImageDecoder:
             image_bytes = png_without_profiles(image_bytes)
         elif image_format == "webp" and (size := webp_size(image_bytes)) is not None:
             self._check_size(size)  # Pillow makes room for it before it tells how large it is
-        elif image_format == "avif":
+        elif image_format in ("avif", "heic"):
             self._check_boxes(image_bytes)
         with _open(image_bytes, image_format) as image:
             self._check_size(image.size)
@@ -230,6 +233,8 @@ def _strip_to_rgb(image: Image.Image) -> Image.Image:
         if transparent is not None:
             grey[levels == transparent] = 255
         return Image.fromarray(grey).convert("RGB")
+    if image.mode in _STRAIGHT_ALPHA:
+        image = _convert(image, _STRAIGHT_ALPHA[image.mode])
     if "A" in image.getbands() or transparent is not None:
         image = _convert(image, "RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

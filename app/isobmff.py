@@ -51,8 +51,18 @@ def _sizes(file: bytes) -> Iterator[Size]:
             case "tkhd" if end - start >= 84:
                 width, height = struct.unpack_from(">II", file, start + (88 if file[start] == 1 and end - start >= 96 else 76))
                 yield width >> 16, height >> 16  # 16.16
+            case "clap" if end - start >= 16:
+                width, width_parts, height, height_parts = struct.unpack_from(">IIII", file, start)
+                if width_parts and height_parts:
+                    yield _rounded_up(width, width_parts), _rounded_up(height, height_parts)
             case _ if kind in _CODED and end - start >= 28:
                 yield struct.unpack_from(">HH", file, start + 24)
+
+
+def _rounded_up(number: int, parts: int) -> int:
+    """A fraction as the most pixels it may become: a cut that begins within a pixel keeps one more."""
+    whole, rest = divmod(number, parts)
+    return whole + 2 if rest else whole
 
 
 def _boxes(file: bytes) -> Iterator[tuple[str, int, int]]:

@@ -27,7 +27,7 @@ from model.labels import FILE as LABELS
 from model.labels import check_labels, name_classes
 from model.layout import Layout, build, read_state
 from model.preprocessing import Preprocessing, to_hugging_face
-from model.renaming import named_as
+from model.renaming import how_to_serve, named_as
 from model.timm_models import read_timm_directory, read_timm_file
 from model.torchvision_models import read_torchvision_file
 from model.vit import VisionTransformer, resample_position_embedding
@@ -200,10 +200,12 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
             return name_classes(read_timm_file(path, name), path.parent)
         case ["torchvision", name]:
             return name_classes(read_torchvision_file(path, name), path.parent)
-    raise CheckpointError(
-        f"{path} is a bare state dict: set VIT_ARCHITECTURE to what it is of, such as timm/vit_small_patch16_224 "
-        "or torchvision/vit_b_16"
-    )
+    with readable(path):
+        if exists(path.parent / "config.json"):
+            raise CheckpointError(
+                f"{path} stands beside a config.json, which says what it is of: name the folder, {path.parent}"
+            )
+    raise CheckpointError(f"{path} is a bare state dict: {how_to_serve(open_weights(path))}")
 
 
 def _read_state(weights: WeightsFile, layout: Layout, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:

@@ -62,6 +62,8 @@ def kind_of(path: Path) -> Kind:
         return "torch"
     if start.startswith(b"\x80"):
         raise ValueError(f"it is a pickle that torch.save did not write; {_ADVICE}")
+    if start.lstrip().startswith((b"{", b"[")):
+        raise ValueError("it is JSON, not weights: name the folder that it is in, or the weights beside it")
     format_ = foreign_format(path)
     if format_ is not None:
         raise ValueError(f"it is a file of {format_}, by its name; {_ADVICE}")

@@ -12,6 +12,7 @@ _ID = re.compile(r"(?:hf-hub:)?(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./
 _FILES = [
     "config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "adapter_config.json",
     LABELS,
     SAFETENSORS,

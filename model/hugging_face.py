@@ -7,12 +7,13 @@ from typing import Any
 
 from model.blueprint import Blueprint, explained, input_size, number, side, truth, whole
 from model.config import Activation, ViTConfig
+from model.files import exists
 from model.hugging_face_keys import DINOV2, DINOV2_WITH_REGISTERS, VIT
 from model.known_keys import KnownKeys, check_keys
 from model.labels import placeholders
 from model.layout import Layout
 from model.preprocessing import from_hugging_face
-from model.weights_file import CheckpointError, find_weights, read_json
+from model.weights_file import CheckpointError, find_weights, read_json, readable
 
 _ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -184,6 +185,9 @@ def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
         if isinstance(nested, dict):
             return file, nested
     file = directory / "preprocessor_config.json"
+    with readable(file):
+        if not exists(file):  # a Trainer writes it only if it was given the image processor
+            raise CheckpointError(f"{file} is missing: copy that of the model that training began from")
     return file, read_json(file)
 
 
@@ -208,6 +212,8 @@ def _architecture(raw: dict[str, Any], path: Path) -> str:
         return architecture
     if architecture is not None and re.fullmatch(r"(ViT|DeiT|Dinov2|Dinov2WithRegisters)Model", architecture):
         raise CheckpointError(f"{path}: {architecture} is an encoder without a classifier, and there are no classes to answer")
+    if architecture is None and named:
+        raise CheckpointError(f"{path}: architectures {named!r} is not supported; it must be a list of one name")
     what = f"architecture {architecture!r} is not supported" if architecture else "no architecture is named"
     raise CheckpointError(f"{path}: {what}; supported are {', '.join(ARCHITECTURES)}, and timm's plain vit and deit models")
 
@@ -225,4 +231,8 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
         return placeholders(whole(raw, "num_labels", 2))
     if not isinstance(by_id, dict) or not by_id or set(by_id) != {str(index) for index in range(len(by_id))}:
         raise ValueError("id2label must give one label for each class, numbered from 0")
+    if raw.get("num_labels") is not None and whole(raw, "num_labels") != len(by_id):
+        raise ValueError(
+            f"num_labels is {raw['num_labels']}, but id2label gives {len(by_id)} labels; remove the one that is wrong"
+        )
     return tuple(str(label) for _, label in sorted(by_id.items(), key=lambda item: int(item[0])))

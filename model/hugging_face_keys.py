@@ -4,7 +4,7 @@ from model.known_keys import KnownKeys, keys
 
 _BOOKKEEPING = keys(
     "_name_or_path name_or_path _commit_hash transformers_version finetuning_task tokenizer_class processor_class "
-    "image_processor_type custom_pipelines xla_device initializer_range"
+    "image_processor_type xla_device initializer_range"
 )
 """Where the model comes from, what goes with it, and how it was initialised before training."""
 
@@ -45,6 +45,7 @@ SUPPORTED = {
 
 REFUSED = {
     "auto_map": "it asks for code that comes with the model, and none is run; remove it if transformers has the model",
+    "custom_pipelines": "it asks for code that comes with the model, and none is run; remove it if transformers' own will do",
     "quantization_config": "quantised weights are not read here; save the model unquantised, and set VIT_DTYPE",
     "pruned_heads": "heads that were cut away are not supported; save the model with all its heads",
     "cross_attention_hidden_size": "only encoders are supported",

@@ -160,7 +160,9 @@ def from_timm(config: dict[str, Any], image_size: int) -> Preprocessing:
     Raises:
         ValueError: a value that is not known; the message names it.
     """
-    crop_pct = float(config.get("crop_pct") or 0.875)
+    crop_pct = _number(config.get("crop_pct") or 0.875, "crop_pct")
+    if crop_pct <= 0:
+        raise ValueError(f"crop_pct must be greater than 0, not {crop_pct}")
     interpolation = config.get("interpolation") or "bicubic"
     if interpolation not in _PILLOW_FILTERS:
         raise ValueError(f"interpolation {interpolation!r} is not one of {', '.join(_PILLOW_FILTERS)}")
@@ -177,8 +179,8 @@ def from_timm(config: dict[str, Any], image_size: int) -> Preprocessing:
         resize=resize,
         crop=(image_size, image_size),
         interpolation=interpolation,
-        mean=_channels(list(config.get("mean") or IMAGENET_MEAN), "mean"),
-        std=_channels(list(config.get("std") or IMAGENET_STD), "std"),
+        mean=_channels(config.get("mean") or IMAGENET_MEAN, "mean"),
+        std=_channels(config.get("std") or IMAGENET_STD, "std"),
         crop_rounding="even",
     )
 

@@ -9,6 +9,14 @@ from model.weights_file import CheckpointError, WeightsFile
 _PATCHES = "patch_embed.proj.weight"
 """What every model has, and so tells under which prefix it is."""
 
+_LIBRARIES = {
+    _PATCHES: "its names are timm's: set VIT_ARCHITECTURE to what it is of, such as timm/vit_small_patch16_224",
+    "conv_proj.weight": "its names are torchvision's: set VIT_ARCHITECTURE to what it is of, such as torchvision/vit_b_16",
+    "embeddings.patch_embeddings.projection.weight": "its names are those of transformers: copy it as pytorch_model.bin into a "
+    "folder with the model's config.json and preprocessor_config.json, and name that folder",
+}
+"""How each library names the patch embedding's weights, and what to do with a bare state dict of its."""
+
 _ENCODER = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.proj.", "norm.", "norm_pre.", "fc_norm.")
 """Our names beside the blocks, and beginnings of them."""
 
@@ -36,10 +44,7 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
     """
     key, patches = layout.sources("head.weight")[0], layout.sources(_PATCHES)[0]
     if patches not in weights.shapes:
-        raise ValueError(
-            f"there is no {patches}, which every model of this architecture has; it has {_listed(list(weights.shapes))}: "
-            "set VIT_ARCHITECTURE to what it is of"
-        )
+        raise ValueError(f"there is no {patches}, which every model of this architecture has; {how_to_serve(weights)}")
     if (shape := weights.shapes.get(key)) is not None:
         if len(shape) != 2:
             raise ValueError(f"{key} has shape {shape}, expected that of a Linear (classes, width)")
@@ -50,6 +55,14 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
     raise ValueError(
         f"there is no {key}; beside the encoder it has {_listed(others)}: a classifier must be one Linear, under {key}"
     )
+
+
+def how_to_serve(weights: WeightsFile) -> str:
+    """Tell from its names what to do with a state dict of which nothing else is known."""
+    for patches, advice in _LIBRARIES.items():
+        if any(key == patches or key.endswith(f".{patches}") for key in weights.shapes):
+            return advice
+    return f"its names are those of no library that is read here: it has {_listed(list(weights.shapes))}"
 
 
 def _without_prefix(weights: WeightsFile, layout: Layout) -> WeightsFile:

@@ -51,7 +51,7 @@ def choose(content: object) -> StateDict:
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}  # type: ignore[attr-defined]
     if not tensors:
         where = f" under {'.'.join(keys)}" if keys else ""
-        raise ValueError(f"it has no state dict (names with tensors){where}; it has {_listed(content)}")
+        raise ValueError(f"it has no names with tensors{where}; it has {_listed(content)}")
     if (nested := next((key for key, value in tensors.items() if value.is_nested), None)) is not None:
         raise ValueError(f"{nested} is a nested tensor, which has no one shape")
     return StateDict(tensors, note)

@@ -10,14 +10,16 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from model.blueprint import Blueprint, explained, side, whole
-from model.config import Activation, Embedded, Pooling, ViTConfig
+from model.blueprint import Blueprint, explained, side
+from model.config import Activation, Embedded, ViTConfig
 from model.labels import placeholders
 from model.layout import Layout
 from model.preprocessing import from_timm
 from model.published.timm_weights import published_cfg
 from model.published.trained_on import TrainedOn, said_by_dataset, said_by_tag
 from model.renaming import count_classes, named_as
+from model.timm_arguments import activation, check_choices, layer_norm_eps, pooling, sizes
+from model.timm_config import read_config
 from model.weights_file import WeightsFile, find_weights, open_weights, read_json
 
 _SIZES = {
@@ -69,19 +71,20 @@ def read_timm_directory(directory: Path) -> Blueprint:
         CheckpointError: a file that is missing or broken, or an architecture that is not supported.
     """
     config_file = directory / "config.json"
-    raw = read_json(config_file)
+    content = read_json(config_file)
     weights = named_as(open_weights(find_weights(directory)), _LAYOUT)
     with explained(config_file):
+        said = read_config(content)
+        raw, pretrained, num_classes = said.raw, said.pretrained, said.num_classes
         name = _parse(str(raw["architecture"]))
-        pretrained = raw.get("pretrained_cfg") or {}
-        image_size = _image_size(raw, pretrained, name)
-        num_classes = whole(raw, "num_classes", pretrained.get("num_classes"))
         if num_classes == 0:
             raise ValueError("num_classes is 0: it is an encoder without a classifier, and there are no classes to answer")
-        config = _config(name, weights, num_classes, image_size, raw.get("global_pool"))
+        config = _config(name, weights, num_classes, said.image_size, said.arguments)
+        check_choices(said.arguments, config, gap="gap" in name.choices)
+        _check_pooling(raw, said.arguments, config)
         named = bool(raw.get("label_names") or pretrained.get("label_names"))
         labels = _labels(raw, pretrained, num_classes)
-        preprocessing = from_timm(pretrained, image_size)
+        preprocessing = from_timm(pretrained, said.picture_size)
     return Blueprint(
         name=directory.resolve().name,
         architecture=str(raw["architecture"]),
@@ -91,6 +94,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         labels=labels,
         weights=weights.path,
         resampling="smooth",
+        interpolates=bool(said.arguments.get("dynamic_img_size")),
         trained_on=None if named else _trained_on(raw, pretrained, num_classes),
         problem_type=raw.get("problem_type"),
     )
@@ -105,7 +109,7 @@ def read_timm_file(path: Path, architecture: str) -> Blueprint:
     weights = named_as(open_weights(path), _LAYOUT)
     with explained(path):
         name = _parse(architecture)
-        config = _config(name, weights, count_classes(weights, _LAYOUT), name.image_size, None)
+        config = _config(name, weights, count_classes(weights, _LAYOUT), name.image_size, {})
         _refuse_another_size(weights, architecture, config)
         preprocessing = from_timm(published_cfg(architecture), name.image_size)
     return Blueprint(
@@ -163,34 +167,31 @@ def _size_of(size: str, choices: frozenset[str]) -> str:
     return next((name for name in own if name in _SIZES), size)
 
 
-def _config(name: _Name, weights: WeightsFile, num_classes: int, image_size: int, global_pool: Any) -> ViTConfig:
-    """Sizes as the name says, choices as the tensors show."""
-    embed_dim, depth, num_heads, mlp_dim = _SIZES[name.size]
+def _config(name: _Name, weights: WeightsFile, num_classes: int, image_size: int, arguments: dict[str, Any]) -> ViTConfig:
+    """Sizes as the name says, or the arguments that the model was made with; choices as the tensors show."""
     shapes = weights.shapes
     class_token, fc_norm = "cls_token" in shapes, "fc_norm.weight" in shapes
     reg_tokens = weights.tokens("reg_token")
-    swiglu = name.size == "giant_dinov2"
+    patch_size = side(arguments.get("patch_size", name.patch_size), "model_args.patch_size")
     prefix = class_token + ("dist_token" in shapes) + reg_tokens
+    token = class_token and not fc_norm and "gap" not in name.choices
     return ViTConfig(
         num_classes=num_classes,
         image_size=image_size,
-        patch_size=name.patch_size,
-        embed_dim=embed_dim,
-        depth=depth,
-        num_heads=num_heads,
-        mlp_dim=mlp_dim,
-        activation=_activation(name),
-        swiglu=swiglu,
+        patch_size=patch_size,
+        **sizes(_SIZES[name.size], arguments, gated=name.size == "giant_dinov2"),
+        activation=activation(arguments, _activation(name)),
+        swiglu=name.size == "giant_dinov2",
         qkv_bias="blocks.0.attn.qkv.bias" in shapes,
-        layer_norm_eps=1e-5 if "clip" in name.choices else 1e-6,
+        layer_norm_eps=layer_norm_eps(arguments, 1e-5 if "clip" in name.choices else 1e-6),
         layer_scale="blocks.0.ls1.gamma" in shapes,
         class_token=class_token,
         dist_token="dist_token" in shapes,
         head_dist="head_dist.weight" in shapes,
         reg_tokens=reg_tokens,
-        embedded=_embedded(weights, (image_size // name.patch_size) ** 2, prefix),
+        embedded=_embedded(weights, (image_size // patch_size) ** 2 if patch_size > 0 else 0, prefix),
         pre_norm="norm_pre.weight" in shapes,
-        pooling=_pooling(global_pool, class_token and not fc_norm),
+        pooling=pooling(arguments, "token" if token else "avg"),
         fc_norm=fc_norm,
     )
 
@@ -206,23 +207,14 @@ def _embedded(weights: WeightsFile, num_patches: int, prefix: int) -> Embedded:
     return "patches" if prefix and weights.tokens("pos_embed") == num_patches else "all"
 
 
-def _pooling(global_pool: Any, token: bool) -> Pooling:
-    match global_pool:
-        case "token" | "avg":
-            return "token" if global_pool == "token" else "avg"
-        case None | "":
-            return "token" if token else "avg"
-    raise ValueError(f"global_pool {global_pool!r} is not supported; supported are 'token' and 'avg'")
-
-
-def _image_size(raw: dict[str, Any], pretrained: dict[str, Any], name: _Name) -> int:
-    arguments = raw.get("model_args") or {}
-    if "img_size" in arguments:
-        return side(arguments["img_size"], "img_size")
-    channels_and_sides = pretrained.get("input_size")
-    if channels_and_sides is None:
-        return name.image_size
-    return side(list(channels_and_sides)[1:], "input_size")
+def _check_pooling(raw: dict[str, Any], arguments: dict[str, Any], config: ViTConfig) -> None:
+    """Refuse a `global_pool` beside `model_args` that says otherwise: timm wrote it there, and does not read it."""
+    written = raw.get("global_pool")
+    if "global_pool" not in arguments and written not in (None, "", config.pooling):
+        raise ValueError(
+            f"global_pool is {written!r}, but timm reads only that in model_args, and makes a model of this architecture that "
+            f"pools by {config.pooling!r}: put it into model_args if the model was trained so, or remove it"
+        )
 
 
 def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> tuple[str, ...]:

@@ -1,8 +1,12 @@
 """What the Dockerfile and the compose files promise, where a slip would show only in production. Needs no Docker."""
 
 import json
+import os
 import re
+import subprocess
+import tomllib
 from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +55,24 @@ def _enters_the_build(path: str) -> bool:
 
 def test_the_image_runs_as_a_numbered_user_who_is_not_root() -> None:
     assert all(int(part) > 0 for part in _instructions("USER")[-1].split(":"))
+
+
+def test_an_image_can_be_built_with_extras(tmp_path: Path) -> None:
+    (command,) = (line for line in _instructions("RUN") if "tomllib" in line)
+    (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
+
+    def requirements(extras: str) -> list[str]:
+        to_stdout = command.replace(" > /requirements.txt", "")
+        environment = {**os.environ, "EXTRAS": extras}
+        return subprocess.run(
+            ["sh", "-c", to_stdout], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert requirements("") == project["dependencies"]
+    assert requirements("heif") == project["dependencies"] + project["optional-dependencies"]["heif"]
+    with pytest.raises(subprocess.CalledProcessError):
+        requirements("no-such-extra")
 
 
 def test_signals_reach_the_process_and_no_argument_means_serve() -> None:

@@ -14,7 +14,7 @@ from app.decoding.limits import needed_bytes
 from app.decoding.processes import ProcessDecoder, Reason
 from app.decoding.threads import ThreadDecoder
 from app.decoding.zygote import Job
-from app.formats import check_decoders
+from app.formats import check_decoders, needs_threads
 from app.images import ImageDecoder
 from app.metrics import Metrics
 from app.samples import SAMPLES
@@ -54,6 +54,7 @@ class StartingDecoder:
             memory_bytes=needed_bytes(settings.max_image_pixels, settings.max_image_bytes),
             timeout_s=settings.decode_timeout_s,
             probe=_probe(settings.image_formats),
+            threads=needs_threads(settings.image_formats),
         )
         decoder = ProcessDecoder(self._zygote, job, processes=settings.decode_threads, on_restart=self._count)
         decoder.warm_up()

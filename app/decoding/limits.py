@@ -33,17 +33,20 @@ def end_with_parent(parent: int) -> None:
         os._exit(0)
 
 
-def confine(memory_bytes: int) -> None:
+def confine(memory_bytes: int, *, threads: bool = False) -> None:
     """Take from this process what decoding does not need: more memory than this, files, sockets, other processes.
 
+    With `threads` it keeps the right to start those, and processes, which the kernel counts with them.
     Where the machine or the container has no memory left, the kernel ends this process rather than the service.
     """
     with suppress(OSError):  # where /proc is read-only
         Path("/proc/self/oom_score_adj").write_text("1000")
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     _lower(resource.RLIMIT_AS, in_use + memory_bytes)
-    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE):
+    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE, resource.RLIMIT_NOFILE):
         _lower(limit, 0)  # what is open stays open
+    if not threads:
+        _lower(resource.RLIMIT_NPROC, 0)
 
 
 def allow_cpu(seconds: float) -> None:

@@ -53,6 +53,8 @@ class Job:
     timeout_s: float
     probe: bytes
     """An encoded image that every new worker decodes before it is given one of a client's."""
+    threads: bool = False
+    """Whether a worker may start threads, and so, as the kernel counts them together, processes."""
 
     @property
     def pixels_at(self) -> int:
@@ -159,7 +161,7 @@ def _serve(connection: socket.socket, memory_fd: int, job: Job) -> None:
     memory = mmap.mmap(memory_fd, job.shared_bytes)
     pixels = np.frombuffer(memory, np.uint8, offset=job.pixels_at).reshape(job.shape)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a C library's last words may quote the picture
-    confine(job.memory_bytes)
+    confine(job.memory_bytes, threads=job.threads)
 
     def decode(image_bytes: bytes) -> "Pixels":
         decoded = job.decode(image_bytes)

@@ -41,6 +41,25 @@ def test_link_to_a_checkpoint_is_served(folder: Path) -> None:
     assert_answers_as(theirs(folder / "checkpoint-20"), folder / "best", None, size=32)
 
 
+def test_the_folder_that_a_refusal_names_is_served(folder: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"stands beside a config.json, which says what it is of: name the folder"
+    ) as caught:
+        load_checkpoint(folder / "checkpoint-20" / "model.safetensors")
+    named = str(caught.value).partition("name the folder, ")[2]
+    assert_answers_as(theirs(folder / "checkpoint-20"), Path(named), None, size=32)
+
+
+def test_the_image_processor_that_a_trainer_was_not_given_is_copied(folder: Path) -> None:
+    moved = shutil.move(folder / "checkpoint-20" / "preprocessor_config.json", folder)
+    with pytest.raises(
+        CheckpointError, match=r"preprocessor_config.json is missing: copy that of the model that training began"
+    ):
+        load_checkpoint(folder / "checkpoint-20")
+    shutil.copy(moved, folder / "checkpoint-20")
+    assert_answers_as(theirs(folder / "checkpoint-20"), folder / "checkpoint-20", None, size=32)
+
+
 def test_link_to_nothing_is_told(tmp_path: Path) -> None:
     (tmp_path / "best.pth").symlink_to("last.pth")
     with pytest.raises(CheckpointError, match=r"best\.pth is a link to last\.pth, which does not exist"):

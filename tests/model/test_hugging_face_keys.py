@@ -193,3 +193,33 @@ def test_the_keys_that_transformers_4_wrote_change_nothing(odd: tuple[str, Path]
         "pruned_heads": {},
     }
     check_edited(odd, "nothing", old)
+
+
+CONTRADICTIONS: dict[str, tuple[str, Any]] = {
+    "fewer classes": ("num_labels", 3),
+    "more classes": ("num_labels", 7),
+    "classes in quotes": ("num_labels", "5"),
+    "two architectures": ("architectures", ["ViTForImageClassification", "ViTModel"]),
+    "remote pipeline": ("custom_pipelines", {"image-classification": {"impl": "pipeline.Mine", "pt": ["AutoModel"]}}),
+    "remote model": ("auto_map", {"AutoModelForImageClassification": "modeling.Mine"}),
+    "cut heads": ("pruned_heads", {"0": [1]}),
+    "quantised": ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    "unknown": ("window_size", 7),
+}
+
+
+@pytest.mark.parametrize("case", CONTRADICTIONS)
+def test_what_cannot_be_honoured_is_refused_by_name(odd: tuple[str, Path], case: str) -> None:
+    key, value = CONTRADICTIONS[case]
+    file = odd[1] / "config.json"
+    before = file.read_text()
+    change(odd[1], **{key: value})
+    try:
+        with pytest.raises(CheckpointError, match=rf"config\.json: {key} "):
+            load_checkpoint(odd[1])
+    finally:
+        file.write_text(before)
+
+
+def test_a_number_of_labels_that_fits_says_nothing_new(odd: tuple[str, Path]) -> None:
+    check_edited(odd, "nothing", {"num_labels": 5})

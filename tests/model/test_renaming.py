@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
@@ -224,7 +225,10 @@ def renamed(state: State, old: str, new: str) -> State:
         (lambda s: changed(s, norm__weight=torch.ones(32, device="meta")), "norm.weight is meta"),
         (lambda s: changed(s, norm__weight__absmax=torch.ones(2)), "has norm.weight.absmax, as quantized weights do"),
         (lambda s: changed(s, pre_logits__fc__weight=torch.ones(32, 32)), "pre_logits.fc.weight .* is not expected"),
-        (lambda s: {"a": torch.ones(2)}, "there is no patch_embed.proj.weight, which every model .*; it has a"),
+        (
+            lambda s: {"a": torch.ones(2)},
+            "there is no patch_embed.proj.weight, which every model .*; its names are those of no library .*: it has a",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_file_of_timm_is_named(tmp_path: Path, change: Callable[[State], State], says: str) -> None:
@@ -267,3 +271,31 @@ def test_tensors_that_share_memory_are_each_read(tmp_path: Path) -> None:
     model.blocks[1].attn.qkv.weight = model.blocks[0].attn.qkv.weight
     torch.save(model.state_dict(), tmp_path / "model.pth")
     assert_answers_as(model, tmp_path / "model.pth", TIMM)
+
+
+def test_bare_file_of_torchvision_is_told_what_to_set(tmp_path: Path) -> None:
+    torch.save(torchvision_model().state_dict(), tmp_path / "model.pth")
+    with pytest.raises(
+        CheckpointError, match=r"is a bare state dict: its names are torchvision's: set VIT_ARCHITECTURE"
+    ) as caught:
+        load_checkpoint(tmp_path / "model.pth")
+    architecture = str(caught.value).partition("such as ")[2]
+    assert load_checkpoint(tmp_path / "model.pth", architecture).model.config.num_classes == 5
+
+
+@pytest.mark.parametrize("architecture", [None, TIMM])
+def test_bare_file_of_transformers_is_served_from_the_folder_that_a_refusal_asks_for(
+    tmp_path: Path, architecture: str | None
+) -> None:
+    model = hugging_face(tmp_path / "folder")
+    bare = (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "bare.safetensors")
+    with pytest.raises(CheckpointError, match=r"are those of transformers: copy it as pytorch_model\.bin into a folder"):
+        load_checkpoint(bare, architecture)
+    shutil.copy(bare, tmp_path / "folder" / "pytorch_model.bin")
+    assert_answers_as(model, tmp_path / "folder", None, size=32)
+
+
+def test_a_file_that_is_no_state_dict_is_not_called_one(tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(b"<html>")
+    with pytest.raises(CheckpointError, match=r"model\.pth cannot be read: it is a web page"):
+        load_checkpoint(tmp_path / "model.pth")

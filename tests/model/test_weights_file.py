@@ -220,6 +220,7 @@ def arrays() -> bytes:
         ("model.pth", lambda: b"\n<!DOCTYPE html><title>Sign in</title>", "is a web page"),
         ("model.bin", lambda: b"<html lang='en'>", "is a web page"),
         ("model.safetensors", lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+        ("config.json", lambda: b'{"architectures": ["ViTForImageClassification"]}', "is JSON, not weights"),
         ("model.pth", scripted, "is TorchScript"),
         ("model.npz", arrays, "an archive of NumPy's arrays"),
         ("model.keras", lambda: zipped("model.weights.h5"), "a model of Keras"),
