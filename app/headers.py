@@ -9,6 +9,7 @@ from typing import Literal
 from app import isobmff
 from app.errors import UndecodableImage
 from app.geometry import Size
+from app.tiff import tiff_size
 
 _MAX_JPEG_SCANS = 100
 """A progressive JPEG of a camera or an editor has about 10 scans; each costs a pass over the whole image."""
@@ -43,6 +44,8 @@ _BMP_HEADER_SIZES = frozenset({12, 40, 52, 56, 64, 108, 124})
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
+_TIFF = (b"II*\0", b"MM\0*")
+_BIGTIFF = (b"II+\0", b"MM\0+")
 _JPEG2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 _JPEG_XL = (b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a")
 _SVG = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]{0,200}>\s*)?(?:<!(?:DOCTYPE svg|--)[^>]{0,400}>\s*){0,4}<svg[\s/>]")
@@ -68,6 +71,8 @@ def sniff_format(image_bytes: bytes) -> str | None:
         return "bmp"
     if image_bytes[4:8] == b"ftyp":
         return _sniff_isobmff(image_bytes)
+    if image_bytes.startswith(_TIFF):
+        return "tiff"
     return _sniff_undecoded(image_bytes)
 
 
@@ -81,6 +86,8 @@ def _sniff_isobmff(image_bytes: bytes) -> str | None:
 
 
 def _sniff_undecoded(image_bytes: bytes) -> str | None:
+    if image_bytes.startswith(_BIGTIFF):
+        return "bigtiff"
     if image_bytes.startswith(_JPEG2000):
         return "jpeg2000"
     if image_bytes.startswith(_JPEG_XL):
@@ -99,7 +106,7 @@ def count_pixels(image_bytes: bytes) -> int | None:
         The pixels; 0 for what no decoder will take for an image, None where the size is not where it should be.
     """
     match sniff_format(image_bytes):
-        case None | "jpeg2000" | "jpegxl" | "pdf" | "svg":
+        case None | "bigtiff" | "jpeg2000" | "jpegxl" | "pdf" | "svg":
             return 0
         case "jpeg":
             return _jpeg_pixels(image_bytes)
@@ -112,6 +119,8 @@ def count_pixels(image_bytes: bytes) -> int | None:
             size = _gif_size(image_bytes)
         case "avif" | "heic":
             size = isobmff_size(image_bytes)
+        case "tiff":
+            size = tiff_size(image_bytes)
         case _:
             wide = 2 if image_bytes[14] == 12 else 4
             width, height = image_bytes[18 : 18 + wide], image_bytes[18 + wide : 18 + 2 * wide]

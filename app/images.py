@@ -26,6 +26,7 @@ from app.headers import (
     webp_size,
 )
 from app.jpeg import decode_jpeg
+from app.tiff import check_mode, check_tiff, tiff_size
 from model.preprocessing import Preprocessing
 
 Pixels = NDArray[np.uint8]
@@ -63,7 +64,7 @@ class ImageDecoder:
 
     Args:
         preprocessing: resize, crop and interpolation of the checkpoint.
-        formats: what is decoded, of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif` and `heic`.
+        formats: what is decoded, of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `heic` and `tiff`.
         max_bytes: of the encoded image.
         max_pixels: width times height.
         exact: decode JPEGs to the bit as the checkpoint's library does, not the quick way.
@@ -118,12 +119,17 @@ class ImageDecoder:
         elif image_format == "webp" and (size := webp_size(image_bytes)) is not None:
             self._check_size(size)  # Pillow makes room for it before it tells how large it is
         elif image_format in ("avif", "heic"):
-            self._check_boxes(image_bytes)
+            self._check_stated(isobmff_size(image_bytes))
+        elif image_format == "tiff":
+            self._check_stated(tiff_size(image_bytes))
+            check_tiff(image_bytes)
         with _open(image_bytes, image_format) as image:
             self._check_size(image.size)
             check_jpeg_scans(scans, image.width * image.height, self._max_pixels)
             if image_format == "avif":
                 image.info.pop("xmp", None)  # only the container's own turns count (ISO/IEC 23008-12, 6.5.10)
+            if image_format == "tiff":
+                check_mode(image.mode)
             yield image, image_format
 
     def _decode_jpeg(self, image_bytes: bytes, image: Image.Image) -> Pixels | None:
@@ -137,9 +143,9 @@ class ImageDecoder:
             raise UnsupportedImageFormat(refusal(image_format, self._formats))
         return image_format
 
-    def _check_boxes(self, image_bytes: bytes) -> None:
-        """Check the largest picture that the file says it has, which may be a tile and not the one that Pillow tells of."""
-        if (size := isobmff_size(image_bytes)) is None:
+    def _check_stated(self, size: Size | None) -> None:
+        """Check what a header says, which may be of a tile and so more than Pillow tells."""
+        if size is None:
             raise UndecodableImage("The image does not say how large it is.")
         self._check_size(size)
 

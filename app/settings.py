@@ -21,7 +21,7 @@ _MAX_REQUEST_BYTES = 64 * 2**20
 _MAX_QUEUE_BYTES = 256 * 2**20
 _MAX_WORKERS = 256
 
-ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "heic"]
+ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "heic", "tiff"]
 RateLimitNotation = Annotated[str, AfterValidator(values.rate_limit)]
 Port = Annotated[int, BeforeValidator(values.number_of_a_port), Field(ge=0, le=65_535)]
 Seconds = Annotated[float, Field(gt=0), AfterValidator(values.long_enough)]

@@ -28,7 +28,7 @@ from tests.support import encode, random_picture
 
 HALF = (0.5, 0.5, 0.5)
 DEFAULT = frozenset({"jpeg", "png", "webp", "gif", "bmp"})
-MORE = ["avif", "heic"]
+MORE = ["avif", "heic", "tiff"]
 PILLOW = {image_format: pillow_name(image_format) for image_format in MORE}
 
 
@@ -80,6 +80,8 @@ def test_a_format_that_is_not_enabled_says_how_it_is(image_format: str) -> None:
         (b"\xff\x4f\xff\x51\0\x2f", "JPEG 2000 images"),
         (b"\xff\x0a\xfa\x7f", "JPEG XL images"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL images"),
+        (b"II+\0\x08\0\0\0", "BigTIFF images"),
+        (b"MM\0+\0\x08\0\0", "BigTIFF images"),
         (b"%PDF-1.7\n", "PDF documents"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG drawings"),
         (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<svg>", "SVG drawings"),
@@ -118,13 +120,13 @@ def test_transparency_becomes_white(image_format: str) -> None:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("image_format", ["avif", "heic"])
+@pytest.mark.parametrize("image_format", MORE)
 def test_a_turned_photo_stands_upright_once(image_format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = random_picture(4, 64, 40).convert("L").convert("RGB")  # colours are stored at half the size
     turned = encode(stored, PILLOW[image_format], exif=exif.tobytes(), quality=100)
-    assert (b"irot" in turned or b"imir" in turned) == (orientation > 1)
+    assert (b"irot" in turned or b"imir" in turned) == (orientation > 1 and image_format != "tiff")
     pixels = decode(turned)
     assert pixels.shape == ((3, 64, 40) if orientation >= 5 else (3, 40, 64))
     assert np.abs(pixels.astype(int) - as_pixels(_turned(stored, orientation))).mean() < 6
@@ -237,9 +239,11 @@ def outcomes(image_bytes: bytes, number: int) -> Counter[str]:
     return seen
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("image_format", MORE)
 def test_damaged_files_raise_nothing_but_our_own_errors(image_format: str) -> None:
     seen = outcomes(picture(image_format), 400)
+    assert seen.total() == 600
     assert set(seen) <= {"uint8", "undecodable_image", "image_too_large", "unsupported_image_format"}
     assert seen["undecodable_image"] > 200
 
@@ -274,7 +278,7 @@ async def test_workers_decode_it_within_their_limits(image_format: str, tmp_path
     assert not [sample for family in metrics.decoder_restarts.collect() for sample in family.samples if sample.value]
 
 
-@pytest.mark.parametrize("image_format", ["avif"])
+@pytest.mark.parametrize("image_format", ["avif", "tiff"])
 def test_decoders_start_no_threads_and_are_warm_before_workers_are_forked(image_format: str) -> None:
     image_bytes = encode(random_picture(1, 1200, 800), PILLOW[image_format])
     _warm_up(decoder().decode)
@@ -282,3 +286,75 @@ def test_decoders_start_no_threads_and_are_warm_before_workers_are_forked(image_
         before = len(list(Path("/proc/self/task").iterdir()))
         image.load()
         assert len(list(Path("/proc/self/task").iterdir())) == before
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr", "RGBA", "P", "1"])
+def test_tiffs_give_the_pixels_that_pillow_gives(mode: str, compression: str) -> None:
+    if compression == "jpeg" and mode in ("RGBA", "P", "1"):
+        return  # cannot be stored so
+    image_bytes = encode(random_picture(1, 120, 80).convert(mode), "TIFF", compression=compression)
+    with Image.open(io.BytesIO(image_bytes)) as image:
+        assert np.array_equal(decode(image_bytes), as_pixels(image))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_sixteen_bits_of_grey_in_a_tiff_are_scaled(order: str) -> None:
+    levels = np.array([[0, 257, 256 * 128, 65_535]], np.uint16)
+    assert decode(tiff(levels.astype(f"{order}u2").tobytes(), 4, 1, order, {258: 16})).tolist() == [[[0, 1, 128, 255]]] * 3
+
+
+def tiff(strip: bytes, width: int, height: int, order: str = "<", more: dict[int, int] | None = None) -> bytes:
+    """Grey, black is 0, in one strip behind the header; `more` are tags that are other than those."""
+    tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(strip), **(more or {})}
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(strip))
+    return head + strip + struct.pack(f"{order}H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("tags", "sentence"),
+    [
+        ({259: 4}, "compressed otherwise than"),
+        ({259: 50_001}, "compressed otherwise than"),
+        ({339: 3}, "samples that are not whole numbers"),
+        ({339: 2}, "samples that are not whole numbers"),
+        ({258: 32}, "samples of other than 1, 2, 4, 8 or 16 bits"),
+        ({258: 12}, "samples of other than 1, 2, 4, 8 or 16 bits"),
+        ({262: 8}, "colours other than"),
+        ({258: 16, 262: 0}, "colours other than"),
+    ],
+)
+def test_odd_tiffs_are_refused_in_one_sentence(tags: dict[int, int], sentence: str) -> None:
+    assert decode(tiff(bytes(range(12)), 4, 3)).shape == (3, 3, 4)
+    assert sentence in refused(tiff(bytes(48), 4, 3, more=tags), UndecodableImage)
+
+
+def test_floats_are_refused() -> None:
+    assert "not whole numbers" in refused(encode(random_picture(1).convert("F"), "TIFF"), UndecodableImage)
+    assert "not whole numbers" in refused(encode(random_picture(1).convert("I"), "TIFF"), UndecodableImage)
+
+
+def test_of_many_pages_the_first_counts() -> None:
+    pages = encode(random_picture(1), "TIFF", save_all=True, append_images=[random_picture(2)])
+    assert np.array_equal(decode(pages), as_pixels(random_picture(1)))
+
+
+def test_a_tile_that_is_larger_than_its_picture_counts() -> None:
+    with_tiles = tiff(bytes(12), 4, 3, more={322: 3000, 323: 2000, 324: 8, 325: 12})
+    assert count_pixels(with_tiles) == 6_000_000
+    assert "3000 x 2000" in refused(with_tiles, ImageTooLarge)
+
+
+def test_floods_of_tags_and_strips_are_refused() -> None:
+    whole = tiff(bytes(range(12)), 4, 3)
+    directory = 8 + 12
+    repeated = struct.pack("<HHII", 37_500, 7, len(whole), 0) * 500
+    number = int.from_bytes(whole[directory : directory + 2], "little")
+    flood = whole[:directory] + struct.pack("<H", number + 500) + whole[directory + 2 : -4] + repeated + bytes(4)
+    assert "more tags" in refused(flood, UndecodableImage)
+    strips = bytearray(whole)
+    at = whole.index(struct.pack("<HH", 273, 4)) + 4
+    strips[at : at + 4] = struct.pack("<I", 1_000_000)
+    refused(bytes(strips), UndecodableImage)
+    assert "strips" in refused(bytes(strips) + bytes(4_000_000), UndecodableImage)

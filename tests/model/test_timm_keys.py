@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from model.blueprint import input_size
 from model.checkpoint import Checkpoint, CheckpointError, load_checkpoint
@@ -255,3 +256,20 @@ def test_what_would_be_another_model_is_refused(copy: Path, changes: dict[str, A
     file.write_text(json.dumps(content | changes))
     with pytest.raises(CheckpointError, match=message):
         load_checkpoint(copy)
+
+
+def test_a_wrapper_without_a_pretrained_cfg_is_refused(tmp_path: Path) -> None:
+    """As transformers writes one that was made from an architecture's name; it has no image processor for it either."""
+    said: dict[str, Any] = {"num_labels": 5}
+    config = transformers.TimmWrapperConfig(architecture=ARCHITECTURE, model_args=SMALL, **said)
+    transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"config.json: pretrained_cfg is missing, which says how pictures are prepared"):
+        load_checkpoint(tmp_path)
+    edit(tmp_path, "pretrained_cfg", input_size=[3, 32, 32])
+    assert load_checkpoint(tmp_path).preprocessing.output_size == (32, 32)
+
+
+def test_registers_and_the_mean_go_with_a_norm_of_their_own(tmp_path: Path) -> None:
+    model: Any = timm.create_model("vit_little_patch16_reg4_gap_256", num_classes=5, global_pool="avg", depth=1, img_size=32)
+    save_for_hf(randomise(model), str(tmp_path), safe_serialization=True)
+    assert assert_answered_as_timm_does(tmp_path)
