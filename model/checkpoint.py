@@ -99,7 +99,7 @@ def load_checkpoint(
     on_step("reading the weights")
     weights = named_as(open_weights(blueprint.weights), blueprint.layout)
     if weights.note is not None:
-        _log.info("%s: %s", weights.path, weights.note)
+        _log.warning("%s: %s", weights.path, weights.note)
     state = _read_state(weights, blueprint.layout, blueprint.config)
     config, preprocessing = blueprint.config, blueprint.preprocessing
     if image_size is not None:

@@ -46,7 +46,7 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
     if patches not in weights.shapes:
         raise ValueError(f"there is no {patches}, which every model of this architecture has; {how_to_serve(weights)}")
     if (shape := weights.shapes.get(key)) is not None:
-        if len(shape) != 2:
+        if len(shape) != 2 or 0 in shape:
             raise ValueError(f"{key} has shape {shape}, expected that of a Linear (classes, width)")
         return shape[0]
     others = [other for other in weights.shapes if not _is_encoders(other, layout)]

@@ -89,13 +89,13 @@ def pooling(arguments: dict[str, Any], own: Pooling) -> Pooling:
             raise ValueError(f"model_args.global_pool {other!r} is not supported; supported are 'token' and 'avg'")
 
 
-def check_choices(arguments: dict[str, Any], config: ViTConfig, *, gap: bool) -> None:
+def check_choices(arguments: dict[str, Any], config: ViTConfig, *, plain_mean: bool) -> None:
     """Refuse arguments that make other tensors than those that are there.
 
     Args:
         arguments: the content of `model_args`.
         config: as the tensors show.
-        gap: whether the architecture's own pooling is the mean, without a norm of its own.
+        plain_mean: whether the architecture's own pooling is the mean of patches that were normalised before.
 
     Raises:
         ValueError: one of them; the message names it.
@@ -105,7 +105,7 @@ def check_choices(arguments: dict[str, Any], config: ViTConfig, *, gap: bool) ->
         shown["no_embed_class"] = config.embedded == "patches"
     if arguments.get("fc_norm") is not None:
         shown["fc_norm"] = config.fc_norm
-    elif "global_pool" in arguments and config.fc_norm != (config.pooling == "avg" and not gap):
+    elif "global_pool" in arguments and config.fc_norm != (config.pooling == "avg" and not plain_mean):
         norm = "fc_norm" if config.fc_norm else "norm"
         raise ValueError(f"model_args.global_pool {arguments['global_pool']!r} does not go with a final norm called {norm}")
     for key, value in shown.items():

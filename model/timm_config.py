@@ -47,6 +47,11 @@ def read_config(content: dict[str, Any]) -> TimmConfig:
 def _present_form(content: dict[str, Any]) -> dict[str, Any]:
     """Part the flat form, which timm wrote until 2022, and bring labels under one name."""
     raw = dict(content)
+    if "pretrained_cfg" not in raw and "model_type" in raw:
+        raise ValueError(
+            "pretrained_cfg is missing, which says how pictures are prepared, and transformers has no other image processor "
+            "for this model: copy it from the config.json of the model that yours was tuned from"
+        )
     if "pretrained_cfg" not in raw:
         flat = {key: raw.pop(key) for key in content if key in PRETRAINED_CFG.honoured | PRETRAINED_CFG.harmless}
         raw |= {"architecture": content["architecture"], "pretrained_cfg": flat}

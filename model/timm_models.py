@@ -80,7 +80,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         if num_classes == 0:
             raise ValueError("num_classes is 0: it is an encoder without a classifier, and there are no classes to answer")
         config = _config(name, weights, num_classes, said.image_size, said.arguments)
-        check_choices(said.arguments, config, gap="gap" in name.choices)
+        check_choices(said.arguments, config, plain_mean=_plain_mean(name))
         _check_pooling(raw, said.arguments, config)
         named = bool(raw.get("label_names") or pretrained.get("label_names"))
         labels = _labels(raw, pretrained, num_classes)
@@ -205,6 +205,11 @@ def _activation(name: _Name) -> Activation:
 def _embedded(weights: WeightsFile, num_patches: int, prefix: int) -> Embedded:
     """Which tokens the position embedding covers, from its length."""
     return "patches" if prefix and weights.tokens("pos_embed") == num_patches else "all"
+
+
+def _plain_mean(name: _Name) -> bool:
+    """Whether an architecture's own pooling is the mean of normalised patches, as in the `gap` ones without registers."""
+    return "gap" in name.choices and not any(choice.startswith("reg") for choice in name.choices)
 
 
 def _check_pooling(raw: dict[str, Any], arguments: dict[str, Any], config: ViTConfig) -> None:

@@ -30,6 +30,7 @@ import timm  # noqa: E402
 import torchvision  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from timm.data.config import resolve_data_config  # noqa: E402
 from timm.data.model_config import resolve_input_data_config  # noqa: E402
 from timm.data.transforms_factory import create_transform  # noqa: E402
 from timm.models import save_for_hf  # noqa: E402
@@ -103,6 +104,32 @@ def timm_file(architecture: str) -> Reference:
     return Reference("timm", f"{architecture}, bare file", write, (("architecture", f"timm/{architecture}"),))
 
 
+def timm_flat(architecture: str, **said: Any) -> Reference:
+    """With the config.json of timm's versions until 2022, read by timm itself."""
+
+    def write(directory: Path) -> tuple[Path, Answer]:
+        save_for_hf(randomise(timm.create_model(architecture, num_classes=11)), str(directory), safe_serialization=True)
+        labels = [f"label {index}" for index in range(11)]
+        flat = {"architecture": architecture, "num_classes": 11, "num_features": 192, "labels": labels, **said}
+        (directory / "config.json").write_text(json.dumps(flat))
+        model: Any = timm.create_model(f"local-dir:{directory}", pretrained=True)
+        return directory, timm_answer(model.eval())
+
+    return Reference("timm", f"{architecture}, flat config", write)
+
+
+def timm_wrapper(architecture: str, pretrained_cfg: dict[str, Any]) -> Reference:
+    def write(directory: Path) -> tuple[Path, Answer]:
+        said: dict[str, Any] = {"num_labels": 11, "pretrained_cfg": pretrained_cfg}
+        config = transformers.TimmWrapperConfig(architecture=architecture, **said)
+        model = randomise(transformers.TimmWrapperForImageClassification(config))
+        model.save_pretrained(directory)
+        transform = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
+        return directory, lambda image: model(transform(image)[None]).logits[0]
+
+    return Reference("transformers", f"TimmWrapper, {architecture}", write)
+
+
 def timm_answer(model: Any) -> Answer:
     transform = create_transform(**resolve_input_data_config(model))
     return lambda image: model(transform(image)[None])[0]
@@ -121,7 +148,7 @@ def torchvision_file(architecture: str, weights: Any, **arguments: Any) -> Refer
 
 def references() -> list[Reference]:
     """All configurations of the three libraries."""
-    return [*hugging_face_references(), *timm_references(), *torchvision_references()]
+    return [*hugging_face_references(), *timm_references(), *torchvision_references(), *odd_references()]
 
 
 def hugging_face_references() -> list[Reference]:
@@ -179,6 +206,27 @@ def torchvision_references() -> list[Reference]:
         torchvision_file("vit_b_16", models.ViT_B_16_Weights.IMAGENET1K_V1),
         torchvision_file("vit_b_16", models.ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1, image_size=384),
         torchvision_file("vit_b_32", models.ViT_B_32_Weights.IMAGENET1K_V1),
+    ]
+
+
+def odd_references() -> list[Reference]:
+    """What configurations say besides sizes."""
+    size, dino = {"height": 64, "width": 64}, {"image_size": 56, "patch_size": 14}
+    small, vit = {"image_size": 64, "patch_size": 16}, "ViTForImageClassification"
+    raw_pixels = ViTImageProcessorPil(size=size, do_rescale=False, image_mean=[120.0] * 3, image_std=[60.0] * 3)
+    not_normalised = DeiTImageProcessorPil(size=size, crop_size=size, do_normalize=False, rescale_factor=1 / 127.5, resample=1)
+    padded = BitImageProcessorPil(size={"shortest_edge": 48}, crop_size={"height": 56, "width": 56}, image_mean=0.4)
+    said = {"mean": [0.5] * 3, "std": [0.25] * 3, "crop_pct": 0.8, "crop_mode": "squash", "interpolation": "bilinear"}
+    tiny = "vit_tiny_patch16_224"
+    return [
+        hugging_face("ViT, do_rescale=False", vit, raw_pixels, **small),
+        hugging_face("DeiT, do_normalize=False, lanczos", "DeiTForImageClassification", not_normalised, **small),
+        hugging_face("DINOv2, crop wider than the picture", "Dinov2ForImageClassification", padded, **dino, hidden_act="relu"),
+        timm_wrapper(tiny, {**said, "input_size": [3, 224, 224]}),
+        timm_flat(tiny, **said),
+        timm_hub(tiny, num_heads=6, act_layer="quick_gelu"),
+        timm_hub(tiny, embed_dim=96, depth=5, mlp_ratio=2.5, patch_size=32, norm_layer="layernorm"),
+        timm_hub(tiny, img_size=64, dynamic_img_size=True, qkv_bias=False),
     ]
 
 

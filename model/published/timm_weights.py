@@ -1,5 +1,6 @@
 """timm's published weights: what its registry holds for each `architecture.tag` that is supported here."""
 
+import difflib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -28,33 +29,23 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
 }
 """Of the table, with what reads a cell: all but the first are keys of a `pretrained_cfg`."""
 
-_UNREGISTERED: dict[str, Any] = {
-    "num_classes": 1000,
-    "input_size": [3, 224, 224],
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-    "interpolation": "bicubic",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
-"""`PretrainedCfg()`, which timm gives an architecture that it has no entry for."""
-
 
 def published_cfg(architecture: str) -> dict[str, Any]:
     """Return what timm's `pretrained_cfg` holds for `name.tag`, or for the default tag of a bare name.
 
     Raises:
-        ValueError: timm publishes other tags of this architecture.
+        ValueError: timm has no such architecture, or publishes other tags of it.
     """
-    row = _row(architecture)
-    return {key: value for key, value in row.items() if key != "name"} if row else dict(_UNREGISTERED)
+    return {key: value for key, value in _row(architecture).items() if key != "name"}
 
 
-def _row(architecture: str) -> dict[str, Any] | None:
+def _row(architecture: str) -> dict[str, Any]:
     name, _, tag = architecture.partition(".")
     tags = [row.partition(".")[2] for row in _table() if row.partition(".")[0] == name]
     if not tags:
-        return None
+        near = difflib.get_close_matches(name, dict.fromkeys(row.partition(".")[0] for row in _table()), n=3)
+        advice = f"did you mean {' or '.join(near)}?" if near else "timm.list_models('vit*') lists those there are"
+        raise ValueError(f"timm has no architecture {name}; {advice}")
     if tag and tag not in tags:
         raise ValueError(f"timm has no weights {name}.{tag}; it has {', '.join(tags)}; without a tag it is {tags[0]}")
     return _table()[f"{name}.{tag or tags[0]}"]

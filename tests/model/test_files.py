@@ -12,7 +12,12 @@ from safetensors.torch import save_file
 
 from model.checkpoint import CheckpointError, load_checkpoint
 from model.files import FileError, MissingFile, read_ahead, read_file
-from tests.model.test_weights_file import TENSORS, write_shards
+from tests.model.test_weights_file import write_shards
+from tests.torchvision_operators import declare_missing_operators
+
+declare_missing_operators()
+
+import timm  # noqa: E402
 
 TIMM = "timm/vit_tiny_patch16_224"
 
@@ -58,8 +63,9 @@ def test_pipe_among_shards_is_refused(copy: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["bare.safetensors", "bare.pth", "labels.txt"])
 def test_pipe_as_a_bare_file_is_refused(tmp_path: Path, name: str) -> None:
-    save_file(TENSORS, tmp_path / "bare.safetensors")
-    torch.save(TENSORS, tmp_path / "bare.pth")
+    state = timm.create_model(TIMM.removeprefix("timm/"), num_classes=2).state_dict()
+    save_file(state, tmp_path / "bare.safetensors")
+    torch.save(state, tmp_path / "bare.pth")
     pipe(tmp_path / name)
     weights = "bare.pth" if name == "bare.pth" else "bare.safetensors"
     with pytest.raises(CheckpointError, match=f"{name} cannot be read: it is no regular file"):

@@ -144,8 +144,12 @@ def test_bare_file_of_a_tag_that_timm_has_not_is_refused(tmp_path: Path, of_1000
 
 def torchvision_file(directory: Path, name: str, image_size: int, num_classes: int) -> Path:
     """All that is looked at before the weights are read."""
-    channels, tokens = CHANNELS[name[:5]], (image_size // int(name[6:])) ** 2 + 1
-    shapes = {"heads.head.weight": (num_classes, channels), "encoder.pos_embedding": (1, tokens, channels)}
+    channels, patch = CHANNELS[name[:5]], int(name[6:])
+    shapes = {
+        "conv_proj.weight": (channels, 3, patch, patch),
+        "encoder.pos_embedding": (1, (image_size // patch) ** 2 + 1, channels),
+        "heads.head.weight": (num_classes, channels),
+    }
     save_file({key: torch.zeros(shape) for key, shape in shapes.items()}, directory / "model.safetensors")
     return directory / "model.safetensors"
 

@@ -37,9 +37,10 @@ def test_a_bare_name_gets_timms_default(architecture: str) -> None:
     assert published_cfg(architecture) == comparable(default.to_dict())
 
 
-def test_an_architecture_that_timm_has_not_gets_timms_own_defaults() -> None:
-    expected = comparable(timm_models.PretrainedCfg().to_dict())
-    assert published_cfg("vit_tiny_patch8_64") == published_cfg("vit_tiny_patch8_64.mine") == expected
+def test_architecture_that_timm_has_not_is_refused() -> None:
+    """Its preprocessing would be a guess."""
+    with pytest.raises(ValueError, match=r"no architecture vit_tiny_patch16_96; did you mean vit_tiny_patch16_"):
+        published_cfg("vit_tiny_patch16_96")
 
 
 def test_a_tag_that_timm_refuses_is_refused_with_those_there_are() -> None:

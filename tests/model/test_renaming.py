@@ -214,6 +214,7 @@ def renamed(state: State, old: str, new: str) -> State:
         ),
         (lambda s: changed(s, norm__weight=torch.ones(32, dtype=torch.int8)), "norm.weight is of int8, not of floating-point"),
         (lambda s: changed(s, norm__weight=torch.ones(32, dtype=torch.complex64)), "norm.weight is of complex64, not of float"),
+        (lambda s: changed(s, head__weight=torch.ones(0, 32)), r"head.weight has shape \(0, 32\), expected that of a Linear"),
         (lambda s: changed(s, head__weight=torch.ones(5)), r"head.weight has shape \(5,\), expected that of a Linear"),
         (lambda s: changed(s, pos_embed=torch.ones(5)), r"pos_embed has shape \(5,\), expected \(1, 197, 32\)"),
         (lambda s: changed(s, reg_token=torch.ones(5)), r"reg_token with shape \(5,\) is not expected"),
