@@ -3,41 +3,12 @@
 AV1 Bitstream Specification, 5.3 to 5.5: a picture is a row of units; one of them, the sequence header, has the largest size.
 """
 
-from typing import NamedTuple
-
-from app.geometry import Size
+from app.bits import Bits, Frame, largest
 
 _MAX_UNITS = 300
 """A picture has three; one whose tiles are units of their own has one more for each."""
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
-
-
-class Frame(NamedTuple):
-    """The largest size that is announced, and whether no frame can have a larger one."""
-
-    size: Size
-    certain: bool
-
-
-class _Bits:
-    """Reads bits, the highest of each byte first; behind the end they are 0."""
-
-    def __init__(self, content: bytes) -> None:
-        self._number = int.from_bytes(content, "big")
-        self._left = 8 * len(content)
-
-    def read(self, count: int) -> int:
-        self._left -= count
-        shifted = self._number >> self._left if self._left >= 0 else self._number << -self._left
-        return shifted & ((1 << count) - 1)
-
-    def skip_exponential(self) -> None:
-        """`uvlc`: as many zeros as the number behind them has bits."""
-        zeros = 0
-        while zeros < 32 and not self.read(1):
-            zeros += 1
-        self.read(zeros if zeros < 32 else 0)
 
 
 def largest_frame(units: bytes, *, only_first: bool = False) -> Frame | None:
@@ -51,20 +22,13 @@ def largest_frame(units: bytes, *, only_first: bool = False) -> Frame | None:
     position = 0
     for _ in range(_MAX_UNITS):
         if position >= len(units):
-            return _largest(frames)
+            return largest(frames)
         kind, content, position = _unit(units, position)
         if kind == _SEQUENCE_HEADER:
             frames.append(_announced(content))
         elif only_first and kind in (_FRAME_HEADER, _FRAME):
-            return _largest(frames)
+            return largest(frames)
     return None
-
-
-def _largest(frames: list[Frame]) -> Frame | None:
-    if not frames:
-        return None
-    largest = max((frame.size for frame in frames), key=lambda size: size[0] * size[1])
-    return Frame(largest, all(frame.certain for frame in frames))
 
 
 def _unit(units: bytes, position: int) -> tuple[int, bytes, int]:
@@ -87,7 +51,7 @@ def _leb128(units: bytes, position: int) -> tuple[int, int]:
 
 
 def _announced(header: bytes) -> Frame:
-    bits = _Bits(header)
+    bits = Bits(header)
     bits.read(4)  # profile, and whether it is a still picture
     short = bool(bits.read(1))
     if short:  # of a still picture, whose frame says nothing of its size
@@ -101,13 +65,13 @@ def _announced(header: bytes) -> Frame:
     return Frame((width, height), certain)
 
 
-def _skip_timing(bits: _Bits) -> None:
+def _skip_timing(bits: Bits) -> None:
     """5.5.1: the clock, the model of the decoder's buffers, and the operating points."""
     delay_bits = 0
     if bits.read(1):
         bits.read(64)
         if bits.read(1):
-            bits.skip_exponential()
+            bits.read_exponential()
         if bits.read(1):
             delay_bits = bits.read(5) + 1
             bits.read(42)

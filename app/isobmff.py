@@ -79,6 +79,8 @@ class Coded:
     items: list[bytes]
     tracks: list[bytes]
     """Only what each begins with."""
+    configurations: list[bytes]
+    """`hvcC` boxes: what HEVC's decoder is given first."""
 
 
 def coded_pictures(file: bytes, coding: bytes) -> Coded | None:
@@ -90,6 +92,7 @@ def coded_pictures(file: bytes, coding: bytes) -> Coded | None:
     items: set[int] = set()
     places: dict[int, list[_Place]] = {}
     tracks: list[bytes] = []
+    configurations: list[bytes] = []
     for kind, start, end in _boxes(file):
         if kind == "infe" and file[start : start + 1] in (b"\2", b"\3"):
             after = start + (6 if file[start] == 2 else 8)
@@ -102,9 +105,11 @@ def coded_pictures(file: bytes, coding: bytes) -> Coded | None:
         elif kind in ("stco", "co64"):
             at = int.from_bytes(file[start + 8 : start + (12 if kind == "stco" else 16)], "big")
             tracks.append(file[at : at + _TRACK_BYTES])
+        elif kind == "hvcC":
+            configurations.append(file[start:end])
     if not items <= places.keys() or _length([place for item in items for place in places[item]], file) > 2 * len(file):
         return None
-    return Coded([b"".join(file[place.start : place.end] for place in places[item]) for item in items], tracks)
+    return Coded([b"".join(file[place.start : place.end] for place in places[item]) for item in items], tracks, configurations)
 
 
 class _Fields:

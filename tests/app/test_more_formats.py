@@ -201,6 +201,18 @@ def test_a_frame_that_is_larger_than_its_container_says_counts() -> None:
         assert "400 x 300 pixels" in refused(bytes(image_bytes), ImageTooLarge, max_pixels=400 * 300 - 1)
 
 
+@pytest.mark.parametrize("options", [{}, {"tile_size": 256}])
+def test_a_heic_frame_that_is_larger_than_its_container_says_counts(options: dict[str, Any]) -> None:
+    image_bytes = bytearray(encode(random_picture(1, 512, 512), "HEIF", **options))
+    start = -1
+    while (start := image_bytes.find(b"ispe", start + 1)) >= 0:
+        image_bytes[start + 8 : start + 16] = struct.pack(">II", 40, 30)
+    assert isobmff.largest_size(bytes(image_bytes)) == (40, 30)
+    side = options.get("tile_size", 512)
+    assert count_pixels(bytes(image_bytes)) == side * side
+    assert f"{side} x {side} pixels" in refused(bytes(image_bytes), ImageTooLarge, max_pixels=side * side - 1)
+
+
 def stored(kind: bytes, width: int, height: int) -> tuple[int, int]:
     return (width << 16, height << 16) if kind == b"tkhd" else (width, height)
 
