@@ -4,9 +4,11 @@ Pillow reads headers in Python, byte by byte, and unpacks every colour profile; 
 """
 
 import re
+from collections.abc import Iterator
 from typing import Literal
 
-from app import isobmff
+from app import av1, hevc, isobmff
+from app.bits import Frame, largest
 from app.errors import UndecodableImage
 from app.geometry import Size
 from app.tiff import tiff_size
@@ -118,7 +120,8 @@ def count_pixels(image_bytes: bytes) -> int | None:
         case "gif":
             size = _gif_size(image_bytes)
         case "avif" | "heic":
-            size = isobmff_size(image_bytes)
+            found, certain = _largest_in_isobmff(image_bytes)
+            size = found if certain else None
         case "tiff":
             size = tiff_size(image_bytes)
         case _:
@@ -253,8 +256,42 @@ def webp_size(webp: bytes) -> Size | None:
 
 
 def isobmff_size(image_bytes: bytes) -> Size | None:
-    """Width and height of the largest picture in an AVIF or HEIC, or None if that is not known."""
+    """Width and height of the largest picture or frame in an AVIF or HEIC, as far as it says; None if it does not."""
+    return _largest_in_isobmff(image_bytes)[0]
+
+
+def _largest_in_isobmff(image_bytes: bytes) -> tuple[Size | None, bool]:
+    """The size, and whether nothing larger can be decoded."""
+    is_avif = sniff_format(image_bytes) == "avif"
     try:
-        return isobmff.largest_size(image_bytes)
+        stated = isobmff.largest_size(image_bytes)
+        coded = isobmff.coded_pictures(image_bytes, b"av01" if is_avif else b"hvc1")
     except isobmff.TooManyBoxes:
-        return None
+        return None, False
+    if stated is None or coded is None:
+        return stated, False
+    frames = [Frame(stated, True), *(_av1_frames(coded) if is_avif else _hevc_frames(coded))]
+    return largest(frames) or (stated, False)
+
+
+_UNKNOWN = Frame((0, 0), False)
+
+
+def _av1_frames(coded: isobmff.Coded) -> Iterator[Frame]:
+    for item in coded.items:
+        yield av1.largest_frame(item) or _UNKNOWN
+    for track in coded.tracks:
+        yield av1.largest_frame(track, only_first=True) or _UNKNOWN
+
+
+def _hevc_frames(coded: isobmff.Coded) -> Iterator[Frame]:
+    for configuration in coded.configurations:
+        yield hevc.largest_in_configuration(configuration) or _UNKNOWN
+    for item in coded.items:
+        frame, complete = hevc.largest_in_units(item)
+        if frame is not None:
+            yield frame
+        if not complete:
+            yield _UNKNOWN
+    if not coded.items:
+        yield _UNKNOWN

@@ -13,7 +13,7 @@ import pillow_heif
 import pytest
 from PIL import Image
 
-from app import isobmff
+from app import av1, isobmff
 from app.decoding.choice import begin_decoding
 from app.decoding.zygote import _warm_up
 from app.errors import ImageTooLarge, ServiceError, StartError, UndecodableImage, UnsupportedImageFormat
@@ -186,6 +186,49 @@ def test_of_a_phone_photo_in_tiles_the_main_image_counts() -> None:
     for image_bytes in (alone, tiled, with_another_first):
         assert 300 * 200 <= (count_pixels(image_bytes) or 0) <= 320 * 256  # encoders fill blocks and tiles up
         assert np.abs(decode(image_bytes).astype(int) - as_pixels(photo)).mean() < 6
+
+
+def test_a_frame_that_is_larger_than_its_container_says_counts() -> None:
+    for options in ({}, {"save_all": True, "append_images": [random_picture(2, 400, 300)]}):
+        image_bytes = bytearray(encode(random_picture(1, 400, 300), "AVIF", **options))
+        for kind, at, size in ((b"ispe", 8, ">II"), (b"tkhd", 92, ">II"), (b"av01", 28, ">HH")):
+            start = -1
+            while (start := image_bytes.find(kind, start + 1)) >= 0:
+                if image_bytes[start + at : start + at + struct.calcsize(size)] == struct.pack(size, *stored(kind, 400, 300)):
+                    struct.pack_into(size, image_bytes, start + at, *stored(kind, 40, 30))
+        assert isobmff.largest_size(bytes(image_bytes)) == (40, 30)
+        assert count_pixels(bytes(image_bytes)) == 400 * 300
+        assert "400 x 300 pixels" in refused(bytes(image_bytes), ImageTooLarge, max_pixels=400 * 300 - 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"tile_size": 256}])
+def test_a_heic_frame_that_is_larger_than_its_container_says_counts(options: dict[str, Any]) -> None:
+    image_bytes = bytearray(encode(random_picture(1, 512, 512), "HEIF", **options))
+    start = -1
+    while (start := image_bytes.find(b"ispe", start + 1)) >= 0:
+        image_bytes[start + 8 : start + 16] = struct.pack(">II", 40, 30)
+    assert isobmff.largest_size(bytes(image_bytes)) == (40, 30)
+    side = options.get("tile_size", 512)
+    assert count_pixels(bytes(image_bytes)) == side * side
+    assert f"{side} x {side} pixels" in refused(bytes(image_bytes), ImageTooLarge, max_pixels=side * side - 1)
+
+
+def stored(kind: bytes, width: int, height: int) -> tuple[int, int]:
+    return (width << 16, height << 16) if kind == b"tkhd" else (width, height)
+
+
+def test_a_frame_that_may_be_larger_than_it_announces_is_not_counted() -> None:
+    def sequence(width_bits: int, width: int) -> bytes:
+        bits = f"000{1:b}{0:b}" + "0" + "0" + "0" * 5 + "0" * 12 + "0" * 5
+        bits += f"{width_bits - 1:04b}{6 - 1:04b}{width - 1:0{width_bits}b}{63:06b}"
+        content = int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
+        return b"\x12\0\x0a" + bytes([len(content)]) + content
+
+    assert av1.largest_frame(sequence(6, 64)) == ((64, 64), True)
+    assert av1.largest_frame(sequence(16, 64)) == ((64, 64), False)
+    assert av1.largest_frame(sequence(6, 64) + sequence(8, 256)) == ((256, 64), True)
+    assert av1.largest_frame(b"\x12\0") is None
+    assert av1.largest_frame(b"\x12\0" * 1000) is None
 
 
 def test_ten_bits_become_eight() -> None:
