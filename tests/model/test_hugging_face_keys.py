@@ -195,7 +195,7 @@ OLD = """
 bos_token_id pad_token_id eos_token_id sep_token_id decoder_start_token_id prefix finetuning_task tokenizer_class
 task_specific_params bad_words_ids forced_bos_token_id forced_eos_token_id begin_suppress_tokens suppress_tokens
 exponential_decay_length_penalty tie_word_embeddings tie_encoder_decoder use_bfloat16 tf_legacy_loss _commit_hash
-gradient_checkpointing use_cache
+gradient_checkpointing use_cache _num_labels padding
 """
 
 
