@@ -3,8 +3,8 @@
 from model.known_keys import KnownKeys, keys
 
 _BOOKKEEPING = keys(
-    "_name_or_path name_or_path _num_labels padding _commit_hash transformers_version finetuning_task tokenizer_class processor_class "
-    "image_processor_type xla_device initializer_range"
+    "_name_or_path name_or_path _num_labels padding _commit_hash transformers_version finetuning_task tokenizer_class "
+    "processor_class image_processor_type xla_device initializer_range"
 )
 """Where the model comes from, what goes with it, and how it was initialised before training."""
 
