@@ -5,8 +5,8 @@ AV1 Bitstream Specification, 5.3 to 5.5: a picture is a row of units; one of the
 
 from app.bits import Bits, Frame, largest
 
-_MAX_UNITS = 300
-"""A picture has three; one whose tiles are units of their own has one more for each."""
+_MAX_UNITS = 32
+"""A picture has three, or four."""
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
 

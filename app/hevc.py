@@ -5,8 +5,8 @@ ITU-T H.265, 7.3: a picture is a row of units; the sequence parameter sets among
 
 from app.bits import Bits, Frame, largest
 
-_MAX_UNITS = 300
-"""A tile of a phone's photograph is one; one in slices has one for each."""
+_MAX_UNITS = 32
+"""A tile of a phone's photograph is one; what is decoded before it has three or four."""
 
 _SEQUENCE_PARAMETERS = 33
 

@@ -184,8 +184,9 @@ def check_work(images: Iterable[bytes], max_image_pixels: int, max_request_pixel
 
 
 def _open(image_bytes: bytes, image_format: str) -> Image.Image:
+    name = pillow_name(image_format)  # what is wrong with a decoder's installation is not the image's fault
     with _decoding_errors():
-        return Image.open(io.BytesIO(image_bytes), formats=[pillow_name(image_format)])
+        return Image.open(io.BytesIO(image_bytes), formats=[name])
 
 
 @contextmanager

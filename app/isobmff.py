@@ -28,6 +28,11 @@ _MAX_BRANDS = 64
 
 _MAX_EXTENTS = 2000
 
+_MAX_CODED = 300
+"""Tiles of a photograph of 48 million pixels: 192."""
+
+_MAX_TRACKS = 20
+
 
 class TooManyBoxes(Exception):
     """The file has more boxes, or more within each other, than an honest picture has."""
@@ -107,6 +112,8 @@ def coded_pictures(file: bytes, coding: bytes) -> Coded | None:
             tracks.append(file[at : at + _TRACK_BYTES])
         elif kind == "hvcC":
             configurations.append(file[start:end])
+    if len(items) > _MAX_CODED or len(configurations) > _MAX_CODED or len(tracks) > _MAX_TRACKS:
+        return None
     if not items <= places.keys() or _length([place for item in items for place in places[item]], file) > 2 * len(file):
         return None
     return Coded([b"".join(file[place.start : place.end] for place in places[item]) for item in items], tracks, configurations)

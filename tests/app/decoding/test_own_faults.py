@@ -41,6 +41,7 @@ def decoder(**options: Any) -> Callable[[bytes], Any]:
         (images, "_to_rgb"),
         (images, "check_jpeg_scans"),
         (images, "sniff_format"),
+        (images, "pillow_name"),
         (Geometry, "of"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
