@@ -10,7 +10,7 @@ from model.config import Activation, ViTConfig
 from model.files import exists
 from model.hugging_face_keys import DINOV2, DINOV2_WITH_REGISTERS, VIT
 from model.known_keys import KnownKeys, check_keys
-from model.labels import placeholders
+from model.labels import as_labels, placeholders
 from model.layout import Layout
 from model.preprocessing import from_hugging_face
 from model.weights_file import CheckpointError, find_weights, read_json, readable
@@ -235,4 +235,4 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
         raise ValueError(
             f"num_labels is {raw['num_labels']}, but id2label gives {len(by_id)} labels; remove the one that is wrong"
         )
-    return tuple(str(label) for _, label in sorted(by_id.items(), key=lambda item: int(item[0])))
+    return as_labels([by_id[str(index)] for index in range(len(by_id))], "id2label")
