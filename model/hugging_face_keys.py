@@ -3,8 +3,8 @@
 from model.known_keys import KnownKeys, keys
 
 _BOOKKEEPING = keys(
-    "_name_or_path name_or_path _commit_hash transformers_version finetuning_task tokenizer_class processor_class "
-    "image_processor_type xla_device initializer_range"
+    "_name_or_path name_or_path _num_labels padding _commit_hash transformers_version finetuning_task tokenizer_class "
+    "processor_class image_processor_type xla_device initializer_range"
 )
 """Where the model comes from, what goes with it, and how it was initialised before training."""
 
@@ -25,16 +25,18 @@ _OTHER_HEADS = keys(
 )
 """Read by the same encoder's other uses: masked pictures, pooled features, a backbone for detection."""
 
-GENERATION = keys(
+_GENERATION = keys(
     "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p "
     "typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
     "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values "
     "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix bos_token_id pad_token_id eos_token_id "
-    "sep_token_id decoder_start_token_id task_specific_params tie_word_embeddings tie_encoder_decoder"
+    "sep_token_id assistant_confidence_threshold assistant_lookbehind encoder_repetition_penalty epsilon_cutoff eta_cutoff "
+    "num_assistant_tokens num_assistant_tokens_schedule target_lookbehind decoder_start_token_id task_specific_params "
+    "tie_word_embeddings tie_encoder_decoder"
 )
 """Of models that write text; transformers 4 put them into every config.json."""
 
-HARMLESS = _BOOKKEEPING | _EXECUTION | _TRAINING | _OTHER_HEADS | GENERATION | {"label2id", "function_to_apply"}
+HARMLESS = _BOOKKEEPING | _EXECUTION | _TRAINING | _OTHER_HEADS | _GENERATION | {"label2id", "function_to_apply"}
 """The last is asked by transformers' pipeline only of a model without classes."""
 
 SUPPORTED = {

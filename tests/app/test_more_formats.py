@@ -2,6 +2,7 @@
 
 import io
 import random
+import resource
 import struct
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from PIL import Image
 
 from app import av1, isobmff
 from app.decoding.choice import begin_decoding
+from app.decoding.processes import ProcessDecoder
 from app.decoding.zygote import _warm_up
 from app.errors import ImageTooLarge, ServiceError, StartError, UndecodableImage, UnsupportedImageFormat
 from app.formats import check_decoders, pillow_name
@@ -306,7 +308,11 @@ async def test_workers_decode_it_within_their_limits(image_format: str, tmp_path
     metrics = Metrics()
     with begin_decoding(settings, metrics) as starting:
         workers = starting.finish(preprocessing, (3, 32, 32))
+    assert isinstance(workers, ProcessDecoder)
     workers.start()
+    (child,) = (worker.child for worker in workers._workers if worker.child is not None)
+    processes, _ = resource.prlimit(child.pid, resource.RLIMIT_NPROC)
+    assert (processes == 0) == (image_format != "heic")  # HEIC's decoder needs a thread
     try:
         alone = ImageDecoder(preprocessing, formats=settings.image_formats, max_bytes=10**7, max_pixels=10**6, exact=True)
         assert np.array_equal(await workers.decode(picture(image_format)), alone.decode(picture(image_format)))
