@@ -42,7 +42,7 @@ _SIZES = {
     "gigantic": (1664, 48, 16, 8192),
 }
 
-_LAYOUT = Layout(older=((r"\.gamma_([12])$", r".ls\1.gamma"),))  # DeiT III's
+_LAYOUT = Layout(renewals=((r"\.gamma_([12])$", r".ls\1.gamma"),))  # DeiT III's
 
 _NAME = re.compile(
     r"(?P<family>vit|deit|deit3)_(?P<size>[a-z]+)(?:_distilled)?_patch(?P<patch>\d+)"
