@@ -221,8 +221,8 @@ def _interruptible(rows: Rows) -> Iterator[Callable[[Row], None]]:
 
     def write(row: Row) -> None:
         nonlocal written
+        written += 1  # before whoever reads can know of it
         rows.write(row)
-        written += 1
 
     def interrupt(*_: object) -> None:
         rows.close()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from app.engines.choice import has_vnni
 from app.errors import ServiceError
+from app.logs import configure_logging
 from app.offline import classify_all, run, running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
 from benchmarks import machine
@@ -124,6 +125,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", help="JPEGs and PNGs, the larger the better")
     parser.add_argument("--model", default=str(BUNDLED_MODEL))
     arguments = parser.parse_args()
+    configure_logging("error", "text")
     if (arguments.data is None) == (arguments.photographs is None):
         parser.error("give either labelled pictures or --photographs")
     if arguments.photographs:

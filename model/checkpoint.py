@@ -200,6 +200,8 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
             return name_classes(read_timm_file(path, name), path.parent)
         case ["torchvision", name]:
             return name_classes(read_torchvision_file(path, name), path.parent)
+        case [name] if name:
+            raise CheckpointError(f"VIT_ARCHITECTURE {name!r} must begin with timm/ or torchvision/, the library that has it")
     with readable(path):
         if exists(path.parent / "config.json"):
             raise CheckpointError(

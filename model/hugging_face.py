@@ -1,7 +1,7 @@
 """Hugging Face directories: config.json, safetensors and preprocessor_config.json, as `save_pretrained` writes them."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from model.config import Activation, ViTConfig
 from model.files import exists
 from model.hugging_face_keys import DINOV2, DINOV2_WITH_REGISTERS, VIT
 from model.known_keys import KnownKeys, check_keys
-from model.labels import placeholders
+from model.labels import as_labels, placeholders
 from model.layout import Layout
 from model.preprocessing import from_hugging_face
 from model.weights_file import CheckpointError, find_weights, read_json, readable
@@ -27,7 +27,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 """`hidden_act` as transformers' ACT2FN names it."""
 
-_OLDER = ((r"(layernorm\w*)\.gamma$", r"\1.weight"), (r"(layernorm\w*)\.beta$", r"\1.bias"))
+_GAMMA = ((r"(layernorm\w*)\.gamma$", r"\1.weight"), (r"(layernorm\w*)\.beta$", r"\1.bias"))
 
 
 def _embeddings(prefix: str) -> dict[str, tuple[str, ...]]:
@@ -45,6 +45,15 @@ def _embeddings(prefix: str) -> dict[str, tuple[str, ...]]:
     }
 
 
+def _in_memory(blocks: str, names: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Map the names that transformers 5 has in memory, and so in `state_dict()`, to those that its `save_pretrained` writes."""
+    attention = {f"{letter}_proj": f"attention.{name}" for letter, name in (("q", "query"), ("k", "key"), ("v", "value"))}
+    attention["o_proj"] = "output.dense"
+    names = names | {f"attention.{name}": f"attention.{written}" for name, written in attention.items()}
+    beginning = rf"^({re.escape(blocks)}\.\d+)"
+    return tuple((rf"{beginning}\.{re.escape(name)}\.(weight|bias)$", rf"\1.{written}.\2") for name, written in names.items())
+
+
 def _vit_layout(prefix: str) -> Layout:
     blocks = f"{prefix}encoder.layer.*"
     names = {
@@ -53,7 +62,12 @@ def _vit_layout(prefix: str) -> Layout:
         "blocks.*.mlp.fc1": (f"{blocks}.intermediate.dense",),
         "blocks.*.mlp.fc2": (f"{blocks}.output.dense",),
     }
-    return Layout(_embeddings(prefix) | names, ignored=(f"{prefix}pooler.", f"{prefix}embeddings.mask_token"), older=_OLDER)
+    in_memory = _in_memory(f"{prefix}encoder.layer", {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"})
+    return Layout(
+        _embeddings(prefix) | names,
+        ignored=(f"{prefix}pooler.", f"{prefix}embeddings.mask_token"),
+        renewals=(*_GAMMA, (rf"^{re.escape(prefix)}layers\.", f"{prefix}encoder.layer."), *in_memory),
+    )
 
 
 def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
@@ -68,14 +82,19 @@ def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
         "blocks.*.mlp.fc2": (f"{blocks}.mlp.{second}",),
         "blocks.*.ls2.gamma": (f"{blocks}.layer_scale2.lambda1",),
     }
-    return Layout(_embeddings(prefix) | names, ignored=(f"{prefix}embeddings.mask_token",))
+    gated = {"mlp.down_proj": "mlp.weights_out"} if swiglu else {}
+    return Layout(
+        _embeddings(prefix) | names,
+        ignored=(f"{prefix}embeddings.mask_token",),
+        renewals=_in_memory(f"{prefix}encoder.layer", gated),
+        split={"blocks.*.mlp.fc1": (f"{blocks}.mlp.gate_proj", f"{blocks}.mlp.up_proj")} if swiglu else {},
+    )
 
 
-_TEACHER = Layout(
-    {**_vit_layout("deit.").names, "head": ("cls_classifier",), "head_dist": ("distillation_classifier",)},
-    _vit_layout("deit.").ignored,
-    _OLDER,
-)
+def _teacher_layout() -> Layout:
+    layout = _vit_layout("deit.")
+    heads = {"head": ("cls_classifier",), "head_dist": ("distillation_classifier",)}
+    return replace(layout, names={**layout.names, **heads})
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +217,7 @@ def _layout(architecture: str, config: ViTConfig) -> Layout:
         case "DeiTForImageClassification":
             return _vit_layout("deit.")
         case "DeiTForImageClassificationWithTeacher":
-            return _TEACHER
+            return _teacher_layout()
         case "Dinov2ForImageClassification":
             return dinov2_layout("dinov2.", swiglu=config.swiglu)
         case _:
@@ -235,4 +254,4 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
         raise ValueError(
             f"num_labels is {raw['num_labels']}, but id2label gives {len(by_id)} labels; remove the one that is wrong"
         )
-    return tuple(str(label) for _, label in sorted(by_id.items(), key=lambda item: int(item[0])))
+    return as_labels([by_id[str(index)] for index in range(len(by_id))], "id2label")

@@ -1,8 +1,10 @@
 """Labels: names of classes, in class order, and the file `labels.txt` that gives them where a checkpoint has none."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from model.blueprint import Blueprint
 from model.config import MAX_CLASSES
@@ -58,10 +60,24 @@ def read_labels(directory: Path) -> tuple[str, ...] | None:
         if not exists(file):
             return None
         content = read_file(file, _MAX_BYTES)
+    if not content.strip():
+        raise CheckpointError(f"{file} is empty; write one label a line, in class order")
     lines = [line.strip() for line in _text(file, content).rstrip().split("\n")]
     if "" in lines:
         raise CheckpointError(f"{file}: line {lines.index('') + 1} is blank, where a label should be")
     return tuple(lines)
+
+
+def as_labels(names: Sequence[Any], key: str) -> tuple[str, ...]:
+    """Return the labels that a configuration gives under a key, in class order.
+
+    Raises:
+        ValueError: one of them is neither text nor a number.
+    """
+    for index, name in enumerate(names):
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise ValueError(f"{key} gives class {index} the label {json.dumps(name)}, which is no text")
+    return tuple(map(str, names))
 
 
 def check_labels(labels: Sequence[str]) -> None:

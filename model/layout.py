@@ -5,7 +5,7 @@ whatever is missing, misshapen or left over is known by name before anything is 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,8 +27,17 @@ class Layout:
     for the block's number. What is not named has the same name there."""
     ignored: tuple[str, ...] = ()
     """Beginnings of keys that play no part in classification."""
-    older: tuple[tuple[str, str], ...] = ()
-    """Names that older versions wrote, as regular expressions, and what replaces them."""
+    renewals: tuple[tuple[str, str], ...] = ()
+    """Names that other versions write, or have in memory only, as regular expressions, and what replaces them."""
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """As `names`, and in their stead in a file that has these: what is one tensor elsewhere is several there."""
+
+    def as_in(self, file: WeightsFile) -> "Layout":
+        """Give the layout of this file, which may have the split names."""
+        first = [name.replace("*", "0") for names in self.split.values() for name in names]
+        if any(f"{name}.weight" in file.shapes for name in first):
+            return replace(self, names={**self.names, **self.split})
+        return self
 
     def sources(self, key: str) -> tuple[str, ...]:
         """The keys in the file that make up our `key`, in the order in which they are stacked."""
@@ -49,6 +58,7 @@ def read_state(file: WeightsFile, layout: Layout, config: ViTConfig, *, headless
     Raises:
         CheckpointError: a tensor is missing, unknown, or of another shape than the configuration asks for.
     """
+    layout = layout.as_in(file)
     with torch.device("meta"):
         expected = {key: tuple(value.shape) for key, value in VisionTransformer(config).state_dict().items()}
     if headless:

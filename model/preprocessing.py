@@ -79,6 +79,10 @@ class Preprocessing:
     scale: float = 1 / 255
     crop_rounding: Literal["down", "even"] = "down"
     """Where the crop begins when the margin is odd: transformers rounds half a pixel down, torchvision to the even one."""
+    crop_pct: float | None = None
+    """Share of the resized picture that the crop keeps on a side, where timm and ConvNext compute `resize` from it."""
+    squashes_large: bool = False
+    """From 384 pixels on a picture is squashed into the square, and nothing cropped, as ConvNext does."""
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in self.mean):
@@ -100,6 +104,8 @@ class Preprocessing:
         old = self.output_size
         if old is None or old[0] != old[1]:
             raise ValueError("the preprocessing has no square output that could be of another size")
+        if self.crop_pct is not None:
+            return self._at_size_by_crop_pct(image_size, self.crop_pct)
         match self.resize:
             case int(edge):
                 resize: int | tuple[int, int] | None = round(edge * image_size / old[0])
@@ -108,6 +114,13 @@ class Preprocessing:
             case None:
                 resize = None
         return replace(self, resize=resize, crop=None if self.crop is None else (image_size, image_size))
+
+    def _at_size_by_crop_pct(self, image_size: int, crop_pct: float) -> "Preprocessing":
+        if self.squashes_large:
+            resize, crop = _convnext(image_size, crop_pct)
+            return replace(self, resize=resize, crop=crop)
+        scaled = math.floor(image_size / crop_pct)
+        return replace(self, resize=scaled if isinstance(self.resize, int) else (scaled, scaled), crop=(image_size, image_size))
 
     def describe(self) -> str:
         """One line for people."""
@@ -147,6 +160,8 @@ def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImage
         mean=_channels(config["image_mean"], "image_mean") if normalise else (0.0, 0.0, 0.0),
         std=_channels(config["image_std"], "image_std") if normalise else (1.0, 1.0, 1.0),
         scale=_number(config["rescale_factor"], "rescale_factor") if _flag(config, "do_rescale") else 1.0,
+        crop_pct=_number(config["crop_pct"], "crop_pct") if family == "ConvNext" and config["crop_pct"] is not None else None,
+        squashes_large=family == "ConvNext",
     )
 
 
@@ -182,6 +197,7 @@ def from_timm(config: dict[str, Any], image_size: int) -> Preprocessing:
         mean=_channels(config.get("mean") or IMAGENET_MEAN, "mean"),
         std=_channels(config.get("std") or IMAGENET_STD, "std"),
         crop_rounding="even",
+        crop_pct=crop_pct,
     )
 
 

@@ -1,4 +1,4 @@
-"""Renaming: from the names in a file to those of its layout, where training scripts or older versions gave others."""
+"""Renaming: from the names in a file to those of its layout, where training scripts or other versions gave others."""
 
 import re
 from dataclasses import replace
@@ -20,9 +20,12 @@ _LIBRARIES = {
 _ENCODER = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.proj.", "norm.", "norm_pre.", "fc_norm.")
 """Our names beside the blocks, and beginnings of them."""
 
+_LOSS = re.compile(r"(^|[._])(criterion|loss|loss_fn|loss_func|loss_function)\.(weight|pos_weight)$")
+"""The weights of classes in a loss, which a training module has beside its model and which no answer depends on."""
+
 
 def named_as(weights: WeightsFile, layout: Layout) -> WeightsFile:
-    """Give tensors the names that the layout expects: without a prefix, and with those of older versions and heads renewed.
+    """Give tensors the names that the layout expects: without a prefix, and with those of other versions and heads renewed.
 
     Raises:
         CheckpointError: there are several models in the file, parts of one beside it, or one for grey pictures.
@@ -74,22 +77,29 @@ def _without_prefix(weights: WeightsFile, layout: Layout) -> WeightsFile:
             "save the one you mean by itself"
         )
     prefix = prefixes[0] if prefixes else ""
-    outside = [key for key in weights.shapes if not key.startswith(prefix)]
+    others = [key for key in weights.shapes if not key.startswith(prefix)]
+    losses = [key for key in others if _LOSS.search(key) and len(weights.shapes[key]) <= 1]
+    outside = [key for key in others if key not in losses]
     if outside:
         raise CheckpointError(
             f"{weights.path} holds a model under {prefix.removesuffix('.')} and beside it {_listed(outside)}: "
             "save the state dict of a model of the library"
         )
-    return weights.renamed({key.removeprefix(prefix): key for key in weights.shapes})
+    renamed = weights.renamed({key.removeprefix(prefix): key for key in weights.shapes if key not in losses})
+    return _noted(renamed, f"{_listed(losses)} is taken for a loss's, and left out") if losses else renamed
+
+
+def _noted(weights: WeightsFile, note: str) -> WeightsFile:
+    return replace(weights, note=f"{weights.note}; {note}" if weights.note else note)
 
 
 def _renew(weights: WeightsFile, layout: Layout) -> WeightsFile:
     names: dict[str, str] = {}
     for key in weights.shapes:
         name = key
-        for pattern, newer in layout.older:
+        for pattern, newer in layout.renewals:
             name = re.sub(pattern, newer, name)
-        names[key if name in weights.shapes else name] = key
+        names[key if name in weights.shapes or name in names else name] = key
     return weights.renamed(names)
 
 
@@ -109,7 +119,7 @@ def _with_head(weights: WeightsFile, layout: Layout) -> WeightsFile:
     renamed = weights.renamed({key.replace(modules[0], head, 1) if key in under else key: key for key in weights.shapes})
     if modules[0].endswith((".0", ".1")):
         note = f"{modules[0]} is the head; what else was in its Sequential has no tensors, and is taken for dropout"
-        return replace(renamed, note=f"{weights.note}; {note}" if weights.note else note)
+        return _noted(renamed, note)
     return renamed
 
 

@@ -52,7 +52,7 @@ def activation(arguments: dict[str, Any], own: Activation) -> Activation:
     Raises:
         ValueError: one that is not supported.
     """
-    if "act_layer" not in arguments:
+    if arguments.get("act_layer") is None:
         return own
     name = arguments["act_layer"]
     if not isinstance(name, str) or name.lower() not in _ACTIVATIONS:
@@ -66,7 +66,7 @@ def layer_norm_eps(arguments: dict[str, Any], own: float) -> float:
     Raises:
         ValueError: another norm than LayerNorm.
     """
-    name = arguments.get("norm_layer", "")
+    name = arguments.get("norm_layer") or ""
     if name == "":
         return own
     if name != "layernorm":

@@ -12,7 +12,7 @@ from typing import Any
 
 from model.blueprint import Blueprint, explained, side
 from model.config import Activation, Embedded, ViTConfig
-from model.labels import placeholders
+from model.labels import as_labels, placeholders
 from model.layout import Layout
 from model.preprocessing import from_timm
 from model.published.timm_weights import published_cfg
@@ -42,7 +42,7 @@ _SIZES = {
     "gigantic": (1664, 48, 16, 8192),
 }
 
-_LAYOUT = Layout(older=((r"\.gamma_([12])$", r".ls\1.gamma"),))  # DeiT III's
+_LAYOUT = Layout(renewals=((r"\.gamma_([12])$", r".ls\1.gamma"),))  # DeiT III's
 
 _NAME = re.compile(
     r"(?P<family>vit|deit|deit3)_(?P<size>[a-z]+)(?:_distilled)?_patch(?P<patch>\d+)"
@@ -228,12 +228,14 @@ def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -
         return placeholders(num_classes)
     descriptions = raw.get("label_descriptions") or pretrained.get("label_descriptions")
     if isinstance(names, dict):
-        names = [names[key] for key in sorted(names, key=int)]
+        if set(names) != {str(index) for index in range(num_classes)}:
+            raise ValueError(f"label_names must give one label for each of {num_classes} classes, numbered from 0")
+        names = [names[str(index)] for index in range(num_classes)]
     if not isinstance(names, list) or len(names) != num_classes:
         raise ValueError(f"label_names must give one label for each of {num_classes} classes")
     if isinstance(descriptions, dict):
-        names = [descriptions.get(name, name) for name in names]
-    return tuple(str(name) for name in names)
+        names = [descriptions.get(name) or name for name in names]
+    return as_labels(names, "label_names")
 
 
 def _trained_on(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> TrainedOn | None:

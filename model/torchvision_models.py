@@ -24,7 +24,7 @@ _SIZES = {
 _Preset = tuple[int, int, Interpolation]
 
 _PRESETS: dict[str, dict[str, _Preset]] = {
-    # name: weights: resize, crop, interpolation (`ViT_*_Weights.*.transforms()`)
+    # name: weights: resize, crop, interpolation (`ViT_*_Weights.*.transforms()`); the first is their `DEFAULT`
     "vit_b_16": {
         "IMAGENET1K_V1": (256, 224, "bilinear"),
         "IMAGENET1K_SWAG_E2E_V1": (384, 384, "bicubic"),
@@ -62,7 +62,7 @@ _LAYOUT = Layout(
         "norm": ("encoder.ln",),
         "head": ("heads.head",),
     },
-    older=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
+    renewals=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
 )
 
 
@@ -74,9 +74,10 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
     """
     weights = named_as(open_weights(path), _LAYOUT)
     with explained(path):
-        name, _, published = architecture.partition(".")
+        name, _, named = architecture.partition(".")
         if name not in _SIZES:
             raise ValueError(f"torchvision architecture {name!r} is not supported; supported are {SUPPORTED}")
+        published = next(iter(_PRESETS[name])) if named == "DEFAULT" else named
         if published and published not in _PRESETS[name]:
             raise ValueError(f"torchvision has no weights {published!r} of {name}; it has {', '.join(_PRESETS[name])}")
         patch_size, embed_dim, depth, num_heads, mlp_dim = _SIZES[name]

@@ -4,6 +4,7 @@ Each has random weights of a fixed seed, is saved by its own library, loaded fro
 same JPEG bytes: by its library with its own preprocessing, and through `Classifier`.
 """
 
+import argparse
 import io
 import json
 import sys
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from app.logs import configure_logging
 from app.offline import run, running_classifier
 from app.settings import read_settings
 from benchmarks.photographs import sized
@@ -104,6 +106,18 @@ def timm_file(architecture: str) -> Reference:
     return Reference("timm", f"{architecture}, bare file", write, (("architecture", f"timm/{architecture}"),))
 
 
+def timm_script(architecture: str, name: str, saved: Callable[[dict[str, torch.Tensor]], Any]) -> Reference:
+    """With a file as a training script saves it."""
+
+    def write(directory: Path) -> tuple[Path, Answer]:
+        model = randomise(timm.create_model(architecture, num_classes=11))
+        directory.mkdir(exist_ok=True)
+        torch.save(saved(model.state_dict()), directory / "model_best.pth.tar")
+        return directory / "model_best.pth.tar", timm_answer(model)
+
+    return Reference("timm", f"{architecture}, {name}", write, (("architecture", f"timm/{architecture}"),))
+
+
 def timm_flat(architecture: str, **said: Any) -> Reference:
     """With the config.json of timm's versions until 2022, read by timm itself."""
 
@@ -148,7 +162,7 @@ def torchvision_file(architecture: str, weights: Any, **arguments: Any) -> Refer
 
 def references() -> list[Reference]:
     """All configurations of the three libraries."""
-    return [*hugging_face_references(), *timm_references(), *torchvision_references(), *odd_references()]
+    return [*hugging_face_references(), *timm_references(), *torchvision_references(), *odd_references(), *script_references()]
 
 
 def hugging_face_references() -> list[Reference]:
@@ -230,6 +244,34 @@ def odd_references() -> list[Reference]:
     ]
 
 
+def script_references() -> list[Reference]:
+    """Files as training scripts write them."""
+    tiny, arguments = "vit_tiny_patch16_224", argparse.Namespace(model="vit_tiny_patch16_224", lr=1e-3)
+
+    def prefixed(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {prefix + key: value for key, value in state.items()}
+
+    def head_behind_dropout(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key.replace("head.", "head.1."): value for key, value in state.items()}
+
+    return [
+        timm_script(
+            tiny,
+            "train.py with a moving average",
+            lambda state: {
+                "epoch": 3,
+                "args": arguments,
+                "state_dict": {key: value + 1 for key, value in state.items()},
+                "state_dict_ema": state,
+            },
+        ),
+        timm_script("deit_tiny_patch16_224", "DeiT's script", lambda state: {"model": state, "args": arguments, "scaler": {}}),
+        timm_script(tiny, "compiled, in DataParallel", lambda state: prefixed("_orig_mod.module.", state)),
+        timm_script(tiny, "Lightning", lambda state: {"state_dict": prefixed("model.", state), "global_step": 7}),
+        timm_script(tiny, "head behind dropout", head_behind_dropout),
+    ]
+
+
 def photograph() -> bytes:
     """A JPEG with something at every scale, and no side that is a multiple of anything."""
     image = Image.blend(random_picture(5, 333, 250).resize((333, 251)), random_picture(6, 32, 24).resize((333, 251)), 0.6)
@@ -279,6 +321,7 @@ def _library_logits(answer: Answer, image_bytes: bytes) -> NDArray[np.float32]:
 
 
 def main() -> None:
+    configure_logging("error", "text")
     versions = f"transformers {transformers.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}"
     sys.stdout.write(f"torch {torch.__version__}, {versions}; float32 on a CPU\n\n")
     sys.stdout.write("| library | model | largest logit | exact decoding, torch | all defaults |\n|---|---|---|---|---|\n")

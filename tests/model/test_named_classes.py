@@ -180,3 +180,23 @@ def test_weights_that_torchvision_has_not_are_refused(tmp_path: Path) -> None:
     path = torchvision_file(tmp_path, "vit_b_32", 224, 1000)
     with pytest.raises(CheckpointError, match="torchvision has no weights 'IMAGENET1K_V2' of vit_b_32; it has IMAGENET1K_V1"):
         load_checkpoint(path, "torchvision/vit_b_32.IMAGENET1K_V2")
+
+
+@pytest.mark.parametrize("numbers", [range(1, 8), [*range(6), 9], ["a", *range(1, 7)]], ids=["from-1", "gap", "no-number"])
+def test_labels_that_are_not_numbered_from_0_are_refused(tmp_path: Path, numbers: Any) -> None:
+    names = {str(number): f"n{number}" for number in numbers}
+    save(tmp_path, 7, label_names=names)
+    with pytest.raises(CheckpointError, match="label_names must give one label for each of 7 classes, numbered from 0"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", [None, ["a"], True])
+def test_label_that_is_no_text_is_refused(tmp_path: Path, name: Any) -> None:
+    save(tmp_path, 3, label_names=["a", name, "c"])
+    with pytest.raises(CheckpointError, match=r"label_names gives class 1 the label .* which is no text"):
+        load_checkpoint(tmp_path)
+
+
+def test_architecture_without_its_library_is_told(tmp_path: Path, of_1000: Path) -> None:
+    with pytest.raises(CheckpointError, match=f"VIT_ARCHITECTURE '{NAME}' must begin with timm/ or torchvision/"):
+        load_checkpoint(bare(tmp_path, of_1000, 3), NAME)

@@ -1,5 +1,7 @@
 """Every model of the table in docs/models.md: the logits of its own library, from a file's bytes to the numbers."""
 
+import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,20 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
+from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 
 from tests.references import EXACT, Reference, compare, photograph, photographs, randomise, references
-from tests.support import ROOT
+from tests.support import ROOT, encode
 
 import timm  # isort: skip
 import torchvision  # isort: skip
+from timm.data.config import resolve_data_config  # isort: skip
+from timm.data.transforms_factory import create_transform  # isort: skip
 
+from app.images import ImageDecoder
 from model.checkpoint import load_checkpoint
+from model.preprocessing import Preprocessing, from_hugging_face, from_timm
 
 REFERENCES = references()
 TOLERANCE = 1e-4
@@ -69,6 +77,35 @@ def test_another_image_size_is_what_timm_makes_of_it(tmp_path: Path, size: int) 
     images = torch.randn(2, 3, size, size)
     with torch.no_grad():
         assert_logits_agree(load_checkpoint(tmp_path, image_size=size).model, model(images), images)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 0.95, 1.0])
+@pytest.mark.parametrize("size", [192, 256, 384, 448])
+def test_pixels_at_another_size_are_timms(size: int, crop_pct: float, crop_mode: str) -> None:
+    cfg = {"crop_pct": crop_pct, "crop_mode": crop_mode, "interpolation": "bicubic", "input_size": (3, 224, 224)}
+    transform = create_transform(**resolve_data_config({"input_size": (3, size, size)}, pretrained_cfg=cfg))
+    ours = from_timm(cfg, 224).at_size(size)
+    with Image.open(io.BytesIO(photographs()[0])) as image:
+        assert_pixels_agree(ours, image, transform(image).numpy())
+
+
+@pytest.mark.parametrize(("size", "other"), [(224, 256), (224, 384), (384, 224), (384, 512)])
+def test_pixels_at_another_size_are_convnexts(size: int, other: int) -> None:
+    content = ConvNextImageProcessorPil(size={"shortest_edge": size}).to_dict() | {
+        "image_processor_type": "ConvNextImageProcessor"
+    }
+    processor = ConvNextImageProcessorPil(size={"shortest_edge": other})
+    ours = from_hugging_face(json.loads(json.dumps(content, default=str))).at_size(other)
+    with Image.open(io.BytesIO(photographs()[0])) as image:
+        assert_pixels_agree(ours, image, processor(image, return_tensors="np")["pixel_values"][0])
+
+
+def assert_pixels_agree(ours: Preprocessing, image: Image.Image, expected: np.ndarray) -> None:
+    decoder = ImageDecoder(ours, formats=frozenset({"png"}), max_bytes=10**8, max_pixels=10**7, exact=True)
+    mean, std = (np.array(values).reshape(3, 1, 1) for values in (ours.mean, ours.std))
+    pixels = (decoder.decode(encode(image)) * ours.scale - mean) / std
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [192, 288])

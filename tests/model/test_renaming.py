@@ -284,6 +284,100 @@ def test_bare_file_of_torchvision_is_told_what_to_set(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "model.pth", architecture).model.config.num_classes == 5
 
 
+DINOV2 = {"patch_size": 8, "mlp_ratio": 2}
+VIT = {"patch_size": 8, "intermediate_size": 48}
+IN_MEMORY = pytest.mark.parametrize(
+    ("architecture", "arguments"),
+    [
+        ("ViTForImageClassification", VIT),
+        ("ViTForImageClassification", VIT | {"qkv_bias": False}),
+        ("DeiTForImageClassification", VIT),
+        ("DeiTForImageClassificationWithTeacher", VIT),
+        ("Dinov2ForImageClassification", DINOV2),
+        ("Dinov2ForImageClassification", DINOV2 | {"use_swiglu_ffn": True}),
+        ("Dinov2WithRegistersForImageClassification", DINOV2),
+        ("Dinov2WithRegistersForImageClassification", DINOV2 | {"use_swiglu_ffn": True}),
+    ],
+)
+
+
+def in_memory(directory: Path, architecture: str, arguments: dict[str, Any]) -> Any:
+    """Write a model's folder without its weights, whose names in `state_dict()` are others than in a file."""
+    config = getattr(transformers, f"{architecture.partition('For')[0]}Config")(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=32, num_labels=5, **arguments
+    )
+    model: Any = randomise(getattr(transformers, architecture)(config)).eval()
+    model.save_pretrained(directory)
+    assert load_file(directory / "model.safetensors").keys() != model.state_dict().keys()
+    (directory / "model.safetensors").unlink()
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
+    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
+    return model
+
+
+@IN_MEMORY
+@pytest.mark.parametrize("by_lightning", [False, True])
+def test_names_in_memory_of_transformers(
+    tmp_path: Path, architecture: str, arguments: dict[str, Any], by_lightning: bool
+) -> None:
+    model = in_memory(tmp_path, architecture, arguments)
+    state = model.state_dict()
+    torch.save(lightning(state, "model.") if by_lightning else state, tmp_path / "pytorch_model.bin")
+    assert_answers_as(model, tmp_path, None, size=32)
+
+
+@IN_MEMORY
+def test_way_out_for_names_in_memory_of_transformers_serves_them(
+    tmp_path: Path, architecture: str, arguments: dict[str, Any]
+) -> None:
+    model = in_memory(tmp_path / "folder", architecture, arguments)
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"are those of transformers: copy it as pytorch_model\.bin into a folder"):
+        load_checkpoint(tmp_path / "model.pth")
+    shutil.copy(tmp_path / "model.pth", tmp_path / "folder" / "pytorch_model.bin")
+    assert_answers_as(model, tmp_path / "folder", None, size=32)
+
+
+def test_two_tensors_of_one_meaning_are_refused(tmp_path: Path) -> None:
+    model = in_memory(tmp_path, "ViTForImageClassification", VIT)
+    state = model.state_dict()
+    state["vit.encoder.layer.0.attention.q_proj.weight"] = torch.zeros(32, 32)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"vit\.encoder\.layer\.0\.attention\.q_proj\.weight .* is not expected"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("loss", ["criterion.weight", "loss_fn.pos_weight", "train_loss.weight"])
+def test_weights_of_a_loss_beside_the_model_are_left_out(tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture) -> None:
+    model = timm_model()
+    content = lightning(model.state_dict(), "model.")
+    content["state_dict"][loss] = torch.ones(5)
+    torch.save(content, tmp_path / "last.ckpt")
+    with caplog.at_level(logging.WARNING):
+        assert_answers_as(model, tmp_path / "last.ckpt", TIMM)
+    assert f"{loss} is taken for a loss's, and left out" in caplog.text
+
+
+@pytest.mark.parametrize(("key", "shape"), [("criterion.weight", (5, 32)), ("temperature", (1,)), ("scale.weight", (5,))])
+def test_what_may_change_the_answer_beside_the_model_is_refused(tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:
+    content = lightning(timm_model().state_dict(), "model.")
+    content["state_dict"][key] = torch.ones(shape)
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(CheckpointError, match=f"under model and beside it {key}: save the state dict"):
+        load_checkpoint(tmp_path / "last.ckpt", TIMM)
+
+
+@pytest.mark.parametrize("name", torchvision_models._PRESETS)
+def test_default_weights_are_torchvisions_own(name: str) -> None:
+    assert next(iter(torchvision_models._PRESETS[name])) == torchvision.models.get_model_weights(name)["DEFAULT"].name
+
+
+def test_default_names_torchvisions_weights(tmp_path: Path) -> None:
+    model = torchvision_model()
+    torch.save(model.state_dict(), tmp_path / "model.pth")
+    assert_answers_as(model, tmp_path / "model.pth", f"{TORCHVISION}.DEFAULT")
+
+
 @pytest.mark.parametrize("architecture", [None, TIMM])
 def test_bare_file_of_transformers_is_served_from_the_folder_that_a_refusal_asks_for(
     tmp_path: Path, architecture: str | None
