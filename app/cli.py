@@ -154,6 +154,7 @@ def train(
     """Fine-tune a checkpoint's encoder on labelled pictures, decoded as the service decodes them."""
     with _explained("training"):
         from app.decoding.choice import image_decoder
+        from app.formats import check_decoders
         from model.checkpoint import CheckpointError
         from model.dataset import DatasetError, load_labelled_images
         from model.train import TrainError, TrainSettings, training_preprocessing
@@ -162,8 +163,9 @@ def train(
         recipe = TrainSettings(
             epochs=epochs, image_size=image_size, batch_size=batch_size, learning_rate=learning_rate, workers=workers
         )
-        preprocessing = training_preprocessing(image_size)
-        decode = image_decoder(_settings("warning"), preprocessing).decode_whole
+        settings, preprocessing = _settings("warning"), training_preprocessing(image_size)
+        check_decoders(settings.image_formats)
+        decode = image_decoder(settings, preprocessing).decode_whole
         try:
             images = _without_bad(load_labelled_images(data), decode, skip=skip_bad)
             run_training(start, images, decode, output, preprocessing, recipe)
@@ -295,7 +297,10 @@ def _without_bad(images: "LabelledImages", decode: "Decode", *, skip: bool) -> "
         raise StartError("none of the pictures can be decoded")
     if len(good) < len(images):
         _say(f"going on without {len(images) - len(good)} of {len(images)} pictures, which cannot be decoded")
-    return images.only(good)
+    chosen = images.only(good)
+    if empty := [label for index, label in enumerate(chosen.labels) if index not in set(chosen.targets)]:
+        _say(f"no pictures of {', '.join(map(printable, empty))}: the model will never answer that")
+    return chosen
 
 
 async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:

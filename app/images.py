@@ -6,7 +6,7 @@ first frame and of all metadata only the EXIF orientation is read.
 
 import io
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -167,8 +167,10 @@ def check_length(image_bytes: bytes, max_bytes: int) -> None:
         raise ImageTooLarge(f"The image has {len(image_bytes)} bytes; at most {max_bytes} are allowed.")
 
 
-def check_work(images: Iterable[bytes], max_image_pixels: int, max_request_pixels: int) -> None:
+def check_work(images: Iterable[bytes], max_image_pixels: int, max_request_pixels: int) -> Generator[None, None, None]:
     """Refuse a request whose images have more pixels together than can be decoded in time; by their headers alone.
+
+    Pauses after each image, of which a header may take milliseconds.
 
     Raises:
         ImageTooLarge: they have. An image that is too large by itself costs nothing, and does not count.
@@ -177,6 +179,7 @@ def check_work(images: Iterable[bytes], max_image_pixels: int, max_request_pixel
     for image in images:
         counted = count_pixels(image)
         pixels += max_image_pixels if counted is None else counted if counted <= max_image_pixels else 0
+        yield
     if pixels > max_request_pixels:
         raise ImageTooLarge(
             f"The images have {pixels} pixels together; at most {max_request_pixels} are allowed in one request: send fewer."

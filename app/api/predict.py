@@ -122,7 +122,8 @@ async def predict_batch(
     classifier, deadline = admission.classifier, admission.deadline
     images = await admission.upload(read_images(_body(request, admission), _limits(admission.settings)))
     encoded = [image for image in images if isinstance(image, bytes)]
-    check_work(encoded, admission.settings.max_image_pixels, admission.settings.max_request_pixels)
+    settings = admission.settings
+    await admission.turns.work(check_work(encoded, settings.max_image_pixels, settings.max_request_pixels))
     outcomes = await while_connected(request, _classify_all(classifier, images, deadline))
     done = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
     request.state.timings = _longest([classification.timings for classification in done])

@@ -234,6 +234,24 @@ def test_skip_bad_trains_without_bad_pictures(training_data: Path, tmp_path: Pat
     assert "going on without 2 of 4 pictures" in result.stderr
 
 
+def test_class_without_pictures_is_told(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
+    (training_data / "empty").mkdir()
+    (training_data / "dog" / "one.png").write_bytes(b"")
+    result = train(training_data, tmp_path / "mine", tiny_checkpoint, "--skip-bad")
+    assert result.exit_code == 0, result.output
+    assert "no pictures of dog, empty: the model will never answer that" in result.stderr
+
+
+def test_missing_decoder_ends_training(
+    training_data: Path, tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIT_IMAGE_FORMATS", "jpeg,png,heic")
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    result = train(training_data, tmp_path / "mine", tiny_checkpoint, "--skip-bad")
+    assert result.exit_code == 1
+    assert "pip install 'vit-serve[heif]'" in result.stderr
+
+
 def test_nothing_but_bad_pictures_ends_training(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
     for name in ("cat", "dog"):
         (training_data / name / "one.png").write_bytes(b"")

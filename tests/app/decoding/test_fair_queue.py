@@ -4,6 +4,7 @@ import io
 import itertools
 import random
 import struct
+from collections import deque
 
 import pytest
 from PIL import Image
@@ -194,10 +195,10 @@ def test_heavy_begins_above_phone_photos() -> None:
 
 def test_request_over_its_pixels_is_refused() -> None:
     image = encode(random_picture(0, 100, 100))
-    check_work([image] * 4, max_image_pixels=10_000, max_request_pixels=40_000)
+    deque(check_work([image] * 4, max_image_pixels=10_000, max_request_pixels=40_000))
     with pytest.raises(ImageTooLarge, match="50000 pixels together; at most 40000"):
-        check_work([image] * 5, max_image_pixels=10_000, max_request_pixels=40_000)
+        deque(check_work([image] * 5, max_image_pixels=10_000, max_request_pixels=40_000))
 
 
 def test_image_too_large_alone_costs_no_work() -> None:
-    check_work([encode(random_picture(0, 100, 100))] * 9, max_image_pixels=9_999, max_request_pixels=9_999)
+    deque(check_work([encode(random_picture(0, 100, 100))] * 9, max_image_pixels=9_999, max_request_pixels=9_999))
