@@ -290,18 +290,19 @@ def test_names_in_any_encoding_survive(folder: Path, tiny_checkpoint: Path, form
     assert path in paths
 
 
-@pytest.mark.parametrize(("form", "number"), [("--json", signal.SIGINT), ("--csv", signal.SIGTERM)])
-def test_interrupted_classify_keeps_what_is_done(
-    folder: Path, tiny_checkpoint: Path, form: str, number: signal.Signals
-) -> None:
+@pytest.mark.parametrize("form", ["--json", "--csv"])
+def test_interrupted_classify_keeps_what_is_done(folder: Path, tiny_checkpoint: Path, form: str) -> None:
     os.mkfifo(folder / "waits")  # reading it takes until somebody writes
     arguments = ("classify", folder, folder / "waits", "--model", tiny_checkpoint, form, "--top-k", 1)
     with started(*arguments) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(3 if form == "--csv" else 2)]
         assert b"b.png" in lines[-1]
-        process.send_signal(number)
-        output, errors = process.communicate(timeout=60)
+        process.send_signal(signal.SIGTERM)  # SIGINT is ignored where a shell runs tests in the background
+        try:
+            output, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert (process.returncode, output) == (130, b"")
     assert b"interrupted; what was done of it is printed: 2 pictures" in errors
 
