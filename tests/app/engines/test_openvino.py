@@ -142,6 +142,7 @@ def test_unusable_cache_never_stops_the_start(tmp_path: Path, place: str, caplog
 START = """
 import resource, sys
 from pathlib import Path
+import app.engines.openvino  # before this file's own import of openvino, which would ask for a home directory
 from app.logs import configure_logging
 from tests.app.engines.test_openvino import engine_of, first_logit
 
