@@ -69,6 +69,8 @@ def download(model: str) -> Path:
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")
         raise CheckpointError(f"the hub answered {status} to {model}: check HF_TOKEN, or try again later") from error
+    except RuntimeError as error:  # its cache is below a home directory, which this user has not
+        raise CheckpointError(f"{model} cannot be downloaded: {error} Set HF_HOME to a directory for the cache") from error
     except (HFValidationError, OSError) as error:
         raise CheckpointError(f"{model} cannot be downloaded: {type(error).__name__}") from error
 

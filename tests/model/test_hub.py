@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from model.checkpoint import CheckpointError, load_checkpoint
+
 COMMIT = "c0ffee" + "0" * 34
 
 
@@ -155,3 +157,12 @@ def test_a_model_without_safetensors_is_loaded_from_its_pickle(hub: Hub, tmp_pat
     result = info("me/tiny", hub.url, tmp_path / "cache")
     assert result.returncode == 0, result.stderr
     assert hub.asked == {"config.json", "preprocessor_config.json", "pytorch_model.bin"}
+
+
+def test_user_without_home_is_told_to_set_hf_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(*arguments: object, **options: object) -> str:
+        return str(Path("~nobody-has-this-name/cache").expanduser())
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", homeless)
+    with pytest.raises(CheckpointError, match="Could not determine home directory. Set HF_HOME to a directory"):
+        load_checkpoint("google/vit-base-patch16-224")
