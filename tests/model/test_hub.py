@@ -164,5 +164,5 @@ def test_user_without_home_is_told_to_set_hf_home(monkeypatch: pytest.MonkeyPatc
         return str(Path("~nobody-has-this-name/cache").expanduser())
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", homeless)
-    with pytest.raises(CheckpointError, match="Could not determine home directory. Set HF_HOME to a directory"):
+    with pytest.raises(CheckpointError, match=r"Could not determine home directory\. Set HF_HOME to a directory"):
         load_checkpoint("google/vit-base-patch16-224")
