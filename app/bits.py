@@ -1,4 +1,4 @@
-"""What the headers of coded frames have in common: fields of any number of bits, and a size to be read from them."""
+"""Parts that the headers of coded frames have in common: fields of any number of bits, and a size to be read from them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -24,7 +24,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Where the time of one image went, in seconds."""
+    """Time that one image took in each step, in seconds."""
 
     decode_s: float
     """Waiting for a decoder, and decoding."""
@@ -63,7 +63,7 @@ class Classification:
         return np.argsort(-self.logits, kind="stable")[:k]
 
     def predictions(self, classes: NDArray[np.intp]) -> list[Prediction]:
-        """What the model says of these classes."""
+        """Return these classes, each with its label, probability and logit."""
         shares = [None] * len(classes) if self.probabilities is None else self.probabilities[classes].tolist()
         numbers = zip(classes.tolist(), shares, self.logits[classes].tolist(), strict=True)
         return [Prediction(self.labels[index], index, probability, logit) for index, probability, logit in numbers]
@@ -71,7 +71,7 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class ModelDescription:
-    """What is being served, for people and clients."""
+    """Facts on the model that is served, for people and clients."""
 
     name: str
     architecture: str
@@ -178,7 +178,7 @@ class Classifier:
 
     @property
     def activation(self) -> HeadActivation:
-        """What makes probabilities of the model's logits."""
+        """The function that makes probabilities of the model's logits."""
         return self._model.activation
 
     @property

@@ -1,4 +1,4 @@
-"""What an encoded picture says of itself before anything is decoded: its format, its scans, its size, its chunks.
+"""Facts on an encoded picture that are read before anything is decoded: its format, its scans, its size, its chunks.
 
 Pillow reads headers in Python, byte by byte, and unpacks every colour profile; these walks are short, and bounded in steps.
 """

@@ -39,7 +39,7 @@ class TooManyBoxes(Exception):
 
 
 def brands(file: bytes) -> list[bytes]:
-    """What the first box says the file is, most important first; empty if it is another kind of file."""
+    """Return what the first box says the file is, most important first; empty if it is another kind of file."""
     if file[4:8] != b"ftyp":
         return []
     end = min(len(file), int.from_bytes(file[:4], "big"), 16 + 4 * _MAX_BRANDS)
@@ -79,7 +79,7 @@ def _rounded_up(number: int, parts: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """What a decoder of pictures is given."""
+    """Bytes that a decoder of pictures is given."""
 
     items: list[bytes]
     tracks: list[bytes]
@@ -146,7 +146,7 @@ def _length(places: list[_Place], file: bytes) -> int:
 
 
 def _places(iloc: bytes) -> dict[int, list[_Place]] | None:
-    """Where each item is, if it is in the file and not in a box (14496-12, 8.11.3); None if that is too much to read."""
+    """Find each item, if it is in the file and not in a box (14496-12, 8.11.3); None if that is too much to read."""
     fields = _Fields(iloc)
     version = fields.read(4) >> 24
     sizes = fields.read(2)

@@ -16,7 +16,7 @@ from app.images import Pixels
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the model says of one image: logits and what they mean, each (K,) float32, in class order."""
+    """Logits of one image and its probabilities, each (K,) float32, in class order."""
 
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None

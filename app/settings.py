@@ -101,8 +101,8 @@ class Settings(BaseSettings):
         _MAX_IMAGE_BYTES, ge=1000, le=2**30, description="Bytes of one encoded image; more are refused with 413."
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=1, le=10**9, description="Width times height of one image; more are refused with 413."
-    )
+        50_000_000, ge=256, le=10**9, description="Width times height of one image; more are refused with 413."
+    )  # the smallest AVIF is coded as 16 x 16
     max_images_per_request: int = Field(
         32, ge=1, le=1024, description="Images in one `POST /predict/batch`; more are refused with 422."
     )

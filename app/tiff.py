@@ -1,4 +1,4 @@
-"""What a TIFF says of its first picture, read without a decoder; and which of the many kinds of TIFF are decoded.
+"""Facts on the first picture of a TIFF, read without a decoder; and which of the many kinds of TIFF are decoded.
 
 TIFF 6.0, 2: a directory has entries of 12 bytes: a tag, a type, how many values, and the values or where they are.
 """

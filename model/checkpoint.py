@@ -97,26 +97,29 @@ def load_checkpoint(
         if activation == "auto":
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
+    preprocessing = blueprint.preprocessing if image_size is None else blueprint.preprocessing.at_size(image_size)
+    vit = _build(blueprint, input_size(preprocessing), may_resize=image_size is not None or blueprint.interpolates)
+    name = os.fsencode(blueprint.name).decode(errors="replace")  # that of a directory can be any bytes
+    labels, source = blueprint.labels, blueprint.labels_source
+    return Checkpoint(name, blueprint.architecture, vit, preprocessing, labels, source, activation)
+
+
+def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> VisionTransformer:
+    """Read the weights, and make the model for pictures of this size, in pixels."""
     weights = named_as(open_weights(blueprint.weights), blueprint.layout)
     if weights.note is not None:
         _log.warning("%s: %s", weights.path, weights.note)
-    state = _read_state(weights, blueprint.layout, blueprint.config)
-    config, preprocessing = blueprint.config, blueprint.preprocessing
-    if image_size is not None:
-        preprocessing = preprocessing.at_size(image_size)
-    size = input_size(preprocessing)
-    if size != config.image_size:
-        if image_size is None and not blueprint.interpolates:
+    config = blueprint.config
+    state = _read_state(weights, blueprint.layout, config)
+    if image_size != config.image_size:
+        if not may_resize:
             raise CheckpointError(
-                f"the preprocessing of {model} makes pictures of {size} pixels, but the model takes {config.image_size}: "
-                f"set VIT_IMAGE_SIZE to {config.image_size} or {size}"
+                f"the preprocessing of {blueprint.name} makes pictures of {image_size} pixels, but the model takes "
+                f"{config.image_size}: set VIT_IMAGE_SIZE to {config.image_size} or {image_size}"
             )
         with explained(blueprint.weights):
-            config = _resize(state, config, size, blueprint.resampling)
-    name = os.fsencode(blueprint.name).decode(errors="replace")  # that of a directory can be any bytes
-    built = build(config, state)
-    labels, source = blueprint.labels, blueprint.labels_source
-    return Checkpoint(name, blueprint.architecture, built, preprocessing, labels, source, activation)
+            config = _resize(state, config, image_size, blueprint.resampling)
+    return build(config, state)
 
 
 def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionTransformer:

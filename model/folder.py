@@ -44,7 +44,7 @@ def _names(directory: Path) -> set[str]:
 
 
 def _training_folder(directory: Path, names: set[str]) -> str | None:
-    """What training left there, if it is no model yet."""
+    """Say what training left there, if it is no model yet."""
     if "zero_to_fp32.py" in names or any(re.fullmatch(r"global_step\d+", name) for name in names):
         return "holds DeepSpeed's parts of a model: put them together by the zero_to_fp32.py that is in it, and name the result"
     if any(name.startswith("pytorch_model_fsdp") or name.endswith(".distcp") for name in names):

@@ -1,4 +1,4 @@
-"""What a head's outputs mean: which function makes probabilities of logits, by the rule of transformers' image-classification
+"""Meaning of a head's outputs: which function makes probabilities of logits, by the rule of transformers' image-classification
 pipeline (transformers, pipelines/image_classification.py)."""
 
 from typing import Any, Literal
@@ -47,7 +47,7 @@ def probabilities(logits: NDArray[np.float32], activation: HeadActivation) -> ND
 
 
 def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Over the classes, in float32: (B, K) -> (B, K), each row's sum 1."""
+    """Make probabilities over all classes, in float32: (B, K) -> (B, K), each row's sum 1."""
     with np.errstate(invalid="ignore"):  # logits that are not finite: whoever reads them looks for that
         exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
         shares: NDArray[np.float32] = exponentials / exponentials.sum(axis=-1, keepdims=True)
@@ -55,7 +55,7 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def sigmoid(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Of each class alone, in float32: (B, K) -> (B, K)."""
+    """Make a probability of each logit by itself, in float32: (B, K) -> (B, K)."""
     exponentials = np.exp(-np.abs(logits))  # at most 1, so that nothing overflows
     shares: NDArray[np.float32] = np.where(logits >= 0, 1, exponentials) / (1 + exponentials)
     return shares

@@ -99,7 +99,7 @@ def _teacher_layout() -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """What transformers' classes of one `model_type` have in common."""
+    """Parts that transformers' classes of one `model_type` have in common."""
 
     model_type: str
     keys: KnownKeys
@@ -197,7 +197,7 @@ def _check(raw: dict[str, Any], family: _Family) -> None:
 
 
 def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """What reads the pictures: of processor_config.json if that has it, as transformers looks for it."""
+    """Read the image processor: that of processor_config.json if that has it, as transformers looks for it."""
     file = directory / "processor_config.json"
     if file.is_file():
         nested = read_json(file).get("image_processor")

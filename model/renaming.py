@@ -7,7 +7,7 @@ from model.layout import Layout
 from model.weights_file import CheckpointError, WeightsFile
 
 _PATCHES = "patch_embed.proj.weight"
-"""What every model has, and so tells under which prefix it is."""
+"""Tensor that every model has, and so tells under which prefix it is."""
 
 _LIBRARIES = {
     _PATCHES: "its names are timm's: set VIT_ARCHITECTURE to what it is of, such as timm/vit_small_patch16_224",

@@ -208,7 +208,7 @@ def _embedded(weights: WeightsFile, num_patches: int, prefix: int) -> Embedded:
 
 
 def _plain_mean(name: _Name) -> bool:
-    """Whether an architecture's own pooling is the mean of normalised patches, as in the `gap` ones without registers."""
+    """Tell whether an architecture's own pooling is the mean of normalised patches, as in the `gap` ones without registers."""
     return "gap" in name.choices and not any(choice.startswith("reg") for choice in name.choices)
 
 
@@ -239,7 +239,7 @@ def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -
 
 
 def _trained_on(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> TrainedOn | None:
-    """What a configuration says of the classes; timm keeps the parent's tag in a fine-tune, whose classes may be others."""
+    """Return what a configuration says of the classes; timm keeps the parent's tag in a fine-tune, also of other classes."""
     if pretrained.get("num_classes", num_classes) != num_classes:
         return None
     dataset = pretrained.get("dataset", raw.get("dataset"))

@@ -109,21 +109,11 @@ def train(
         task = progress.add_task("training", total=total, completed=step, loss=math.nan, accuracy=math.nan)
         for pixels, targets in _batches(stream, settings, step, total):
             learning_rate = schedule(step, total, settings.warmup)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate * group["scale"] * learning_rate
+            _set_learning_rate(optimizer, settings.learning_rate * learning_rate)
             loss, accuracy = _step(model, optimizer, _normalise(pixels.to(device), preprocessing), targets.to(device), settings)
             step += 1
-            history.write(
-                json.dumps(
-                    {
-                        "step": step,
-                        "loss": round(loss, 4),
-                        "accuracy": round(accuracy, 4),
-                        "learning_rate": learning_rate,
-                    }
-                )
-                + "\n"
-            )
+            line = {"step": step, "loss": round(loss, 4), "accuracy": round(accuracy, 4), "learning_rate": learning_rate}
+            history.write(json.dumps(line) + "\n")
             progress.update(task, completed=step, loss=loss, accuracy=accuracy)
             if step % settings.save_every == 0 or step == total:
                 history.flush()
@@ -135,8 +125,13 @@ def train(
     return model
 
 
+def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["scale"]
+
+
 def training_preprocessing(image_size: int) -> Preprocessing:
-    """What pictures go through at inference for a model that was trained here; ImageNet's mean and deviation, as DINOv2."""
+    """Return the preprocessing at inference of a model that was trained here; ImageNet's mean and deviation, as DINOv2."""
     return Preprocessing(
         resize=image_size,
         crop=(image_size, image_size),

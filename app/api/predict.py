@@ -209,7 +209,7 @@ def _pieces(numbers: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _longest(timings: list[Timings]) -> Timings | None:
-    """Of images that were worked on side by side, the longest time in each step."""
+    """Return the longest time in each step of images that were worked on side by side."""
     if not timings:
         return None
     return Timings(

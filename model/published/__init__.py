@@ -1,1 +1,1 @@
-"""What libraries publish beside their weights: timm's `pretrained_cfg`s, and the names of ImageNet's classes."""
+"""Data that libraries publish beside their weights: timm's `pretrained_cfg`s, and the names of ImageNet's classes."""

@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
+from app.decoding.choice import _probe, image_decoder
 from app.errors import StartError
 from app.settings import BUNDLED_MODEL, read_settings
+from model.preprocessing import Preprocessing
 
 
 def test_defaults_are_safe() -> None:
@@ -76,3 +78,21 @@ def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     with pytest.raises(StartError) as caught:
         read_settings()
     assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("timeout_s", "pixels"), [(30, 400_000_000), (60, 400_000_000), (10, 140_000_000), (1, 50_000_000)])
+def test_pixels_of_a_request_follow_its_deadline(timeout_s: int, pixels: int) -> None:
+    settings = read_settings(request_timeout_s=timeout_s, decode_timeout_s=1, max_queue_delay_ms=0)
+    assert settings.max_request_pixels == pixels
+
+
+def test_exact_and_scaled_decoding_exclude_each_other() -> None:
+    with pytest.raises(StartError, match="VIT_SCALED_DECODE: is the opposite of VIT_EXACT_DECODE"):
+        read_settings(exact_decode=True, scaled_decode=True)
+
+
+@pytest.mark.parametrize("image_format", ["jpeg", "png", "webp", "gif", "bmp", "avif", "tiff"])
+def test_first_image_of_a_worker_is_within_the_smallest_limits(image_format: str) -> None:
+    settings = read_settings(max_image_pixels=256, max_image_bytes=1000, image_formats=image_format)
+    how = Preprocessing((8, 8), None, "bicubic", (0.5,) * 3, (0.5,) * 3)
+    assert image_decoder(settings, how).decode(_probe(settings.image_formats)).shape == (3, 8, 8)
