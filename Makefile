@@ -26,7 +26,7 @@ lint: $(VENV)/installed-dev
 
 # the table of docs/models.md
 references: $(VENV)/installed-dev
-	@$(BIN)/python -m tests.references
+	@$(BIN)/python -m tests.support.references
 
 # strict, because without it what could not be looked up passes for sound
 audit: $(VENV)/audit/installed

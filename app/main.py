@@ -11,19 +11,19 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
 from app.api import docs, health, metrics, model, predict
-from app.api.access import Access
-from app.api.connections import Connections, HttpLimits
-from app.api.context import LastResort, RequestContext
+from app.api.middleware import LastResort, RequestContext
 from app.api.problems import ProblemsOnly, install_problem_handlers, wire_problem_responses
-from app.api.protocol import HttpProtocol
 from app.api.request_log import RequestLog
-from app.api.turns import Turns
-from app.classifier import Classifier
+from app.auth.access import Access
 from app.errors import StartError
-from app.lifecycle import Service, load_classifier
+from app.http.connections import Connections, HttpLimits
+from app.http.protocol import HttpProtocol
+from app.http.turns import Turns
 from app.metrics import Metrics
+from app.process.startup import BUG, explain
+from app.serving.classifier import Classifier
+from app.serving.service import Service, load_classifier
 from app.settings import Settings
-from app.starting import BUG, explain
 
 _log = structlog.get_logger(__name__)
 

@@ -14,14 +14,14 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, start_http_server
 
-from app.classifier import Classifier
 from app.errors import StartError
-from app.lifecycle import Service, load_classifier
 from app.main import create_app
 from app.metrics import Metrics
+from app.process.signals import MEANINGLESS, STOP, handled
+from app.process.stderr import dropped_lines
+from app.serving.classifier import Classifier
+from app.serving.service import Service, load_classifier
 from app.settings import Settings
-from app.signals import MEANINGLESS, STOP, handled
-from app.stderr import dropped_lines
 
 _FAILED = 1
 _BACKLOG = 2048

@@ -10,8 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app import setting_values as values
-from app.cpus import available_cpus
 from app.errors import StartError
+from app.process.cpu import available_cpus
 
 BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "weights" / "vit-small-everyday64"
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app.cpus import available_cpus
+from app.process.cpu import available_cpus
 from benchmarks import inside, machine
 from benchmarks.contenders import (
     Contender,

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines.choice import has_vnni
+from app.engines.select import has_vnni
 from app.errors import ServiceError
-from app.logs import configure_logging
-from app.offline import classify_all, run, running_classifier
+from app.process.logs import configure_logging
+from app.serving.offline import classify_all, run, running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
 from benchmarks import machine
 from benchmarks.photographs import WIDTHS, sized
-from model.dataset import load_labelled_images
+from model.training.dataset import load_labelled_images
 
 _CONCURRENCY = 64
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from app.cpus import available_cpus
+from app.decoding.image import ImageDecoder
 from app.engines import Engine
-from app.engines.choice import EngineOptions, choose_engine
-from app.images import ImageDecoder
+from app.engines.select import EngineOptions, choose_engine
+from app.process.cpu import available_cpus
 from benchmarks.measure import Case
-from model.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint import load_checkpoint
 
 FORMATS = frozenset({"jpeg"})
 

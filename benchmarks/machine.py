@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 
-from app.cpus import available_cpus
-from app.engines.choice import has_vnni
+from app.engines.select import has_vnni
+from app.process.cpu import available_cpus
 
 _PACKAGES = ("torch", "openvino", "pillow", "simplejpeg", "fastapi", "uvicorn", "uvloop", "numpy")
 _SIDE = 2048

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from model.known_keys import check_keys
-from model.processor_keys import CONVNEXT, PROCESSOR
+from model.checkpoints.hugging_face.processor_keys import CONVNEXT, PROCESSOR
+from model.checkpoints.known_keys import check_keys
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 

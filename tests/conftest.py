@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from uvicorn.loops.auto import auto_loop_factory
 
-from tests.torchvision_operators import declare_missing_operators
+from tests.support.torchvision_operators import declare_missing_operators
 
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # as the service has it; it would need a home directory
 declare_missing_operators()  # before transformers looks whether torchvision is there
 
-from app.logs import configure_logging  # noqa: E402
-from tests.support import CACHE, write_tiny_checkpoint  # noqa: E402
+from app.process.logs import configure_logging  # noqa: E402
+from tests.support.models import CACHE, write_tiny_checkpoint  # noqa: E402
 
 configure_logging("info", "json")
 os.environ["VIT_DEVICE"] = "cpu"  # where the tolerances that are tested hold

@@ -15,12 +15,12 @@ from PIL import Image
 from transformers import AutoModelForImageClassification
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
-from app.classifier import Classification
-from app.engines.choice import has_vnni
-from app.offline import run, running_classifier
+from app.engines.select import has_vnni
+from app.serving.classifier import Classification
+from app.serving.offline import run, running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
-from tests.server import Server, running_server
-from tests.support import ROOT, encode, random_picture
+from tests.support.models import ROOT, encode, random_picture
+from tests.support.server import Server, running_server
 
 PICTURES = ROOT / "examples" / "images"
 CAT = (PICTURES / "cat.jpg").read_bytes()

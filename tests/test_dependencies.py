@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from tests.support import ROOT
+from tests.support.models import ROOT
 
 FLOORS = {
     "h11": "0.16.0",  # CVE-2025-43859: a chunk's terminator is not checked

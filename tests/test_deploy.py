@@ -13,7 +13,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # its types are a package of their own, not worth a dependency for one test
 
 from app.settings import Settings
-from tests.support import ROOT
+from tests.support.models import ROOT
 
 _OUTSIDE = {"compile", "model", "cache_dir", "api_keys_file"}
 """Settings that mean nothing in a container as it comes, such as paths of the host."""

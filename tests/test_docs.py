@@ -12,8 +12,8 @@ import pytest
 from pydantic_core import PydanticUndefined
 
 from app.settings import BUNDLED_MODEL, Settings
-from tests.server import Server, running_server
-from tests.support import ROOT
+from tests.support.models import ROOT
+from tests.support.server import Server, running_server
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server import Server, running_server
-from tests.support import ROOT, picture
+from tests.support.models import ROOT, picture
+from tests.support.server import Server, running_server
 
 
 @pytest.fixture(scope="module")

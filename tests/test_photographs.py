@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.classifier import Classification
-from app.offline import run
+from app.serving.classifier import Classification
+from app.serving.offline import run
 from benchmarks.photographs import WIDTHS, sized
-from tests.support import ROOT
+from tests.support.models import ROOT
 from tests.test_bundled_weights import answers_of_the_service, reference_logits
 
 FOLDER = ROOT / "tests" / "photographs"

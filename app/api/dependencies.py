@@ -12,14 +12,14 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
 
-from app.api.access import Access
-from app.api.body import Hold
-from app.api.numbers import whole_number
-from app.api.turns import Turns
-from app.classifier import Classifier
+from app.api.payloads.body import Hold
+from app.auth.access import Access
 from app.errors import InvalidParameter
-from app.lifecycle import Service
+from app.http.numbers import whole_number
+from app.http.turns import Turns
 from app.metrics import Metrics
+from app.serving.classifier import Classifier
+from app.serving.service import Service
 from app.settings import Settings
 
 T = TypeVar("T")

@@ -10,15 +10,15 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError, to_json
 
 from app import errors
-from app.api.body import Body, Image
 from app.api.dependencies import Admission, AdmissionDep, while_connected
-from app.api.forms import BodyLimits, read_image, read_images
-from app.api.numbers import whole_number
+from app.api.payloads.body import Body, Image
+from app.api.payloads.images import BodyLimits, read_image, read_images
 from app.api.problems import problem_headers, problem_of, problem_responses
 from app.api.schemas import FailedBody, PredictBatchBody, PredictBody
-from app.api.turns import Steps
-from app.classifier import Classification, Classifier, Timings
-from app.images import check_work
+from app.decoding.image import check_work
+from app.http.numbers import whole_number
+from app.http.turns import Steps
+from app.serving.classifier import Classification, Classifier, Timings
 from app.settings import Settings
 
 router = APIRouter(tags=["predict"])

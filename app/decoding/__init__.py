@@ -1,12 +1,11 @@
 """Where images are decoded: in worker processes that can be ended (`processes.py`), or in threads (`threads.py`)."""
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:  # the zygote imports this file, before it is ready for what takes a second
-    from app.images import Pixels
+from app.pixels import Pixels
 
-Decode = Callable[[bytes], "Pixels"]
+Decode = Callable[[bytes], Pixels]
 """One encoded image -> its pixels; blocks, and raises a `ServiceError` for what it refuses."""
 
 
@@ -16,7 +15,7 @@ class Decoder(Protocol):
     def start(self) -> None:
         """Begin; called in the event loop that will decode."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None) -> "Pixels":
+    async def decode(self, image_bytes: bytes, request: Hashable = None) -> Pixels:
         """Decode one image when its turn comes. A call that is cancelled before its turn is never begun.
 
         Args:

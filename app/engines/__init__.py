@@ -16,10 +16,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from app.images import Pixels
-
-Logits = NDArray[np.float32]
-"""(B, K) float32, in the order of the images and of the classes."""
+from app.pixels import Logits, Pixels
 
 
 class Engine(Protocol):

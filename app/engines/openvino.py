@@ -11,12 +11,11 @@ import numpy as np
 import structlog
 import torch
 
-from app.engines import Logits
-from app.engines.kept import KeptDirectory
+from app.engines.artifact_cache import KeptDirectory
 from app.engines.pixel_model import PixelModel
 from app.errors import StartError
-from app.images import Pixels
-from app.starting import OnStep, lacks_memory, too_little_memory
+from app.pixels import Logits, Pixels
+from app.process.startup import OnStep, lacks_memory, too_little_memory
 
 # openvino's packages report their use to their maker. A service has no business there, and goes without: they do, too.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from app.engines import Logits
 from app.engines.pixel_model import PixelModel, parse_dtype
-from app.images import Pixels
+from app.pixels import Logits, Pixels
 
 
 class TorchCpuEngine:

@@ -18,10 +18,10 @@ import uvicorn
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from app import offline
 from app.cli import cli
-from app.logs import configure_logging
-from tests.support import ROOT, TINY_LABELS, picture
+from app.process.logs import configure_logging
+from app.serving import offline
+from tests.support.models import ROOT, TINY_LABELS, picture
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,8 @@ import numpy as np
 
 from benchmarks.callers import Callers, Picture
 from benchmarks.watch import Usage, usage
-from tests.server import Server, running_server
-from tests.support import encode, random_picture
+from tests.support.models import encode, random_picture
+from tests.support.server import Server, running_server
 
 _MAX_IMAGE_BYTES = 50_000
 _IMAGE_SIZE = 56
@@ -88,7 +88,7 @@ async def test_nothing_is_kept_of_what_was_answered(tiny_checkpoint: Path) -> No
 
 
 async def test_a_leak_is_seen(tiny_checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "tests.leaking_server"]
+    command = [sys.executable, "-m", "tests.support.leaking_server"]
     settings = {"model": tiny_checkpoint, "image_size": _IMAGE_SIZE, "max_image_bytes": _MAX_IMAGE_BYTES}
     with running_server(command=command, **settings) as server:
         assert await Watched(server).grows_on()

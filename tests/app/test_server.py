@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.server import Server, running_server
-from tests.support import picture
+from tests.support.models import picture
+from tests.support.server import Server, running_server
 
 LIMITS = httpx.Limits(max_connections=200)
 
@@ -266,7 +266,7 @@ async def half_an_upload(server: Server) -> tuple[asyncio.StreamReader, asyncio.
 
 @pytest.mark.parametrize("fault", ["hang", "poisoned"])
 async def test_a_device_that_is_lost_ends_the_process_after_all_who_wait_are_told(tiny_checkpoint: Path, fault: str) -> None:
-    command = [sys.executable, "-m", "tests.faulty_server", fault]
+    command = [sys.executable, "-m", "tests.support.faulty_server", fault]
     server = Server(command, model=tiny_checkpoint, engine="torch", max_batch_size=1, inference_threads=1, run_timeout_s=1)
     try:
         server.wait_until_ready()

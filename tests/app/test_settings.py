@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from app.decoding.choice import _probe, image_decoder
+from app.decoding.pool.select import _probe, image_decoder
 from app.errors import StartError
 from app.settings import BUNDLED_MODEL, read_settings
 from model.preprocessing import Preprocessing

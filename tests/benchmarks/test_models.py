@@ -5,7 +5,7 @@ from PIL import Image
 
 from benchmarks.models import BenchmarkModel
 from benchmarks.pictures import PictureSet
-from model.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint import load_checkpoint
 
 
 def test_a_random_model_is_one_that_the_service_loads(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from benchmarks.attackers import PARTS, Attackers, Periods, decoders_of, hostile
 from benchmarks.callers import Callers, Picture, Tally
 from benchmarks.soak import Moment, Soak, verdicts
 from benchmarks.watch import Usage
-from tests.server import running_server
-from tests.support import encode, random_picture
+from tests.support.models import encode, random_picture
+from tests.support.server import running_server
 
 _MIB = 2**20
 _PREDICTED = 'vit_http_requests_total{method="POST",route="/predict",status="200"}'

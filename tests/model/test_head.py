@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from model.checkpoint import CheckpointError, load_checkpoint
+from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from model.head import probabilities, sigmoid, softmax
 from tests.app.api.test_heads import write
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]  # as in tests/test_deploy.py
 
-from tests.support import ROOT, picture
+from tests.support.models import ROOT, picture
 
 _PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
 _RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"][0]["rules"]

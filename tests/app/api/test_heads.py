@@ -10,9 +10,9 @@ import transformers
 from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from tests.app.api.conftest import OpenClient
-from tests.references import EXACT, randomise
-from tests.support import picture, random_picture
+from tests.app.conftest import OpenClient
+from tests.support.models import picture, random_picture
+from tests.support.references import EXACT, randomise
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip

@@ -8,11 +8,11 @@ import httpx
 import pytest
 
 from app.errors import EngineDead
-from app.images import Pixels
-from app.runner import ModelRunner
-from tests.app.api.conftest import OpenClient
+from app.pixels import Pixels
+from app.serving.runner import ModelRunner
 from tests.app.api.test_predict import IMAGE, MULTIPART, base64_of, multipart
-from tests.support import encode, picture, random_picture
+from tests.app.conftest import OpenClient
+from tests.support.models import encode, picture, random_picture
 
 LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|/usr/|site-packages|<_io|File \"|Error\(|torch|PIL|pydantic", re.IGNORECASE)
 
@@ -86,7 +86,7 @@ async def test_a_broken_model_tells_nothing(open_client: OpenClient, run: Callab
 
 
 @pytest.mark.parametrize(
-    "broken", ["app.api.predict.read_image", "app.classifier.Classifier.classify", "app.api.predict._result"]
+    "broken", ["app.api.predict.read_image", "app.serving.classifier.Classifier.classify", "app.api.predict._result"]
 )
 async def test_what_nobody_foresaw_tells_nothing(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     def breaks(*_: object) -> None:

@@ -23,7 +23,7 @@ from schemathesis.specs.openapi.checks import (
 
 from app.main import create_app
 from app.settings import read_settings
-from tests.server import Server, running_server
+from tests.support.server import Server, running_server
 
 Operation = APIOperation[Any, Any, Any, Any]
 

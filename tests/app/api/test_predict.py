@@ -11,10 +11,10 @@ import pytest
 
 from app.api.problems import problem_headers
 from app.errors import EngineDead, QueueFull
-from app.images import Pixels
-from app.runner import ModelRunner
-from tests.app.api.conftest import OpenClient
-from tests.support import encode, picture, random_picture
+from app.pixels import Pixels
+from app.serving.runner import ModelRunner
+from tests.app.conftest import OpenClient
+from tests.support.models import encode, picture, random_picture
 
 
 def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:

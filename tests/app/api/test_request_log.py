@@ -7,8 +7,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.app.api.conftest import OpenClient
-from tests.support import picture
+from tests.app.conftest import OpenClient
+from tests.support.models import picture
 
 Lines = Callable[..., list[dict[str, Any]]]
 

@@ -10,15 +10,15 @@ from typing import Any
 import httpx
 import pytest
 
-from app.classifier import Classifier
 from app.errors import Draining, StartError
-from app.lifecycle import Service, load_classifier
 from app.main import create_app
 from app.metrics import Metrics
+from app.serving.classifier import Classifier
+from app.serving.service import Service, load_classifier
 from app.settings import Settings, read_settings
-from tests.app.api.conftest import OpenClient
 from tests.app.api.test_predict import Held, assert_problem
-from tests.support import picture
+from tests.app.conftest import OpenClient
+from tests.support.models import picture
 
 
 async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
@@ -273,7 +273,7 @@ async def test_broken_middleware_gives_a_problem(tiny_checkpoint: Path, monkeypa
     def broken(_: Any) -> None:
         raise ZeroDivisionError("confidential")
 
-    monkeypatch.setattr("app.api.context._request_id", broken)
+    monkeypatch.setattr("app.api.middleware._request_id", broken)
     transport = httpx.ASGITransport(create_app(read_settings(model=tiny_checkpoint)), raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         response = await client.get("/health/live")

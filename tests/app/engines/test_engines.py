@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from app.engines import Engine, Logits
-from app.engines.choice import EngineOptions, choose_engine
-from app.engines.torch_staged import StagedTorchEngine, padded_sizes
+from app.engines import Engine
+from app.engines.select import EngineOptions, choose_engine
+from app.engines.torch_cuda import StagedTorchEngine, padded_sizes
 from app.errors import StartError
-from app.images import Pixels
-from model.checkpoint import Checkpoint
-from tests.support import TINY_LABELS, TINY_PREPROCESSING, tiny_model
+from app.pixels import Logits, Pixels
+from model.checkpoints.checkpoint import Checkpoint
+from tests.support.models import TINY_LABELS, TINY_PREPROCESSING, tiny_model
 
 DEFAULTS = EngineOptions("auto", "cpu", "auto", compile="auto", max_batch_size=4, threads=2, cache=Path("/nowhere"))
 

@@ -7,16 +7,15 @@ import openvino
 import pytest
 import torch
 
-from app.engines import Logits
-from app.engines.choice import EngineOptions, choose_engine, has_vnni
 from app.engines.openvino import OpenVinoEngine
 from app.engines.pixel_model import PixelModel
+from app.engines.select import EngineOptions, choose_engine, has_vnni
 from app.errors import StartError
-from app.images import Pixels
-from model.checkpoint import Checkpoint
+from app.pixels import Logits, Pixels
+from model.checkpoints.checkpoint import Checkpoint
 from model.config import ViTConfig
 from model.vit import VisionTransformer
-from tests.support import TINY_DINOV2, TINY_LABELS, TINY_PREPROCESSING, tiny_model
+from tests.support.models import TINY_DINOV2, TINY_LABELS, TINY_PREPROCESSING, tiny_model
 
 pytestmark = pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
 

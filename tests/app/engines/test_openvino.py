@@ -15,14 +15,14 @@ import openvino
 import pytest
 import torch
 
-from app.engines.choice import has_vnni
-from app.engines.kept import KeptDirectory
+from app.engines.artifact_cache import KeptDirectory
 from app.engines.openvino import OpenVinoEngine, _convert, _keep, _reference
 from app.engines.pixel_model import PixelModel
+from app.engines.select import has_vnni
 from app.errors import StartError
 from model.config import ViTConfig
 from model.vit import VisionTransformer
-from tests.support import ROOT, TINY_DINOV2, TINY_PREPROCESSING, UNPRIVILEGED, tiny_model
+from tests.support.models import ROOT, TINY_DINOV2, TINY_PREPROCESSING, UNPRIVILEGED, tiny_model
 
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
 
@@ -143,7 +143,7 @@ START = """
 import resource, sys
 from pathlib import Path
 import app.engines.openvino  # before this file's own import of openvino, which would ask for a home directory
-from app.logs import configure_logging
+from app.process.logs import configure_logging
 from tests.app.engines.test_openvino import engine_of, first_logit
 
 configure_logging("warning", "json")

@@ -1,0 +1,1 @@
+"""Request bodies to encoded images: multipart, JSON or raw bytes, bounded while they arrive."""

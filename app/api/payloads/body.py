@@ -1,0 +1,96 @@
+"""A request's body: what it says it is, and its bytes piece by piece, never more of them than are allowed."""
+
+import io
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import Request
+from python_multipart.multipart import parse_options_header
+from starlette.datastructures import Headers
+
+from app.errors import ImageTooLarge, MalformedRequest, ServiceError, UnsupportedImageFormat
+from app.http.numbers import whole_number
+from app.http.turns import Turns
+
+Hold = Callable[[int], None]
+"""Called with the size of each piece of a body before it is kept. Raises `QueueFull`: all bodies together are too much."""
+
+Image = bytes | ServiceError
+"""An encoded image, or why there is none in its place."""
+
+_MAX_CONTENT_TYPE_BYTES = 1024
+"""Many times what any real one has; its parameters are parsed in Python, and each costs a microsecond."""
+
+
+class Body:
+    """The body of one request.
+
+    Args:
+        request: whose body it is.
+        hold: what its bytes are accounted by.
+        turns: where it waits when it takes long to understand.
+
+    Raises:
+        MalformedRequest: the Content-Type is too long, or there are two.
+    """
+
+    def __init__(self, request: Request, hold: Hold, turns: Turns) -> None:
+        self._request = request
+        self._hold = hold
+        self.turns = turns
+        self.media_type, self.parameters = _content_type(request.headers)
+
+    async def chunks(self, max_bytes: int) -> AsyncIterator[bytes]:
+        """Yield the body piece by piece, up to the first that is too much; none if the header says that the body will be.
+
+        Raises:
+            ImageTooLarge: more than `max_bytes`.
+            MalformedRequest: the declared length is no number.
+            QueueFull: more than `hold` allows.
+            UnsupportedImageFormat: the body is compressed.
+        """
+        headers = self._request.headers
+        if any(encoding.lower() != "identity" for encoding in headers.getlist("content-encoding")):
+            raise UnsupportedImageFormat("Compressed request bodies are not taken; send it without Content-Encoding.")
+        if (_declared_length(headers) or 0) > max_bytes:
+            raise too_large(max_bytes)
+        received = 0
+        async for chunk in self._request.stream():
+            received += len(chunk)
+            if received > max_bytes:
+                raise too_large(max_bytes)
+            self._hold(len(chunk))
+            yield chunk
+
+    async def read(self, max_bytes: int) -> bytes:
+        """Return the whole body. Raises as `chunks` does."""
+        whole = io.BytesIO()  # grows in place, and gives its bytes away without another copy
+        async for chunk in self.chunks(max_bytes):
+            whole.write(chunk)
+        return whole.getvalue()
+
+
+def too_large(max_bytes: int) -> ImageTooLarge:
+    return ImageTooLarge(f"The body is larger than the {max_bytes} bytes that are allowed.")
+
+
+def image_too_large(max_bytes: int) -> ImageTooLarge:
+    return ImageTooLarge(f"The image has more than the {max_bytes} bytes that are allowed.")
+
+
+def _content_type(headers: Headers) -> tuple[bytes, dict[bytes, bytes]]:
+    """The media type in lower case, and its parameters."""
+    sent = headers.getlist("content-type")
+    if len(sent) > 1:
+        raise MalformedRequest("The request has more than one Content-Type.")
+    if sent and len(sent[0]) > _MAX_CONTENT_TYPE_BYTES:
+        raise MalformedRequest(f"The Content-Type is longer than {_MAX_CONTENT_TYPE_BYTES} bytes.")
+    media_type, parameters = parse_options_header(sent[0] if sent else "")
+    return media_type.lower(), parameters
+
+
+def _declared_length(headers: Headers) -> int | None:
+    declared = headers.get("content-length")
+    length = None if declared is None else whole_number(declared)
+    if declared is not None and length is None:
+        raise MalformedRequest("The Content-Length is not a number.")
+    return length

@@ -1,0 +1,118 @@
+"""A request's body -> the encoded images in it, in any of the forms that are taken."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from app.api.payloads.base64_image import image_of, images_of
+from app.api.payloads.body import Body, Image
+from app.api.payloads.json_object import read_json
+from app.api.payloads.multipart import read_multipart
+from app.errors import InvalidParameter, MalformedRequest, ServiceError
+
+_SINGLE_NAMES = frozenset({b"image", b"file", b"data"})
+_BATCH_NAMES = frozenset({b"images", *_SINGLE_NAMES})
+
+_FRAMING_BYTES = 64 * 1024
+"""What part headers, JSON punctuation and other fields may take beside the image."""
+
+_OTHER_VALUES = 64
+"""Values in a JSON body that are no images and are passed over."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """What a body may hold."""
+
+    max_image_bytes: int
+    max_request_bytes: int
+    """Of a request with several images."""
+    max_images: int
+    """In a request with several images."""
+
+
+async def read_image(body: Body, limits: BodyLimits) -> bytes:
+    """The one image of `POST /predict`: multipart, raw, or base64 in JSON.
+
+    Raises:
+        MalformedRequest: a broken body, or not exactly one image in it.
+        ImageTooLarge: more bytes than allowed; the rest of the body is not read.
+        UnsupportedImageFormat: the body is compressed.
+        QueueFull: too many bytes are held already.
+    """
+    match body.media_type:
+        case b"multipart/form-data":
+            image = await _image_part(body, limits.max_image_bytes)
+        case b"application/json":
+            bound = _base64_length(limits.max_image_bytes) + _FRAMING_BYTES
+            content = await read_json(body, bound, _max_values(images=1))
+            if "image" not in content:
+                raise _no_image()
+            image = await body.turns.work(image_of(content["image"], limits.max_image_bytes))
+        case _:
+            image = await body.read(limits.max_image_bytes)
+            if not image:
+                raise _no_image()
+    if not image:
+        raise MalformedRequest("The image is empty.")
+    return image
+
+
+async def read_images(body: Body, limits: BodyLimits) -> list[Image]:
+    """The images of `POST /predict/batch`, in the order sent: multipart parts `images`, or base64 in JSON; in the place of one
+    that is too large, empty, or no base64, the error.
+
+    Raises:
+        MalformedRequest: a broken body, or no image in it.
+        ImageTooLarge: more bytes than allowed in all; the rest of the body is not read.
+        InvalidParameter: more images than allowed; the rest of the body is not read.
+        UnsupportedImageFormat: the body is compressed.
+        QueueFull: too many bytes are held already.
+    """
+    too_many = InvalidParameter(f"There are more than {limits.max_images} images in one request; send fewer at once.")
+    match body.media_type:
+        case b"multipart/form-data":
+            images = await read_multipart(
+                body, _BATCH_NAMES, limits.max_request_bytes, limits.max_images, limits.max_image_bytes, too_many
+            )
+        case b"application/json":
+            content = await read_json(body, limits.max_request_bytes, _max_values(limits.max_images))
+            encoded = _list_of_images(content)
+            if len(encoded) > limits.max_images:
+                raise too_many
+            images = await body.turns.work(images_of(encoded, limits.max_image_bytes))
+        case _:
+            raise MalformedRequest("Send the images as multipart parts `images`, or as JSON with a list `images`.")
+    if not images:
+        raise MalformedRequest("There are no images: send them as multipart parts `images`, or as base64 in JSON.")
+    return [MalformedRequest("The image is empty.") if image == b"" else image for image in images]
+
+
+async def _image_part(body: Body, max_image_bytes: int) -> bytes:
+    too_many = MalformedRequest("There is more than one image; send several to /predict/batch.")
+    images = await read_multipart(body, _SINGLE_NAMES, max_image_bytes + _FRAMING_BYTES, 1, max_image_bytes, too_many)
+    if not images:
+        raise _no_image()
+    if isinstance(images[0], ServiceError):
+        raise images[0]
+    return images[0]
+
+
+def _list_of_images(content: dict[str, Any]) -> list[Any]:
+    encoded = content.get("images", [])
+    if not isinstance(encoded, list):
+        raise MalformedRequest("`images` must be a list of base64 strings.")
+    return encoded
+
+
+def _no_image() -> MalformedRequest:
+    return MalformedRequest("There is no image: send it as multipart part `image`, as the raw body, or as base64 in JSON.")
+
+
+def _max_values(images: int) -> int:
+    """In a JSON body: base64 strings, and a few others."""
+    return _OTHER_VALUES + 8 * images
+
+
+def _base64_length(size: int) -> int:
+    """Of an encoded image, with room for line breaks and escaped slashes."""
+    return (size + 2) // 3 * 4 * 17 // 16

@@ -1,0 +1,1 @@
+"""Workers that decode images: sandboxed processes, or threads."""

@@ -1,0 +1,61 @@
+"""Messages between the service, the zygote and the workers: fixed formats, nothing that is unpickled.
+
+A worker is sent the number of an image and its length, and replies with that number and an outcome: 0, with pixels in shared
+memory, or the kind of an error and its text. A worker that was taken over may send anything: `read_reply` accepts nothing else.
+"""
+
+import re
+import struct
+from dataclasses import dataclass
+
+from app.decoding.pool.attempt import DecodingFault
+from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
+
+REQUEST = struct.Struct("<II")
+"""Number and length of an image; its bytes are at the beginning of the shared memory."""
+
+COMMAND = struct.Struct("<i")
+"""Tells the zygote to end and reap the worker with this id or, if it is 0, to fork another: with its socket and its memory."""
+
+ANSWER = struct.Struct("<i")
+"""The zygote's answer: the status of the worker that was ended, as of `os.waitpid`, or -1 if there is none; the id of the new
+worker, or an errno below 0."""
+
+MAX_REPLY_BYTES = 512
+
+_HEAD = struct.Struct("<IB")
+_ERRORS: tuple[type[ServiceError], ...] = (ImageTooLarge, UnsupportedImageFormat, UndecodableImage)
+_FAULT = len(_ERRORS) + 1
+_FAULT_TEXT = re.compile(r"\w{1,80} at [\w.<>-]{1,80}:\d{1,9}", flags=re.ASCII)
+"""Class and place of an exception: what may go into a log, whoever wrote it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Outcome of one image; without an error its pixels are there."""
+
+    number: int
+    error: ServiceError | DecodingFault | None
+
+
+def write_reply(reply: Reply) -> bytes:
+    """Encode a reply in at most `MAX_REPLY_BYTES`."""
+    if reply.error is None:
+        return _HEAD.pack(reply.number, 0)
+    kind = next((index for index, kind in enumerate(_ERRORS, start=1) if type(reply.error) is kind), _FAULT)
+    return _HEAD.pack(reply.number, kind) + str(reply.error).encode()[: MAX_REPLY_BYTES - _HEAD.size]
+
+
+def read_reply(message: bytes) -> Reply | None:
+    """Decode what `write_reply` wrote; None if it is anything else."""
+    if len(message) < _HEAD.size:
+        return None
+    number, kind = _HEAD.unpack_from(message)
+    if kind == 0:
+        return Reply(number, None)
+    text = message[_HEAD.size :].decode("ascii", errors="replace")
+    if kind == _FAULT:
+        return Reply(number, DecodingFault(text)) if _FAULT_TEXT.fullmatch(text) else None
+    if kind > _FAULT or not (text.isascii() and text.isprintable()):
+        return None
+    return Reply(number, _ERRORS[kind - 1](text))

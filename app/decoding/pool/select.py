@@ -1,0 +1,109 @@
+"""Make the decoder that the settings ask for, in two steps: processes start slowly, and may do so while the model loads."""
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from PIL import Image
+
+from app.decoding import Decoder
+from app.decoding.formats import check_decoders, needs_threads
+from app.decoding.image import ImageDecoder
+from app.decoding.pool.processes import ProcessDecoder, Reason
+from app.decoding.pool.sandbox import needed_bytes
+from app.decoding.pool.threads import ThreadDecoder
+from app.decoding.pool.zygote import Zygote
+from app.decoding.pool.zygote_main import Job
+from app.decoding.samples import SAMPLES
+from app.metrics import Metrics
+from app.settings import Settings
+from model.preprocessing import Preprocessing
+
+_log = structlog.get_logger(__name__)
+
+
+class StartingDecoder:
+    """A decoder that has begun to start."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        check_decoders(settings.image_formats)
+        self._settings = settings
+        self._metrics = metrics
+        self._zygote = Zygote() if _wants_processes(settings) else None
+
+    def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
+        """The decoder, warm. Blocks until it is.
+
+        Args:
+            preprocessing: of the checkpoint.
+            shape: (C, H, W) of the pixels.
+
+        Raises:
+            StartError: it cannot be started.
+        """
+        settings = self._settings
+        decode = image_decoder(settings, preprocessing).decode
+        if self._zygote is None:
+            return ThreadDecoder(decode, threads=settings.decode_threads)
+        job = Job(
+            decode,
+            shape,
+            max_image_bytes=settings.max_image_bytes,
+            memory_bytes=needed_bytes(settings.max_image_pixels, settings.max_image_bytes),
+            timeout_s=settings.decode_timeout_s,
+            probe=_probe(settings.image_formats),
+            threads=needs_threads(settings.image_formats),
+        )
+        decoder = ProcessDecoder(self._zygote, job, processes=settings.decode_threads, on_restart=self._count)
+        decoder.warm_up()
+        return decoder
+
+    def give_up(self) -> None:
+        """End what has begun."""
+        if self._zygote is not None:
+            self._zygote.close()
+
+    def _count(self, reason: Reason) -> None:
+        self._metrics.decoder_restarts.labels(reason).inc()
+
+
+@contextmanager
+def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDecoder]:
+    """Begin to start a decoder; if what is done meanwhile fails, it ends."""
+    starting = StartingDecoder(settings, metrics)
+    try:
+        yield starting
+    except BaseException:
+        starting.give_up()
+        raise
+
+
+def image_decoder(settings: Settings, preprocessing: Preprocessing) -> ImageDecoder:
+    """Make what decodes one image as the settings say: the same for serving, training and everything else."""
+    return ImageDecoder(
+        preprocessing,
+        formats=settings.image_formats,
+        max_bytes=settings.max_image_bytes,
+        max_pixels=settings.max_image_pixels,
+        exact=settings.exact_decode,
+        scaled=settings.scaled_decode,
+    )
+
+
+def _probe(formats: frozenset[str]) -> bytes:
+    """A small image, in JPEG where that is decoded: it takes another way than the others."""
+    probe_format = "jpeg" if "jpeg" in formats else min(formats)
+    if probe_format in SAMPLES:
+        return SAMPLES[probe_format]
+    file = io.BytesIO()
+    Image.new("RGB", (1, 1), "teal").save(file, probe_format.upper())
+    return file.getvalue()
+
+
+def _wants_processes(settings: Settings) -> bool:
+    if settings.decode_isolation == "process" and not hasattr(os, "memfd_create"):
+        _log.warning("decoding in threads: this system cannot share memory without a name")
+        return False
+    return settings.decode_isolation == "process"

@@ -1,0 +1,1 @@
+"""The operating-system process: signals, standard error, logs, CPU cores, startup."""

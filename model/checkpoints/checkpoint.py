@@ -1,0 +1,266 @@
+"""Checkpoints: a directory, a file or a hub id -> (VisionTransformer, Preprocessing, labels), strict about names and shapes.
+
+Only JSON and tensors are read: nothing in a checkpoint is ever run.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from model.checkpoints.blueprint import Blueprint, explained, input_size
+from model.checkpoints.folder import refuse_other_folders
+from model.checkpoints.hub import download, is_hub_id
+from model.checkpoints.hugging_face.directory import dinov2_layout, read_hugging_face, vit_config
+from model.checkpoints.labels import FILE as LABELS
+from model.checkpoints.labels import check_labels, name_classes
+from model.checkpoints.tensors.file_kind import SUFFIXES
+from model.checkpoints.tensors.key_map import Layout, build, read_state
+from model.checkpoints.tensors.regular_file import exists
+from model.checkpoints.tensors.renaming import how_to_serve, named_as
+from model.checkpoints.tensors.weights_file import (
+    SAFETENSORS,
+    CheckpointError,
+    WeightsFile,
+    find_weights,
+    open_weights,
+    read_json,
+    readable,
+)
+from model.checkpoints.timm.models import read_timm_directory, read_timm_file
+from model.checkpoints.torchvision import read_torchvision_file
+from model.config import Resampling, ViTConfig
+from model.head import HeadActivation, head_activation
+from model.preprocessing import Preprocessing, to_hugging_face
+from model.vit import VisionTransformer, resample_position_embedding
+
+__all__ = ["Checkpoint", "CheckpointError", "load_backbone", "load_checkpoint", "save_checkpoint"]
+
+_log = logging.getLogger(__name__)
+
+Step = Literal["reading the configuration", "downloading the model", "reading the weights"]
+OnStep = Callable[[Step], None]
+
+_QUICKLY_BUILT = 64
+"""Blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A trained Vision Transformer with all that is needed to classify a picture."""
+
+    name: str
+    architecture: str
+    model: VisionTransformer
+    """In evaluation mode, float32, on the CPU; takes normalised images."""
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    """In class order."""
+    labels_source: str = "none"
+    """`config.json`, `labels.txt`, the library's own list of classes, or `none` if they are numbers."""
+    activation: HeadActivation = "softmax"
+    """What makes probabilities of logits."""
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that were trained."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load_checkpoint(
+    model: str | Path,
+    architecture: str | None = None,
+    image_size: int | None = None,
+    on_step: OnStep = lambda step: None,
+    activation: HeadActivation | Literal["auto"] = "auto",
+) -> Checkpoint:
+    """Load a model of Hugging Face, timm or torchvision.
+
+    Args:
+        model: a directory with a config.json of Hugging Face's or timm's, the id of one on a hub (`owner/name@revision`), or
+            a bare state dict (`.safetensors`, `.pth`).
+        architecture: of a bare state dict: `timm/<name>` or `torchvision/<name>`, and `.<weights>` if it is published ones.
+        image_size: side of the pictures, in pixels, if it shall be another than the checkpoint's; the position embedding is
+            then interpolated as the checkpoint's library does.
+        on_step: told what is done next, each of which can take long.
+        activation: what makes probabilities of logits; `auto` follows transformers' pipeline.
+
+    Raises:
+        CheckpointError: a file that is missing or broken, an architecture that is not supported, a tensor that is missing,
+            unknown or of another shape than the configuration asks for.
+    """
+    blueprint = _blueprint(model, architecture, on_step)
+    if len(blueprint.labels) != blueprint.config.num_classes:
+        count, file = len(blueprint.labels), blueprint.weights.parent / LABELS  # those of a configuration always fit
+        raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
+    with explained(Path(model)):
+        check_labels(blueprint.labels)
+        if activation == "auto":
+            activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
+    on_step("reading the weights")
+    preprocessing = blueprint.preprocessing if image_size is None else blueprint.preprocessing.at_size(image_size)
+    vit = _build(blueprint, input_size(preprocessing), may_resize=image_size is not None or blueprint.interpolates)
+    name = os.fsencode(blueprint.name).decode(errors="replace")  # that of a directory can be any bytes
+    labels, source = blueprint.labels, blueprint.labels_source
+    return Checkpoint(name, blueprint.architecture, vit, preprocessing, labels, source, activation)
+
+
+def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> VisionTransformer:
+    """Read the weights, and make the model for pictures of this size, in pixels."""
+    weights = named_as(open_weights(blueprint.weights), blueprint.layout)
+    if weights.note is not None:
+        _log.warning("%s: %s", weights.path, weights.note)
+    config = blueprint.config
+    state = _read_state(weights, blueprint.layout, config)
+    if image_size != config.image_size:
+        if not may_resize:
+            raise CheckpointError(
+                f"the preprocessing of {blueprint.name} makes pictures of {image_size} pixels, but the model takes "
+                f"{config.image_size}: set VIT_IMAGE_SIZE to {config.image_size} or {image_size}"
+            )
+        with explained(blueprint.weights):
+            config = _resize(state, config, image_size, blueprint.resampling)
+    return build(config, state)
+
+
+def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionTransformer:
+    """Load a DINOv2 encoder without its head, as a start for training: a new head, the position embedding made to fit.
+
+    Raises:
+        CheckpointError: as `load_checkpoint`.
+    """
+    raw = read_json(directory / "config.json")
+    prefixes = {"Dinov2Model": "", "Dinov2ForImageClassification": "dinov2."}
+    architecture = str((raw.get("architectures") or [None])[0])
+    if architecture not in prefixes:
+        raise CheckpointError(f"{directory}: training starts from {' or '.join(prefixes)}, not from {architecture}")
+    prefix = prefixes[architecture]
+    with explained(directory / "config.json"):
+        config = vit_config("Dinov2ForImageClassification", raw, num_classes)
+    layout = dinov2_layout(prefix, swiglu=config.swiglu)
+    state = _read_state(named_as(open_weights(find_weights(directory)), layout), layout, config, headless=True)
+    model = VisionTransformer(_resize(state, config, image_size, "smooth"))
+    nn.init.trunc_normal_(model.head.weight, std=0.02)
+    nn.init.zeros_(model.head.bias)
+    model.load_state_dict(state | {f"head.{name}": value for name, value in model.head.state_dict().items()})
+    return model
+
+
+def save_checkpoint(
+    directory: Path, model: VisionTransformer, preprocessing: Preprocessing, labels: tuple[str, ...], dtype: torch.dtype
+) -> None:
+    """Write a `Dinov2ForImageClassification` directory that `load_checkpoint` and transformers read."""
+    config = model.config
+    layout = dinov2_layout("dinov2.", swiglu=config.swiglu)
+    tensors: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        sources = layout.sources(key)
+        for name, part in zip(sources, value.chunk(len(sources)), strict=True):
+            tensors[name] = part.to("cpu", dtype).contiguous()
+    tensors["dinov2.embeddings.mask_token"] = torch.zeros(1, config.embed_dim, dtype=dtype)
+    directory.mkdir(parents=True, exist_ok=True)
+    # written as any file is, and so readable for whom the umask allows it: safetensors' own save_file lets only the owner
+    (directory / SAFETENSORS).write_bytes(save(tensors, metadata={"format": "pt"}))
+    _write_json(directory / "config.json", _hugging_face_config(config, labels, str(dtype).removeprefix("torch.")))
+    _write_json(directory / "preprocessor_config.json", to_hugging_face(preprocessing))
+
+
+def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> Blueprint:
+    """Tell from what is there which library wrote it."""
+    on_step("reading the configuration")
+    path = Path(model)
+    with readable(path):
+        found = exists(path)
+    if found and not path.is_dir():
+        return _file(path, architecture)
+    if not found and (not is_hub_id(str(model)) or path.suffix.lower() in SUFFIXES or path.parent.is_dir()):
+        if path.is_symlink():
+            raise CheckpointError(f"{model} is a link to {os.readlink(path)}, which does not exist")
+        hub_id = f"hf-hub:{model}" if is_hub_id(f"hf-hub:{model}") else "owner/name"
+        raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id ({hub_id})")
+    if found:
+        refuse_other_folders(path)
+    if architecture is not None:
+        raise CheckpointError(
+            f"{model} tells its architecture itself: leave out VIT_ARCHITECTURE, which is for bare state dicts"
+        )
+    if found:
+        return _directory(path)
+    on_step("downloading the model")
+    directory = download(str(model))
+    refuse_other_folders(directory)
+    on_step("reading the configuration")
+    return replace(_directory(directory), name=str(model).removeprefix("hf-hub:"))
+
+
+def _directory(path: Path) -> Blueprint:
+    timm = "architecture" in read_json(path / "config.json")
+    return name_classes(read_timm_directory(path) if timm else read_hugging_face(path), path)
+
+
+def _file(path: Path, architecture: str | None) -> Blueprint:
+    match (architecture or "").split("/", maxsplit=1):
+        case ["timm", name]:
+            return name_classes(read_timm_file(path, name), path.parent)
+        case ["torchvision", name]:
+            return name_classes(read_torchvision_file(path, name), path.parent)
+        case [name] if name:
+            raise CheckpointError(f"VIT_ARCHITECTURE {name!r} must begin with timm/ or torchvision/, the library that has it")
+    with readable(path):
+        if exists(path.parent / "config.json"):
+            raise CheckpointError(
+                f"{path} stands beside a config.json, which says what it is of: name the folder, {path.parent}"
+            )
+    raise CheckpointError(f"{path} is a bare state dict: {how_to_serve(open_weights(path))}")
+
+
+def _read_state(weights: WeightsFile, layout: Layout, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
+    """As `read_state`, which builds the model to know all names and shapes: seconds, for blocks that may not be there."""
+    last = layout.sources(f"blocks.{config.depth - 1}.norm1.weight")[0]
+    if config.depth > _QUICKLY_BUILT and last not in weights.shapes:
+        raise CheckpointError(f"{weights.path} has no {last}, but the configuration asks for {config.depth} blocks")
+    return read_state(weights, layout, config, headless=headless)
+
+
+def _resize(state: dict[str, Tensor], config: ViTConfig, image_size: int, resampling: Resampling) -> ViTConfig:
+    """Make the position embedding in `state` fit another image size; returns the configuration that fits it."""
+    resized = replace(config, image_size=image_size)
+    state["pos_embed"] = resample_position_embedding(
+        state["pos_embed"], resized.grid_size, num_prefix=config.num_embedded_prefix_tokens, resampling=resampling
+    )
+    return resized
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _hugging_face_config(config: ViTConfig, labels: tuple[str, ...], dtype: str) -> dict[str, Any]:
+    mlp_ratio = config.mlp_dim / config.embed_dim * (1.5 if config.swiglu else 1.0)  # transformers cuts a gated MLP by a third
+    return {
+        "architectures": ["Dinov2ForImageClassification"],
+        "model_type": "dinov2",
+        "hidden_size": config.embed_dim,
+        "num_hidden_layers": config.depth,
+        "num_attention_heads": config.num_heads,
+        "mlp_ratio": int(mlp_ratio) if mlp_ratio.is_integer() else mlp_ratio,
+        "hidden_act": "gelu",
+        "layer_norm_eps": config.layer_norm_eps,
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": config.num_channels,
+        "qkv_bias": config.qkv_bias,
+        "layerscale_value": 1.0,
+        "use_swiglu_ffn": config.swiglu,
+        "use_mask_token": True,
+        "torch_dtype": dtype,
+        "id2label": {str(index): label for index, label in enumerate(labels)},
+        "label2id": {label: index for index, label in enumerate(labels)},
+    }

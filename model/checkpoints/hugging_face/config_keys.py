@@ -1,0 +1,69 @@
+"""Keys of Hugging Face's config.json: those of every model, and those of each family that is supported."""
+
+from model.checkpoints.known_keys import KnownKeys, keys
+
+_BOOKKEEPING = keys(
+    "_name_or_path name_or_path _num_labels padding _commit_hash transformers_version finetuning_task tokenizer_class "
+    "processor_class image_processor_type xla_device initializer_range"
+)
+"""Where the model comes from, what goes with it, and how it was initialised before training."""
+
+_EXECUTION = keys(
+    "torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss attn_implementation _attn_implementation "
+    "_attn_implementation_autoset _attn_implementation_internal _experts_implementation_internal _flash_attn_2_enabled "
+    "experts_implementation chunk_size_feed_forward gradient_checkpointing use_cache return_dict output_attentions "
+    "output_hidden_states"
+)
+"""How the same numbers are computed, and what is returned beside the logits. The precision is set by VIT_DTYPE."""
+
+_TRAINING = keys("hidden_dropout_prob attention_probs_dropout_prob drop_path_rate layerscale_value use_mask_token")
+"""Of effect while a model is trained."""
+
+_OTHER_HEADS = keys(
+    "encoder_stride pooler_output_size pooler_act apply_layernorm reshape_hidden_states out_features out_indices "
+    "_out_features _out_indices stage_names"
+)
+"""Read by the same encoder's other uses: masked pictures, pooled features, a backbone for detection."""
+
+_GENERATION = keys(
+    "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p "
+    "typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids "
+    "num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id remove_invalid_values "
+    "exponential_decay_length_penalty suppress_tokens begin_suppress_tokens prefix bos_token_id pad_token_id eos_token_id "
+    "sep_token_id assistant_confidence_threshold assistant_lookbehind encoder_repetition_penalty epsilon_cutoff eta_cutoff "
+    "num_assistant_tokens num_assistant_tokens_schedule target_lookbehind decoder_start_token_id task_specific_params "
+    "tie_word_embeddings tie_encoder_decoder"
+)
+"""Of models that write text; transformers 4 put them into every config.json."""
+
+HARMLESS = _BOOKKEEPING | _EXECUTION | _TRAINING | _OTHER_HEADS | _GENERATION | {"label2id", "function_to_apply"}
+"""The last is asked by transformers' pipeline only of a model without classes."""
+
+SUPPORTED = {
+    "is_decoder": (False,),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+}
+
+REFUSED = {
+    "auto_map": "it asks for code that comes with the model, and none is run; remove it if transformers has the model",
+    "custom_pipelines": "it asks for code that comes with the model, and none is run; remove it if transformers' own will do",
+    "quantization_config": "quantised weights are not read here; save the model unquantised, and set VIT_DTYPE",
+    "pruned_heads": "heads that were cut away are not supported; save the model with all its heads",
+    "cross_attention_hidden_size": "only encoders are supported",
+}
+
+_HONOURED = keys(
+    "architectures model_type id2label num_labels problem_type hidden_size num_hidden_layers "
+    "num_attention_heads hidden_act layer_norm_eps image_size patch_size num_channels qkv_bias"
+)
+
+VIT = KnownKeys(_HONOURED | {"intermediate_size"}, HARMLESS, SUPPORTED, REFUSED)
+DINOV2 = KnownKeys(_HONOURED | {"mlp_ratio", "use_swiglu_ffn"}, HARMLESS, SUPPORTED, REFUSED)
+DINOV2_WITH_REGISTERS = KnownKeys(
+    DINOV2.honoured | {"num_register_tokens"},
+    HARMLESS,
+    # in early conversions: what transformers does with them now whatever they say
+    SUPPORTED | {"interpolate_antialias": (True,), "interpolate_offset": (0.0,)},
+    REFUSED,
+)

@@ -1,0 +1,115 @@
+"""Layout: how a library names the tensors that `VisionTransformer` names as timm does, and filling a model from its file.
+
+The direction is from ours to theirs: for each tensor of the model, the one or several in the file that make it up. So
+whatever is missing, misshapen or left over is known by name before anything is copied.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile
+from model.config import ViTConfig
+from model.vit import VisionTransformer
+
+_QUANTIZED = (".SCB", ".absmax", ".quant_map", ".weight_format", ".qweight", ".qzeros", ".weight_scale")
+"""Endings of keys that bitsandbytes, GPTQ, AWQ and others write beside packed weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The names of one library's architecture."""
+
+    names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Our module or parameter -> theirs, or those that are stacked to make it, such as the three of a fused qkv; `*` stands
+    for the block's number. What is not named has the same name there."""
+    ignored: tuple[str, ...] = ()
+    """Beginnings of keys that play no part in classification."""
+    renewals: tuple[tuple[str, str], ...] = ()
+    """Names that other versions write, or have in memory only, as regular expressions, and what replaces them."""
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """As `names`, and in their stead in a file that has these: what is one tensor elsewhere is several there."""
+
+    def as_in(self, file: WeightsFile) -> "Layout":
+        """Give the layout of this file, which may have the split names."""
+        first = [name.replace("*", "0") for names in self.split.values() for name in names]
+        if any(f"{name}.weight" in file.shapes for name in first):
+            return replace(self, names={**self.names, **self.split})
+        return self
+
+    def sources(self, key: str) -> tuple[str, ...]:
+        """The keys in the file that make up our `key`, in the order in which they are stacked."""
+        parts = key.split(".")
+        number = parts[1] if parts[0] == "blocks" else ""
+        pattern = ".".join("*" if number and i == 1 else part for i, part in enumerate(parts))
+        if pattern in self.names:
+            return tuple(name.replace("*", number) for name in self.names[pattern])
+        module, _, parameter = pattern.rpartition(".")
+        if module in self.names:
+            return tuple(f"{name.replace('*', number)}.{parameter}" for name in self.names[module])
+        return (key,)
+
+
+def read_state(file: WeightsFile, layout: Layout, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
+    """Read every tensor of the model under its own name, in float32, after checking all names and shapes.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown, or of another shape than the configuration asks for.
+    """
+    layout = layout.as_in(file)
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in VisionTransformer(config).state_dict().items()}
+    if headless:
+        expected = {key: shape for key, shape in expected.items() if not key.startswith("head")}
+    _check(file, layout, expected, headless)
+    return {key: torch.cat([_read_floats(file, source) for source in layout.sources(key)]) for key in expected}
+
+
+def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
+    """The model with these weights, in evaluation mode."""
+    with torch.device("meta"):
+        model = VisionTransformer(config)
+    model.load_state_dict(state, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _read_floats(file: WeightsFile, key: str) -> Tensor:
+    """One tensor in float32; refuses what is not plain finite numbers."""
+    stored = file.read(key)
+    if stored.is_quantized or not stored.is_floating_point():
+        raise CheckpointError(
+            f"{file.path}: {key} is of {str(stored.dtype).removeprefix('torch.')}, not of floating-point numbers; "
+            "save the model in float32, float16 or bfloat16, without quantization"
+        )
+    if stored.layout is not torch.strided or stored.is_meta:
+        raise CheckpointError(f"{file.path}: {key} is {'meta' if stored.is_meta else 'sparse'}; save it as a dense tensor")
+    values = stored.float()
+    if not bool(values.isfinite().all()):
+        raise CheckpointError(f"{file.path}: {key} has values that are not finite (NaN, or too large for float32)")
+    return values
+
+
+def _check(file: WeightsFile, layout: Layout, expected: dict[str, tuple[int, ...]], headless: bool) -> None:
+    found = file.shapes
+    quantized = next((key for key in found if key.endswith(_QUANTIZED)), None)
+    if quantized is not None:
+        raise CheckpointError(f"{file.path} has {quantized}, as quantized weights do; save the model without quantization")
+    wanted: dict[str, tuple[int, ...]] = {}
+    for key, (rows, *rest) in expected.items():
+        sources = layout.sources(key)
+        wanted |= {source: (rows // len(sources), *rest) for source in sources}
+    ignored = (*layout.ignored, *layout.sources("head"), "head") if headless else layout.ignored
+    problems = [f"{key} is missing, expected with shape {shape}" for key, shape in wanted.items() if key not in found]
+    problems += [
+        f"{key} has shape {found[key]}, expected {shape}" for key, shape in wanted.items() if found.get(key, shape) != shape
+    ]
+    problems += [
+        f"{key} with shape {shape} is not expected"
+        for key, shape in found.items()
+        if key not in wanted and not key.startswith(ignored)
+    ]
+    if problems:
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"{file.path} does not fit the architecture: {'; '.join(problems[:5])}{more}")

@@ -1,7 +1,0 @@
-"""A module for decoding processes that writes more to standard error than a pipe holds."""
-
-import sys
-
-from tests.app.decoding.faults import *  # noqa: F403 - all that it has
-
-print("a warning\n" * 50_000, file=sys.stderr)  # noqa: T201 - what libraries do

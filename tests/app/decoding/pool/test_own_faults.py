@@ -1,0 +1,138 @@
+"""Faults of the service's own code while it decodes: answered 500 and logged by class and place, never blamed on the image."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.decoding import image as images
+from app.decoding import jpeg
+from app.decoding.geometry import Geometry
+from app.decoding.image import ImageDecoder
+from app.decoding.pool.threads import ThreadDecoder
+from app.errors import InternalError, UndecodableImage
+from model.preprocessing import Preprocessing
+from tests.app.conftest import OpenClient, open_client
+from tests.support.models import encode, picture, random_picture
+
+__all__ = ["open_client"]
+
+HALF = (0.5, 0.5, 0.5)
+PREPROCESSING = Preprocessing(32, (28, 28), "bicubic", HALF, HALF)
+
+
+def broken(*_: object, **__: object) -> Any:
+    raise KeyError("pixel 17 shows a secret")
+
+
+def decoder(**options: Any) -> Callable[[bytes], Any]:
+    formats = frozenset({"jpeg", "png"})
+    return ImageDecoder(
+        PREPROCESSING, **{"formats": formats, "max_bytes": 100_000, "max_pixels": 100_000, "exact": False, **options}
+    ).decode
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (images, "_resize_and_crop"),
+        (images, "_upright"),
+        (images, "_to_rgb"),
+        (images, "check_jpeg_scans"),
+        (images, "sniff_format"),
+        (images, "pillow_name"),
+        (Geometry, "of"),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_fault_of_ours_is_not_the_images(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, name, broken)
+    with pytest.raises(KeyError):
+        decoder(exact=True)(encode(random_picture(0), "JPEG"))
+
+
+@pytest.mark.parametrize("name", ["_resize", "_upright"])
+def test_fault_of_the_quick_way_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jpeg, name, broken)
+    with pytest.raises(KeyError):
+        decoder()(encode(random_picture(0), "JPEG"))
+
+
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
+def test_truncated_image_is_the_images_fault(image_format: str) -> None:
+    image = encode(random_picture(0), image_format)
+    with pytest.raises(UndecodableImage):
+        decoder()(image[: len(image) // 2])
+
+
+async def test_fault_in_a_thread_is_logged_by_place(caplog: pytest.LogCaptureFixture) -> None:
+    threads = ThreadDecoder(broken, threads=1)
+    with pytest.raises(InternalError):
+        await threads.decode(b"")
+    await threads.close()
+    assert "KeyError at test_own_faults.py:" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_fault_is_500_for_its_image_alone(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    resize_and_crop = images._resize_and_crop
+
+    def fails_on_wide(image: Any, preprocessing: Preprocessing) -> Any:
+        return broken() if image.width > image.height * 3 else resize_and_crop(image, preprocessing)
+
+    monkeypatch.setattr(images, "_resize_and_crop", fails_on_wide)
+    parts = [("images", picture(0)), ("images", encode(random_picture(1, 400, 40))), ("images", picture(2))]
+    async with open_client() as client:
+        response = await client.post("/predict/batch", files=parts)
+        text = (await client.get("/metrics")).text
+    results = response.json()["results"]
+    assert response.status_code == 200
+    assert [result.get("error", {}).get("code") for result in results] == [None, "internal_error", None]
+    assert results[1]["error"]["status"] == 500
+    assert "secret" not in response.text
+    assert 'vit_images_total{outcome="internal_error"} 1.0' in text
+
+
+async def test_closed_threads_refuse_what_waits() -> None:
+    threads = ThreadDecoder(broken, threads=1)
+    calls = [asyncio.create_task(threads.decode(b"")) for _ in range(3)]
+    await asyncio.sleep(0)
+    await threads.close()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(outcome).__name__ for outcome in outcomes] == ["InternalError", "Draining", "Draining"]
+
+
+async def test_thread_that_cannot_start_fails_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = ThreadDecoder(lambda encoded: np.zeros((3, 2, 2), np.uint8), threads=1)
+    submit = threads._threads.submit
+
+    def scarce(*arguments: Any) -> Any:
+        monkeypatch.setattr(threads._threads, "submit", submit)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threads._threads, "submit", scarce)
+    with pytest.raises(InternalError):
+        await threads.decode(b"")
+    for _ in range(3):
+        assert not (await threads.decode(b"")).any()
+    await threads.close()
+
+
+async def test_image_whose_caller_has_gone_is_not_begun() -> None:
+    begun = list[bytes]()
+
+    def decode(encoded: bytes) -> Any:
+        begun.append(encoded)
+        return np.zeros((3, 2, 2), np.uint8)
+
+    threads = ThreadDecoder(decode, threads=1)
+    first, second, third = (asyncio.create_task(threads.decode(name)) for name in (b"first", b"second", b"third"))
+    await asyncio.sleep(0)
+    second.cancel()
+    threads._free += 1  # a thread ends its work before the call knows that it is cancelled
+    threads._dispatch()
+    await asyncio.gather(first, third)
+    await threads.close()
+    assert begun == [b"first", b"third"]

@@ -1,0 +1,460 @@
+"""Decoding processes that hang, crash, lie and die: only the picture that they had is lost, and the next one is right."""
+
+import asyncio
+import errno
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+
+from app.decoding.image import ImageDecoder
+from app.decoding.pool import zygote as forking
+from app.decoding.pool.processes import ProcessDecoder
+from app.decoding.pool.sandbox import needed_bytes
+from app.decoding.pool.zygote import Child, Zygote, _environment, _shared_memory
+from app.decoding.pool.zygote_main import FOR_THE_SERVICE, Job
+from app.errors import Draining, ImageTooLarge, InternalError, NotReady, ServiceError, StartError, UndecodableImage
+from model.preprocessing import Preprocessing
+from tests.app.decoding.pool import faults
+from tests.support.models import ROOT, encode, random_picture
+
+JOB = Job(faults.decode, faults.SHAPE, max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0")
+LIGHT = "app.errors"
+"""What their zygote imports: these decoders need neither torch nor Pillow."""
+
+Open = Callable[..., Awaitable[tuple[ProcessDecoder, Counter[str]]]]
+
+
+@pytest.fixture
+async def open_decoder() -> AsyncIterator[Open]:
+    """`decoder, restarts = await open_decoder(processes=1, timeout_s=...)`, ready."""
+    decoders = []
+
+    async def open_decoder(*, processes: int = 1, **job: Any) -> tuple[ProcessDecoder, Counter[str]]:
+        restarts: Counter[str] = Counter()
+        decoder = ProcessDecoder(
+            Zygote(LIGHT), replace(JOB, **job), processes=processes, on_restart=lambda reason: restarts.update([reason])
+        )
+        decoders.append(decoder)
+        await asyncio.to_thread(decoder.warm_up)
+        decoder.start()
+        return decoder, restarts
+
+    yield open_decoder
+    for decoder in decoders:
+        await decoder.close()
+
+
+async def value(decoder: ProcessDecoder, picture: bytes) -> int:
+    """What every pixel of the picture is."""
+    pixels = await decoder.decode(picture)
+    assert pixels.shape == faults.SHAPE
+    return int(np.unique(pixels).item())
+
+
+def pids(decoder: ProcessDecoder) -> list[int]:
+    return [worker.child.pid for worker in decoder._workers if worker.child is not None]
+
+
+async def settled(decoder: ProcessDecoder) -> None:
+    """Wait until every worker has a process again."""
+    while decoder._replacing:
+        await asyncio.wait(decoder._replacing)
+
+
+def stop(pid: int) -> None:
+    """Until it is stopped it may be awake still, and take what comes."""
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        os.sched_yield()
+
+
+async def test_every_picture_gets_its_own_pixels(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder(processes=2)
+    numbers = list(range(200))
+    assert await asyncio.gather(*(value(decoder, b"good %d" % number) for number in numbers)) == numbers
+
+
+async def test_pixels_stay_as_they_are_when_others_follow(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    first = await decoder.decode(b"good 1")
+    await decoder.decode(b"good 2")
+    assert (first == 1).all()
+
+
+@pytest.mark.parametrize("picture", [b"spin", b"wait 3600"])
+async def test_a_picture_that_hangs_is_refused_and_its_process_replaced(open_decoder: Open, picture: bytes) -> None:
+    decoder, restarts = await open_decoder(timeout_s=0.3)
+    hung, others = decoder.decode(picture), [value(decoder, b"good %d" % number) for number in (1, 2, 3)]
+    outcomes = await asyncio.gather(hung, *others, return_exceptions=True)
+    assert isinstance(outcomes[0], UndecodableImage)
+    assert str(outcomes[0]) == "The image takes too long to decode."
+    assert outcomes[1:] == [1, 2, 3]
+    assert restarts == {"timeout": 1}
+
+
+@pytest.mark.parametrize(
+    "picture", [b"signal %d" % signal.SIGSEGV, b"signal %d" % signal.SIGKILL, b"signal %d" % signal.SIGABRT, b"exit"], ids=str
+)
+async def test_a_picture_that_ends_its_process_is_refused_and_the_next_is_right(open_decoder: Open, picture: bytes) -> None:
+    decoder, restarts = await open_decoder()
+    crash, good = await asyncio.gather(decoder.decode(picture), value(decoder, b"good 5"), return_exceptions=True)
+    assert good == 5
+    killed = picture == b"signal 9"  # by the kernel, for all that is known: not the image's fault
+    assert isinstance(crash, NotReady if killed else UndecodableImage)
+    assert restarts == ({"killed": 5} if killed else {"crashed": 2})
+
+
+async def test_a_picture_does_not_suffer_from_what_the_one_before_has_left_behind(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    assert await value(decoder, b"poison") == 7
+    assert await value(decoder, b"good 8") == 8
+    assert restarts == {"crashed": 1}
+
+
+async def test_a_picture_that_eats_memory_is_refused(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    with pytest.raises(ImageTooLarge, match="does not fit into memory"):
+        await decoder.decode(b"eat")
+    assert await value(decoder, b"good 9") == 9
+    assert not restarts
+
+
+@pytest.mark.parametrize(
+    ("picture", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at zygote.py")]
+)
+async def test_own_fault_is_internal_error(
+    open_decoder: Open, picture: bytes, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    decoder, restarts = await open_decoder()
+    with pytest.raises(InternalError) as raised:
+        await decoder.decode(picture)
+    assert place in caplog.text
+    assert "secret" not in caplog.text + str(raised.value)
+    assert not restarts
+
+
+async def test_fault_outside_decoding_is_exit_1(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
+    decoder, restarts = await open_decoder()
+    with pytest.raises(InternalError):
+        await decoder.decode(b"break")
+    await settled(decoder)
+    assert caplog.text.count("'ended': 'exit status 1'") == restarts["crashed"] == 2
+
+
+@pytest.mark.parametrize("picture", [b"say nonsense", b"say-next 99"])
+async def test_a_process_that_does_not_say_what_it_should_is_replaced(open_decoder: Open, picture: bytes) -> None:
+    decoder, restarts = await open_decoder()
+    with pytest.raises(UndecodableImage):
+        await decoder.decode(picture)
+    assert await value(decoder, b"good 4") == 4
+    assert restarts["crashed"] >= 1
+
+
+async def test_an_answer_that_nobody_asked_for_is_not_the_next_pictures(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    assert await value(decoder, b"say-next 1") == 0  # its own number: a second answer follows when it is done
+    assert await value(decoder, b"good 6") == 6
+    assert restarts == {"crashed": 1}
+
+
+async def test_more_bytes_than_the_shared_memory_takes_are_refused(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    with pytest.raises(ImageTooLarge, match="100001 bytes; at most 100000"):
+        await decoder.decode(bytes(100_001))
+
+
+@pytest.mark.parametrize("what", ["key", "file", "socket"])
+async def test_a_process_has_nothing_that_decoding_does_not_need(
+    open_decoder: Open, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIT_API_KEYS", "secret")
+    decoder, _ = await open_decoder()
+    assert await value(decoder, b"is " + what.encode()) == 0
+
+
+def test_the_variables_of_a_process_are_those_that_decoding_needs() -> None:
+    secrets = (
+        *("AWS_SECRET_ACCESS_KEY", "VIT_API_KEYS", "LANGCHAIN_API_KEY", "LANGFUSE_SECRET_KEY", "HOMEBREW_GITHUB_API_TOKEN"),
+        *("HOME_ASSISTANT_TOKEN", "PATHWAY_LICENSE_KEY", "PYTHONANYWHERE_TOKEN", "TMPDIR_KEY", "LC", "LDAP_PASSWORD"),
+    )
+    needed = ("LD_LIBRARY_PATH", "LC_ALL", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LANG", "HOME", "PATH", "PYTHONHOME")
+    assert set(_environment(dict.fromkeys(secrets + needed, "x"))) == {
+        *needed, "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH",
+    }  # fmt: skip
+
+
+async def test_a_machine_without_memory_ends_decoders_first(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    await value(decoder, b"good 1")  # by then it has what it shall have
+    (pid,) = pids(decoder)
+    assert expendable(pid)
+
+
+def expendable(pid: int) -> bool:
+    return Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
+
+
+async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
+    decoder, _ = await open_decoder()
+    for request_id, picture in (("innocent", b"good 1"), ("culprit", b"exit"), ("another", b"good 2")):
+        with structlog.contextvars.bound_contextvars(request_id=request_id), suppress(UndecodableImage):
+            await decoder.decode(picture)
+    for pid in pids(decoder):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+    await value(decoder, b"good 3")
+    restarts = [record.msg for record in caplog.records if "decoder restarted" in str(record.msg)]
+    assert [restart.get("request_id") for restart in restarts if isinstance(restart, dict)] == ["culprit", "culprit", None]
+
+
+async def test_signals_that_are_for_the_service_end_no_decoder(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    for pid in (decoder._zygote._process.pid, *pids(decoder)):
+        for sig in FOR_THE_SERVICE:
+            os.kill(pid, sig)
+    assert await value(decoder, b"is ignoring") == 1
+    assert not restarts
+
+
+async def test_a_call_that_is_cancelled_before_its_turn_is_never_begun(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    busy = asyncio.create_task(decoder.decode(b"wait 0.3"))
+    waiting = asyncio.create_task(decoder.decode(b"exit"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await busy
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert await value(decoder, b"good 3") == 3
+    assert not restarts
+
+
+async def test_a_call_that_is_cancelled_while_it_is_decoded_gives_its_place_back(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder()
+    busy = asyncio.create_task(decoder.decode(b"wait 0.3"))
+    await asyncio.sleep(0)
+    busy.cancel()
+    assert await value(decoder, b"good 3") == 3
+    assert not restarts
+
+
+async def test_a_process_that_ended_while_it_was_idle_costs_nothing(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder(processes=2)
+    for pid in pids(decoder):
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)  # the event loop has not heard of it
+    assert await asyncio.gather(*(value(decoder, b"good %d" % number) for number in range(4))) == [0, 1, 2, 3]
+    await settled(decoder)
+    assert restarts == {"killed": 2}
+
+
+async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open_decoder: Open) -> None:
+    decoder, restarts = await open_decoder(processes=2)
+    stopped = set(pids(decoder))
+    for pid in stopped:
+        stop(pid)
+    answer = asyncio.create_task(value(decoder, b"good 3"))
+    while stopped:
+        await asyncio.sleep(0)
+        for worker in decoder._workers:
+            if worker.turn is not None and worker.child is not None and worker.child.pid in stopped:
+                os.kill(worker.child.pid, signal.SIGKILL)
+                stopped.remove(worker.child.pid)
+    assert await answer == 3
+    await settled(decoder)
+    assert restarts == {"killed": 2}
+
+
+async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    (pid,) = pids(decoder)
+    os.kill(decoder._zygote._process.pid, signal.SIGKILL)
+    async with asyncio.timeout(60):
+        while pids(decoder) == [pid] or not pids(decoder):  # noqa: ASYNC110 - it ends by itself, as its parent has
+            await asyncio.sleep(0.01)
+    assert await value(decoder, b"good 2") == 2
+
+
+async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> None:
+    decoder, _ = await open_decoder()
+    left = [decoder._zygote._process.pid, *pids(decoder)]
+    calls = [asyncio.create_task(decoder.decode(picture)) for picture in (b"spin", b"good 1")]
+    await asyncio.sleep(0)
+    await decoder.close()
+    assert [type(outcome) for outcome in await asyncio.gather(*calls, return_exceptions=True)] == [Draining, Draining]
+    with pytest.raises(Draining):
+        await decoder.decode(b"good 1")
+    assert not any(exists(pid) for pid in left)
+
+
+async def test_without_room_for_another_process_those_that_work_go_on(
+    open_decoder: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder, restarts = await open_decoder(processes=2)
+    zygote, make, refused = decoder._zygote, forking._shared_memory, asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def no_more(size: int) -> int:
+        monkeypatch.setattr(forking, "_shared_memory", make)
+        loop.call_soon_threadsafe(refused.set)
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(forking, "_shared_memory", no_more)
+    killed = pids(decoder)[0]
+    os.kill(killed, signal.SIGKILL)
+    await refused.wait()
+    assert await value(decoder, b"good 3") == 3
+    assert (decoder.why_not_ready, decoder._zygote) == (None, zygote)
+    await settled(decoder)
+    assert (decoder._zygote, restarts) == (zygote, {"killed": 1, "start": 1})
+    assert len(decoder._idle) == 2
+    assert killed not in pids(decoder)
+
+
+async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder, _ = await open_decoder()
+    fork, made, closed = decoder._zygote._fork, asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def fork_while_it_closes(*arguments: Any) -> Child:
+        forked = fork(*arguments)
+        loop.call_soon_threadsafe(made.set)
+        closed.wait(60)
+        return forked
+
+    monkeypatch.setattr(decoder._zygote, "_fork", fork_while_it_closes)
+    call = asyncio.create_task(decoder.decode(b"exit"))
+    await made.wait()
+    closing = asyncio.create_task(decoder.close())
+    await asyncio.sleep(0)
+    closed.set()
+    await closing
+    with pytest.raises(Draining):
+        await call
+    assert pids(decoder) == []
+
+
+SERVICE = """
+import asyncio, os, uvloop
+from app.decoding.pool.zygote import Zygote
+from app.decoding.pool.processes import ProcessDecoder
+from tests.app.decoding.pool.test_processes import JOB, LIGHT, pids
+
+async def main() -> None:
+    zygote = Zygote(LIGHT)
+    print(zygote._process.pid, flush=True)
+    if {wait}:
+        decoder = ProcessDecoder(zygote, JOB, processes=2, on_restart=print)
+        decoder.warm_up()
+        decoder.start()
+        hanging = asyncio.create_task(decoder.decode(b"spin"))
+        await decoder.decode(b"good 1")
+        print(*pids(decoder), flush=True)
+    await asyncio.sleep(3600)
+
+uvloop.run(main())
+"""
+
+
+@pytest.mark.parametrize("wait", [False, True], ids=["while it starts", "while it decodes"])
+def test_when_the_service_is_killed_no_process_is_left(wait: bool) -> None:
+    command = [sys.executable, "-c", SERVICE.format(wait=wait)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as service:
+        assert service.stdout is not None
+        left = [int(pid) for _ in range(1 + wait) for pid in service.stdout.readline().split()]
+        service.kill()
+    assert len(left) == (3 if wait else 1)
+    for pid in left:
+        wait_until_gone(pid)
+
+
+def wait_until_gone(pid: int) -> None:
+    give_up_at = time.monotonic() + 30
+    while exists(pid):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)  # nobody tells of it
+
+
+def exists(pid: int) -> bool:
+    """Whether it runs, and does not only wait to be reaped."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("job", "why"),
+    [
+        pytest.param({"decode": faults.abort}, "it ended while it started", id="aborts"),
+        pytest.param({"probe": b"signal 11"}, "it ended at once, with SIGSEGV", id="crashes"),
+        pytest.param({"probe": b"raise"}, "RuntimeError at faults.py", id="raises"),
+        pytest.param({"probe": b"eat"}, "does not fit into memory", id="without-memory"),
+    ],
+)
+async def test_failed_probe_is_start_error(job: dict[str, Any], why: str) -> None:
+    decoder = ProcessDecoder(Zygote(LIGHT), replace(JOB, **job), processes=1, on_restart=lambda _: None)
+    with pytest.raises(StartError, match=f"VIT_DECODE_ISOLATION: .*({why})"):
+        await asyncio.to_thread(decoder.warm_up)
+    await decoder.close()
+
+
+def test_nobody_can_make_the_shared_memory_smaller() -> None:
+    memory = _shared_memory(4096)
+    try:
+        with pytest.raises(PermissionError):
+            os.ftruncate(memory, 0)
+        assert fcntl.fcntl(memory, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SEAL
+    finally:
+        os.close(memory)
+
+
+@pytest.fixture
+def image_decoder() -> ImageDecoder:
+    how = Preprocessing(32, (28, 28), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    formats = frozenset({"jpeg", "png", "webp", "gif", "bmp"})
+    return ImageDecoder(how, formats=formats, max_bytes=100_000, max_pixels=1_000_000, exact=False)
+
+
+async def test_real_pictures_broken_at_random_cost_nobody_else_anything(
+    open_decoder: Open, image_decoder: ImageDecoder
+) -> None:
+    memory_bytes = needed_bytes(1_000_000, 100_000)
+    job = {"decode": image_decoder.decode, "probe": encode(random_picture(1)), "shape": (3, 28, 28)}
+    decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)
+    rng = random.Random(0)
+    for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):
+        good = encode(random_picture(3, 80, 60), image_format)
+        expected = image_decoder.decode(good)
+        for _ in range(100):
+            try:
+                await decoder.decode(broken(good, rng))
+            except ServiceError as error:
+                assert error.code in ("undecodable_image", "unsupported_image_format", "image_too_large")
+        assert np.array_equal(await decoder.decode(good), expected)
+    assert not restarts
+
+
+def broken(picture: bytes, rng: random.Random) -> bytes:
+    """Cut off somewhere, or with up to 16 of its bytes changed."""
+    if rng.random() < 0.3:
+        return picture[: rng.randrange(1, len(picture))]
+    changed = bytearray(picture)
+    for _ in range(rng.randint(1, 16)):
+        changed[rng.randrange(len(changed))] = rng.randrange(256)
+    return bytes(changed)

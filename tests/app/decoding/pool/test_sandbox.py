@@ -1,0 +1,19 @@
+"""Limits of decoding processes that need a process of their own to be seen."""
+
+import signal
+import subprocess
+import sys
+
+from tests.support.models import ROOT
+
+SPINNING = """
+from app.decoding.pool.sandbox import allow_cpu
+allow_cpu(-2)  # and two are spare
+while True:
+    pass
+"""
+
+
+def test_the_kernel_ends_what_computes_on_when_nobody_else_does() -> None:
+    spinning = subprocess.run([sys.executable, "-c", SPINNING], cwd=ROOT, timeout=120, check=False)
+    assert spinning.returncode == -signal.SIGXCPU

@@ -1,0 +1,358 @@
+"""HttpProtocol with limits that are small: peers that are slow, many, or both. The application behind it is a stand-in."""
+
+import asyncio
+import io
+import json
+import logging
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from structlog.stdlib import ProcessorFormatter
+
+from app.http.connections import HttpLimits
+from app.http.protocol import HttpProtocol
+from app.main import create_app
+from app.settings import read_settings
+from tests.support.wire import BIG, PATIENCE_S, get, open_wire
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 100000", b"Transfer-Encoding: chunked"], ids=["length", "chunked"])
+async def test_a_body_that_comes_byte_by_byte_is_408(framing: bytes) -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2)) as wire:
+        reader, writer = await wire.connect(b"POST / HTTP/1.1\r\nHost: test\r\n" + framing + b"\r\n\r\n")
+
+        async def dribble() -> None:
+            while True:
+                writer.write(b"a" if framing.startswith(b"Content") else b"1\r\na\r\n")
+                await asyncio.sleep(0.02)
+
+        dribbling = asyncio.create_task(dribble())
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await reader.read()
+        dribbling.cancel()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"\r\nconnection: close\r\n" in answer
+        assert b'"code":"request_too_slow"' in answer
+        assert b"connection: close" in answer.lower()
+        assert wire.count("request_too_slow") == 1
+
+
+async def test_a_body_that_stops_is_408() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2)) as wire:
+        reader, _ = await wire.connect(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc")
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_body_that_is_passed_over_must_come_in_time_too() -> None:
+    async with open_wire(HttpLimits(body_grace_s=0.2, header_timeout_s=1)) as wire:
+        reader, writer = await wire.connect(b"POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 5000\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await reader.readuntil(b"done")).startswith(b"HTTP/1.1 200 ")
+            writer.write(b"a beginning")
+            assert await reader.read() == b""
+
+
+async def test_a_header_that_has_begun_is_waited_for_longer_than_the_next_request() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.5, keep_alive_s=0.01)) as wire:
+        reader, _ = await wire.connect(get("/") + b"GET /")
+        async with asyncio.timeout(PATIENCE_S):
+            answers = await reader.read()
+        assert (answers[:12], b"HTTP/1.1 408 " in answers) == (b"HTTP/1.1 200", True)
+
+
+async def test_an_idle_connection_outlives_the_header_timeout() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2)) as wire:
+        reader, writer = await wire.connect(get("/"))
+        silent, _ = await wire.connect()
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.readuntil(b"done")
+            assert await silent.read() == b""  # so its time has passed
+            writer.write(get("/"))
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+        assert wire.count("silent") == 1
+
+
+async def test_an_idle_connection_is_closed_in_the_end() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S, keep_alive_s=0.2)) as wire:
+        reader, _ = await wire.connect(get("/"))
+        async with asyncio.timeout(PATIENCE_S):
+            assert (await reader.read()).endswith(b"done")
+        assert wire.count("silent") == 0
+
+
+@pytest.mark.parametrize("first", [b"\r\n", b"G", b"\r\nGE"], ids=["an empty line", "a letter", "both"])
+async def test_the_next_header_is_timed_from_its_first_byte(first: bytes) -> None:
+    async with open_wire(HttpLimits(header_timeout_s=2)) as wire:
+        reader, writer = await wire.connect(get("/"))
+        silent, _ = await wire.connect()
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.readuntil(b"done")
+            await silent.read()  # two seconds have passed
+            writer.write(first)
+            await asyncio.sleep(0.7)  # it is looked at meanwhile
+            whole = b"\r\n" + get("/") if first.startswith(b"\r\n") else get("/")
+            writer.write(whole.removeprefix(first))
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_a_header_behind_an_idle_time_must_come_too() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2)) as wire:
+        for first in (b"\r\n", b"GET /"):
+            reader, writer = await wire.connect(get("/"))
+            async with asyncio.timeout(PATIENCE_S):
+                await reader.readuntil(b"done")
+                writer.write(first)
+                assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("keep_alive_s", [0.2, PATIENCE_S])
+async def test_a_connection_is_idle_after_a_passed_over_body(keep_alive_s: float) -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2, keep_alive_s=keep_alive_s)) as wire:
+        reader, writer = await wire.connect(b"POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n")
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.readuntil(b"done")
+            writer.write(b"body")
+            if keep_alive_s < 1:
+                assert await reader.read() == b""
+                return
+            silent, _ = await wire.connect()
+            assert await silent.read() == b""
+            writer.write(get("/"))
+            assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
+
+
+async def test_an_answer_that_takes_long_is_waited_for() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.1, body_grace_s=0.1, max_answer_stall_s=0.1)) as wire:
+        reader, _ = await wire.connect(get("/held"))
+        silent, _ = await wire.connect()
+        async with asyncio.timeout(PATIENCE_S):
+            assert await silent.read() == b""  # so its time has passed
+        wire.gate.set()
+        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+
+
+async def test_a_peer_that_does_not_read_its_answer_is_cut() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2, max_answer_stall_s=0.2)) as wire:
+        peer = socket.socket()
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        peer.connect(wire.address)
+        peer.sendall(get("/big"))
+        await wire.until(lambda: wire.count("slow_reader") == 1)
+        await wire.until(lambda: wire.connections == 0)
+        peer.close()
+
+
+async def test_a_peer_that_reads_its_answer_gets_all_of_it() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=0.2, max_answer_stall_s=0.2)) as wire:
+        reader, _ = await wire.connect(get("/big"))
+        async with asyncio.timeout(PATIENCE_S):
+            head = await reader.readuntil(b"\r\n\r\n")
+            body = await reader.readexactly(BIG)
+        assert (head[:12], len(body)) == (b"HTTP/1.1 200", BIG)
+        assert wire.count("slow_reader") == 0
+
+
+async def test_idle_connections_give_way_to_new_ones_the_oldest_first() -> None:
+    async with open_wire(HttpLimits(max_connections=4, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
+        idle = [await wire.connect(b"GET /ha") for _ in range(4)]
+        await wire.until(lambda: wire.connections == 4)
+        assert await wire.ask("/") == b"HTTP/1.1 200 OK"
+        async with asyncio.timeout(PATIENCE_S):
+            assert await idle[0][0].read() == b""
+        assert wire.count("evicted") == 1
+        idle[1][1].write(b"lf HTTP/1.1\r\nHost: test\r\n\r\n")
+        assert await idle[1][0].readline() == b"HTTP/1.1 200 OK\r\n"  # the others were left alone
+
+
+async def test_a_flood_of_silent_connections_keeps_nobody_out() -> None:
+    async with open_wire(HttpLimits(max_connections=50, reserve=5, header_timeout_s=PATIENCE_S)) as wire:
+        for _ in range(200):
+            await wire.connect()
+        assert [await wire.ask(path) for path in ("/", "/health/live")] == [b"HTTP/1.1 200 OK"] * 2
+        assert wire.connections == 50
+        assert wire.count("evicted") == 152
+
+
+async def test_peers_that_stay_after_a_refusal_keep_nobody_out() -> None:
+    async with open_wire(HttpLimits(max_connections=2, reserve=1, linger_s=PATIENCE_S)) as wire:
+        for _ in range(3):
+            reader, _ = await wire.connect(b"nonsense\r\n\r\n")
+            async with asyncio.timeout(PATIENCE_S):
+                assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+        assert await wire.ask("/") == b"HTTP/1.1 200 OK"
+
+
+async def test_what_a_peer_has_not_read_is_not_kept_for_it_when_it_gives_way() -> None:
+    async with open_wire(HttpLimits(max_connections=1, reserve=1, max_answer_stall_s=PATIENCE_S)) as wire:
+        reader, _ = await wire.connect(get("/big"))
+        async with asyncio.timeout(PATIENCE_S):
+            while await wire.ask("/") != b"HTTP/1.1 200 OK":  # it is busy until its answer is written
+                pass
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(BIG)
+
+
+async def test_a_peer_that_leaves_takes_its_first_request_along_though_others_wait_behind_it() -> None:
+    async with open_wire(HttpLimits()) as wire:
+        _, writer = await wire.connect(get("/deserted") + get("/"))
+        await wire.until(lambda: wire.held == 1)
+        writer.transport.abort()
+        await wire.until(lambda: wire.deserted == 1)
+
+
+async def test_while_all_connections_are_busy_only_health_is_answered() -> None:
+    async with open_wire(HttpLimits(max_connections=2, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
+        busy = [await wire.connect(get("/held")) for _ in range(2)]
+        await wire.until(lambda: wire.held == 2)
+        for path, status in (("/health/live", b"200"), ("/", b"503"), ("/health/ready", b"200")):
+            reader, writer = await wire.connect(get(path))
+            async with asyncio.timeout(PATIENCE_S):
+                answer = await reader.read()  # and the connection is closed
+            writer.close()
+            assert answer.startswith(b"HTTP/1.1 " + status)
+            assert b"connection: close" in answer.lower()
+            if status == b"503":
+                assert b'"code":"too_many_connections"' in answer
+                assert b"retry-after: " in answer.lower()
+            await wire.until(lambda: wire.connections == 2)
+        wire.gate.set()
+        assert [await reader.readline() for reader, _ in busy] == [b"HTTP/1.1 200 OK\r\n"] * 2
+
+
+async def test_beyond_the_reserve_connections_are_dropped() -> None:
+    async with open_wire(HttpLimits(max_connections=1, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
+        await wire.connect(get("/held"))
+        await wire.until(lambda: wire.held == 1)
+        upload = b"POST /health/live HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n"
+        await wire.connect(upload)  # keeps the reserve busy, for as long as a slow body may
+        await wire.until(lambda: wire.connections == 2)
+        reader, _ = await wire.connect()
+        async with asyncio.timeout(PATIENCE_S):
+            assert await reader.read() == b""
+        assert wire.count("dropped") == 1
+
+
+async def test_a_stop_ends_all_connections_but_those_whose_answer_is_still_to_come() -> None:
+    async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S)) as wire:
+        held, _ = await wire.connect(get("/held"))
+        await wire.until(lambda: wire.held == 1)
+        answered, _ = await wire.connect(get("/"))
+        assert await answered.readline() == b"HTTP/1.1 200 OK\r\n"
+        idle = [await wire.connect(sent) for sent in (b"", b"GET /ha")]
+        await wire.until(lambda: wire.connections == 4)
+        wire.server.should_exit = True
+        async with asyncio.timeout(PATIENCE_S):
+            for reader in (answered, *(reader for reader, _ in idle)):
+                await reader.read()  # to its end
+            assert wire.connections == 1
+            wire.gate.set()
+            assert (await held.read()).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+POST = b"POST /%b HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n%b"
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """The log, as it is written."""
+    handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler.formatter, ProcessorFormatter)]
+    (handler,) = handlers
+    assert isinstance(handler, logging.StreamHandler)
+    written = io.StringIO()
+    before = handler.setStream(written)
+    yield written
+    handler.setStream(before)
+
+
+@pytest.mark.parametrize("sent", [get("/") * 2, POST % (b"", b"hello"), POST % (b"held", b"hel")], ids=["get", "post", "half"])
+@pytest.mark.parametrize("where", ["on_message_begin", "on_url", "on_header", "_set_path", "_begin", "_deliver_body"])
+async def test_our_own_fault_is_500_and_logged_once(
+    monkeypatch: pytest.MonkeyPatch, log: io.StringIO, where: str, sent: bytes
+) -> None:
+    whole, faults = getattr(HttpProtocol, where), iter([ZeroDivisionError("confidential")])
+
+    def fails_once(self: HttpProtocol, *arguments: Any, **options: Any) -> Any:
+        for fault in faults:
+            raise fault
+        return whole(self, *arguments, **options)
+
+    monkeypatch.setattr(HttpProtocol, where, fails_once)
+    async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S)) as wire:
+        reader, _ = await wire.connect(sent)
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await reader.read()
+        assert wire.count("internal_error") == 1
+    assert_internal_error(answer)
+    (line,) = [line for line in map(json.loads, log.getvalue().splitlines()) if line["level"] == "error"]
+    assert line["event"] == "unexpected error"
+    assert line["exception"].count("Traceback") == 1
+    assert line["exception"].endswith("ZeroDivisionError: confidential")
+
+
+def assert_internal_error(answer: bytes) -> None:
+    assert answer.startswith(b"HTTP/1.1 500 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert b"\r\ncontent-type: application/problem+json\r\n" in answer
+    assert b"\r\nconnection: close\r\n" in answer
+    assert b'"code":"internal_error"' in answer
+    assert b"confidential" not in answer
+
+
+async def test_an_app_that_raises_gives_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: FastAPI) -> None:
+        raise ZeroDivisionError("confidential")
+
+    monkeypatch.setattr(FastAPI, "build_middleware_stack", broken)
+    async with open_wire(HttpLimits()) as wire:
+        reader, _ = await wire.connect(get("/"))
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await reader.read()
+    assert_internal_error(answer)
+
+
+LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))"
+CHECK = "from app.http.connections import HttpLimits; HttpLimits(max_connections=200).check_descriptors()"
+
+
+def check_descriptors(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
+    show = "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    code = "; ".join((LIMIT.format(soft=soft, hard=hard), CHECK, show))
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_connections_need() -> None:
+    assert check_descriptors(soft=300, hard=600).stdout.split() == ["488", "600"]
+
+
+def test_decoding_processes_count_as_open_files_too(tiny_checkpoint: Path) -> None:
+    app = create_app(read_settings(model=str(tiny_checkpoint), decode_threads=100))
+    assert app.state.limits == HttpLimits(decoders=100)
+    few = HttpLimits(max_connections=200, decoders=1)
+    assert (few.needed_descriptors, replace(few, decoders=100).needed_descriptors) == (490, 688)
+
+
+def test_a_process_that_may_not_open_as_many_files_does_not_start() -> None:
+    ended = check_descriptors(soft=300, hard=400)
+    assert "VIT_MAX_CONNECTIONS: 200 connections need 488 open files, and only 400 are allowed" in ended.stderr
+
+
+async def test_a_probe_is_answered_before_a_crowd() -> None:
+    crowd = 100
+    async with open_wire(HttpLimits()) as wire:
+        peers = [await wire.connect() for _ in range(crowd)]
+        reader, probe = await wire.connect()
+        for _, writer in peers:
+            writer.write(get("/held"))
+        probe.write(get("/health/live"))
+        async with asyncio.timeout(PATIENCE_S):
+            await reader.readuntil(b"done")
+        assert wire.held < crowd / 2
+        await wire.until(lambda: wire.held == crowd)

@@ -1,0 +1,118 @@
+"""Turns: long work is done in pieces, and everything else in the event loop has its turn between two of them."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from app.http.turns import Starts, Steps, Turns
+
+
+def steps(number: int, seen: Callable[[], None], result: str = "done") -> Steps[str]:
+    """Take a whole turn so many times."""
+    for _ in range(number):
+        seen()
+        time.sleep(0.002)
+        yield
+    return result
+
+
+@asynccontextmanager
+async def rounds() -> AsyncIterator[Callable[[], int]]:
+    """Count the rounds of the event loop."""
+    count = 0
+
+    async def run() -> None:
+        nonlocal count
+        while True:
+            count += 1
+            await asyncio.sleep(0)
+
+    running = asyncio.create_task(run())
+    yield lambda: count
+    running.cancel()
+
+
+async def test_a_crowd_has_one_turn_in_a_round() -> None:
+    turns, seen = Turns(), list[int]()
+    async with rounds() as count:
+        works = (turns.work(steps(5, lambda: seen.append(count()), f"{number}")) for number in range(8))
+        assert await asyncio.gather(*works) == [f"{number}" for number in range(8)]
+    assert len(seen) == 40
+    assert len(set(seen)) == 40
+
+
+async def test_short_work_waits_for_no_long_work() -> None:
+    turns, order = Turns(), list[str]()
+    long = asyncio.create_task(turns.work(steps(50, lambda: order.append("long"))))
+    await asyncio.sleep(0)
+    assert await turns.work(steps(1, lambda: order.append("short"))) == "done"
+    assert order.index("short") < 5
+    await long
+
+
+async def test_failed_work_holds_up_nobody() -> None:
+    def fails() -> Steps[None]:
+        time.sleep(0.002)
+        yield
+        raise ZeroDivisionError
+
+    turns = Turns()
+    failing = asyncio.create_task(turns.work(fails()))
+    cancelled = [asyncio.create_task(turns.work(steps(1000, lambda: None))) for _ in range(3)]
+    await asyncio.sleep(0)
+    last = asyncio.create_task(turns.work(steps(3, lambda: None)))
+    await asyncio.sleep(0)
+    for task in cancelled:
+        task.cancel()
+    with pytest.raises(ZeroDivisionError):
+        await failing
+    assert await last == "done"
+
+
+async def test_little_work_needs_one_turn() -> None:
+    def work(number: int) -> Steps[None]:
+        for _ in range(number):
+            time.sleep(0.002)
+            yield
+
+    assert Turns().start(work(0))
+    assert not Turns().start(work(5))
+
+
+async def test_first_turns_of_a_crowd_share_a_round() -> None:
+    turns, seen = Turns(), list[int]()
+    async with rounds() as count:
+        await asyncio.sleep(0)
+        works = [steps(2, lambda: seen.append(count())) for _ in range(20)]
+        assert not any([turns.start(work) for work in works])  # type: ignore[arg-type]
+        assert 1 <= len(seen) <= 3  # of 2 ms each
+        await asyncio.gather(*(turns.work(work) for work in works))
+    assert len(seen) == 40
+    assert max(Counter(seen).values()) <= 4
+
+
+async def test_few_requests_begin_in_a_round() -> None:
+    starts, begun = Starts(), list[tuple[int, int]]()
+    async with rounds() as count:
+        await asyncio.sleep(0)
+        for number in range(9):
+            starts.add(lambda number=number: begun.append((number, count())))  # type: ignore[misc]
+        assert [number for number, _ in begun] == [0, 1]
+        while len(begun) < 9:  # noqa: ASYNC110 - each sleep is a round
+            await asyncio.sleep(0)
+    assert [number for number, _ in begun] == list(range(9))
+    assert max(Counter(turn for _, turn in begun).values()) == 2
+
+
+async def test_requests_begin_at_once_after_a_crowd() -> None:
+    starts, begun = Starts(), list[int]()
+    for number in range(5):
+        starts.add(lambda number=number: begun.append(number))  # type: ignore[misc]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    starts.add(lambda: begun.append(5))
+    assert begun == [0, 1, 2, 3, 4, 5]

@@ -1,0 +1,41 @@
+import json
+import logging
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import structlog
+
+from app.process.logs import configure_logging
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    yield
+    configure_logging("info", "json")
+
+
+def test_json_logs_are_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    with structlog.contextvars.bound_contextvars(request_id="abc"):
+        structlog.get_logger("a").info("first\nstill first", status=200)
+        logging.getLogger("b").warning("second")
+        logging.getLogger("b").debug("never")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(line["event"], line["level"], line["request_id"]) for line in lines] == [
+        ("first\nstill first", "info", "abc"),
+        ("second", "warning", "abc"),
+    ]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_a_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str], log_format: Literal["text", "json"]) -> None:
+    configure_logging("info", log_format)
+    image_bytes = "a private picture"[::-1]
+    try:
+        raise ValueError
+    except ValueError:
+        structlog.get_logger("a").exception("unexpected error")
+    written = capsys.readouterr().err
+    assert "Traceback" in written
+    assert image_bytes not in written

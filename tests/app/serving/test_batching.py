@@ -1,0 +1,475 @@
+"""The batcher, with a run that a test opens and closes by hand. Items are numbers; the result of n is n * n."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory, QueueFull
+from app.serving.batching import Batcher, Served
+
+
+class Squares:
+    """A run that squares. It remembers its batches, and waits while its gate is closed."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.begun = asyncio.Event()
+        self.gate = asyncio.Event()
+        self.gate.set()
+
+    async def __call__(self, items: Sequence[int]) -> Sequence[int]:
+        self.batches.append(list(items))
+        self.begun.set()
+        await self.gate.wait()
+        return [item * item for item in items]
+
+
+async def started(run: Any, **options: Any) -> Batcher[int, int]:
+    batcher = Batcher[int, int](run, **{"max_batch_size": 4, "max_queue_size": 100, **options})
+    batcher.start()
+    return batcher
+
+
+def submit(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[Served[int]]]:
+    return [asyncio.create_task(batcher.submit(item)) for item in items]
+
+
+async def results(tasks: list[asyncio.Task[Served[int]]]) -> list[int]:
+    return [served.result for served in await asyncio.gather(*tasks)]
+
+
+async def while_busy(run: Squares, batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[Served[int]]]:
+    """Submit items while the worker is held up by a run of the item 100."""
+    run.gate.clear()
+    run.begun.clear()
+    first = submit(batcher, 100)
+    await run.begun.wait()
+    waiting = submit(batcher, *items)
+    await turns(len(items) + 1)
+    assert batcher.waiting == len(items)
+    return first + waiting
+
+
+async def turns(count: int) -> None:
+    """Let other tasks run."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_each_item_gets_its_own_result() -> None:
+    batcher = await started(Squares())
+    assert await results(submit(batcher, *range(50))) == [n * n for n in range(50)]
+    await batcher.stop()
+
+
+async def test_an_idle_worker_takes_a_single_item_at_once() -> None:
+    run = Squares()
+    batcher = await started(run)
+    served = await batcher.submit(3)
+    assert (served.result, served.batch_size, run.batches) == (9, 1, [[3]])
+    await batcher.stop()
+
+
+async def test_the_next_batch_gathers_while_one_runs_and_is_cut_at_its_size() -> None:
+    run = Squares()
+    batcher = await started(run)
+    tasks = await while_busy(run, batcher, 1, 2, 3, 4, 5, 6)
+    run.gate.set()
+    assert await results(tasks) == [10_000, 1, 4, 9, 16, 25, 36]
+    assert run.batches == [[100], [1, 2, 3, 4], [5, 6]]
+    await batcher.stop()
+
+
+async def test_runs_side_by_side_share_what_waits() -> None:
+    run = Squares()
+    batcher = await started(run, max_runs=3, side_by_side=True)
+    tasks = await while_busy(run, batcher)  # one of three is busy
+    tasks += submit(batcher, 1, 2, 3, 4, 5)
+    await turns(10)
+    assert run.batches == [[100], [1, 2, 3], [4, 5]]
+    tasks += submit(batcher, 6, 7)
+    await turns(10)
+    assert (batcher.waiting, len(run.batches)) == (2, 3)  # no run may begin
+    run.gate.set()
+    assert await results(tasks) == [10_000, 1, 4, 9, 16, 25, 36, 49]
+    await batcher.stop()
+
+
+async def test_who_waits_for_full_batches_gets_them() -> None:
+    run = Squares()
+    batcher = await started(run, max_runs=2, side_by_side=True, max_queue_delay_s=60)
+    tasks = submit(batcher, 1, 2, 3, 4)
+    await turns(10)
+    assert run.batches == [[1, 2, 3, 4]]
+    run.gate.set()
+    assert await results(tasks) == [1, 4, 9, 16]
+    await batcher.stop()
+
+
+async def test_a_run_behind_another_takes_all_it_can() -> None:
+    run = Squares()
+    batcher = await started(run, max_runs=3)
+    tasks = await while_busy(run, batcher)
+    tasks += submit(batcher, 1, 2, 3, 4, 5)
+    await turns(10)
+    assert run.batches == [[100], [1, 2, 3, 4], [5]]
+    run.gate.set()
+    assert await results(tasks) == [10_000, 1, 4, 9, 16, 25]
+    await batcher.stop()
+
+
+async def test_a_delay_holds_an_incomplete_batch_until_it_is_full() -> None:
+    run = Squares()
+    batcher = await started(run, max_queue_delay_s=3600)
+    tasks = submit(batcher, 1, 2, 3)
+    await turns(5)
+    assert (batcher.waiting, run.batches) == (3, [])
+    tasks += submit(batcher, 4)
+    await results(tasks)
+    assert run.batches == [[1, 2, 3, 4]]
+    await batcher.stop()
+
+
+async def test_a_delay_ends_counted_from_the_oldest_item() -> None:
+    run = Squares()
+    batcher = await started(run, max_queue_delay_s=0.02)
+    served = await batcher.submit(3)
+    assert run.batches == [[3]]
+    assert served.queue_s > 0.018  # a timer of uvloop may end up to a millisecond early
+    await batcher.stop()
+
+
+async def test_a_full_queue_refuses_before_any_work_and_says_when_to_come_back() -> None:
+    run = Squares()
+    batcher = await started(run, max_queue_size=2)
+    with batcher.place(), batcher.place():
+        with pytest.raises(QueueFull) as refused, batcher.place():
+            pytest.fail("there is no third place")
+        assert refused.value.retry_after_s == 1.0  # nothing was measured yet
+    assert batcher.accepted == 0
+
+
+async def test_the_time_to_come_back_is_what_the_measured_rate_needs() -> None:
+    ran_s: list[float] = []
+
+    async def slow(items: Sequence[int]) -> Sequence[int]:
+        began = time.perf_counter()
+        await asyncio.sleep(0.05)
+        ran_s.append(time.perf_counter() - began)  # a sleep on uvloop may end a little early
+        return items
+
+    batcher = await started(slow, max_queue_size=10)
+    began = time.perf_counter()
+
+    async def through_a_place(item: int) -> None:
+        with batcher.place():
+            await batcher.submit(item)
+
+    with ExitStack() as others:
+        for _ in range(6):
+            others.enter_context(batcher.place())
+        await asyncio.gather(*(through_a_place(item) for item in range(4)))  # four left after one run
+        for _ in range(100):
+            batcher.check_room()  # nobody leaves by asking
+        for _ in range(4):
+            others.enter_context(batcher.place())
+        with pytest.raises(QueueFull) as refused, batcher.place():
+            pytest.fail("there is no place")
+    assert 10 / 4 * sum(ran_s) <= refused.value.retry_after_s <= 10 / 4 * (time.perf_counter() - began)
+    await batcher.stop()
+
+
+async def test_a_cancelled_item_leaves_the_queue_and_is_not_run() -> None:
+    run = Squares()
+    batcher = await started(run)
+    first, one, two = await while_busy(run, batcher, 1, 2)
+    one.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await one
+    assert batcher.waiting == 1
+    run.gate.set()
+    assert await results([first, two]) == [10_000, 4]
+    assert run.batches == [[100], [2]]
+    await batcher.stop()
+
+
+async def test_an_item_that_is_cancelled_while_it_runs_harms_nobody() -> None:
+    run = Squares()
+    batcher = await started(run)
+    first, one, two = await while_busy(run, batcher, 1, 2)
+    first.cancel()
+    run.gate.set()
+    assert await results([one, two]) == [1, 4]
+    await batcher.stop()
+
+
+async def test_an_item_past_its_deadline_is_told_in_time_and_not_run() -> None:
+    run = Squares()
+    batcher = await started(run)
+    first, second = await while_busy(run, batcher, 2)
+    with pytest.raises(DeadlineExceeded):  # told while the worker is still held up
+        await batcher.submit(1, deadline=asyncio.get_running_loop().time() + 0.01)
+    run.gate.set()
+    await results([first, second])
+    assert run.batches == [[100], [2]]
+    await batcher.stop()
+
+
+async def test_a_culprit_fails_alone() -> None:
+    async def picky(items: Sequence[int]) -> Sequence[int]:
+        if 13 in items:
+            raise ValueError("13 brings bad luck")
+        return [item * item for item in items]
+
+    batcher = await started(picky, max_batch_size=16)
+    outcomes = await asyncio.gather(*submit(batcher, *range(10, 20)), return_exceptions=True)
+    for item, outcome in zip(range(10, 20), outcomes, strict=True):
+        if item == 13:
+            assert isinstance(outcome, InferenceFailed)
+            assert "bad luck" not in str(outcome)
+        else:
+            assert isinstance(outcome, Served)
+            assert outcome.result == item * item
+    assert batcher.alive
+    await batcher.stop()
+
+
+async def test_a_run_that_loses_a_result_gives_nobody_a_wrong_one() -> None:
+    async def forgetful(items: Sequence[int]) -> Sequence[int]:
+        return [item * item for item in items][: 1 if len(items) > 1 else None]
+
+    batcher = await started(forgetful)
+    assert await results(submit(batcher, 1, 2, 3, 4)) == [1, 4, 9, 16]  # alone, each is well
+    await batcher.stop()
+
+
+async def test_out_of_memory_splits_the_batch_and_keeps_later_ones_small() -> None:
+    sizes = []
+
+    async def small(items: Sequence[int]) -> Sequence[int]:
+        sizes.append(len(items))
+        if len(items) > 3:
+            raise OutOfMemory
+        return [item * item for item in items]
+
+    batcher = await started(small, max_batch_size=8)
+    assert await results(submit(batcher, *range(8))) == [n * n for n in range(8)]
+    assert batcher.max_batch_size == 2
+    assert sizes == [8, 4, 2, 2, 2, 2]  # the second half is not tried in a size that was just found too large
+    sizes.clear()
+    await results(submit(batcher, *range(8)))
+    assert sizes == [2, 2, 2, 2]
+    await batcher.stop()
+
+
+async def test_a_dead_engine_fails_all_who_wait_and_refuses_the_next() -> None:
+    run = Squares()
+
+    async def dies(items: Sequence[int]) -> Sequence[int]:
+        await run(items)
+        raise EngineDead("the device is gone")
+
+    batcher = await started(dies)
+    tasks = await while_busy(run, batcher, *range(6))
+    run.gate.set()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [NotReady] * 7
+    assert not batcher.alive
+    with pytest.raises(NotReady):
+        await batcher.submit(1)
+    with pytest.raises(NotReady), batcher.place():
+        pytest.fail("nobody would ever run it")
+
+
+async def test_an_image_that_is_cancelled_in_a_failing_run_is_not_run_again() -> None:
+    run = Squares()
+
+    async def fails_together(items: Sequence[int]) -> Sequence[int]:
+        squares = await run(items)
+        if len(items) > 1:
+            raise ValueError
+        return squares
+
+    batcher = await started(fails_together)
+    tasks = await while_busy(run, batcher, 1, 2)
+    run.gate.set()
+    await tasks[0]
+    run.gate.clear()
+    await turns(3)
+    assert run.batches == [[100], [1, 2]]
+    tasks[2].cancel()
+    await turns(1)
+    run.gate.set()
+    assert await results([tasks[1]]) == [1]
+    assert run.batches == [[100], [1, 2], [1]]
+    await batcher.stop()
+
+
+async def test_a_run_that_hangs_is_a_dead_engine_and_whoever_waits_is_told() -> None:
+    run, died = Squares(), asyncio.Event()
+    run.gate.clear()
+    batcher = Batcher[int, int](run, max_batch_size=1, max_queue_size=10, max_run_s=0.01)
+    batcher.start(died.set)
+    outcomes = await asyncio.gather(*submit(batcher, 1, 2, 3), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [NotReady] * 3
+    await died.wait()
+    assert run.batches == [[1]]
+
+
+async def test_a_run_that_raises_a_timeout_of_its_own_is_only_a_failure() -> None:
+    async def late(items: Sequence[int]) -> Sequence[int]:
+        raise TimeoutError
+
+    batcher = await started(late, max_run_s=60)
+    with pytest.raises(InferenceFailed):
+        await batcher.submit(1)
+    assert batcher.alive
+    await batcher.stop()
+
+
+async def test_stopping_is_no_death() -> None:
+    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_queue_size=1)
+    batcher.start(lambda: pytest.fail("it did not die"))
+    await batcher.stop()
+
+
+async def test_bytes_are_bounded_over_all_requests_and_given_back() -> None:
+    batcher = await started(Squares(), max_queue_bytes=100)
+    with batcher.bytes_held() as first:
+        first(60)
+        with batcher.bytes_held() as second:
+            second(40)
+            with pytest.raises(QueueFull):
+                first(1)
+        assert batcher.held_bytes == 60
+        first(40)
+    assert batcher.held_bytes == 0
+    await batcher.stop()
+
+
+async def test_an_engine_that_dies_in_one_run_fails_the_other_runs_too() -> None:
+    run = Squares()
+
+    async def dies(items: Sequence[int]) -> Sequence[int]:
+        if items == [7]:
+            raise EngineDead("the device is gone")
+        return await run(items)
+
+    batcher = await started(dies, max_runs=2)
+    tasks = await while_busy(run, batcher)
+    tasks += submit(batcher, 7)
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [NotReady] * 2
+    assert not batcher.alive
+
+
+async def test_a_stopped_batcher_is_draining_and_not_dead() -> None:
+    batcher = await started(Squares())
+    await batcher.stop()
+    with pytest.raises(Draining):
+        await batcher.submit(1)
+    with pytest.raises(Draining), batcher.place():
+        pytest.fail("nobody would ever run it")
+
+
+async def test_stopping_fails_what_is_left() -> None:
+    run = Squares()
+    batcher = await started(run)
+    tasks = await while_busy(run, batcher, 1, 2)
+    await batcher.stop()
+    assert [type(outcome) for outcome in await asyncio.gather(*tasks, return_exceptions=True)] == [Draining] * 3
+
+
+async def test_before_the_start_nothing_is_accepted() -> None:
+    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_queue_size=1)
+    with pytest.raises(NotReady):
+        await batcher.submit(1)
+
+
+# What may happen to a batcher, in any order. Every run takes a turn of the event loop for each "turn" that follows.
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, 30)),  # an item; multiples of 7 make every run that they are in fail
+        st.tuples(st.just("late"), st.integers(0, 30)),  # an item whose deadline has passed
+        st.tuples(st.just("cancel"), st.integers(0, 30)),  # the n-th task so far, if there is one
+        st.tuples(st.just("turn"), st.integers(1, 5)),
+    ),
+    max_size=60,
+)
+
+
+OPTIONS = st.fixed_dictionaries(
+    {
+        "max_batch_size": st.integers(1, 5),
+        "max_queue_delay_s": st.sampled_from([0.0, 0.001]),
+        "max_runs": st.integers(1, 3),
+        "side_by_side": st.booleans(),
+    }
+)
+
+
+@given(events=EVENTS, options=OPTIONS)
+@settings(max_examples=150, deadline=None)
+def test_whatever_happens_every_item_gets_exactly_its_own_outcome(
+    events: list[tuple[str, int]], options: dict[str, Any]
+) -> None:
+    uvloop.run(live_through(events, options))
+
+
+async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -> None:
+    ran: list[int] = []
+    under_way = 0
+
+    async def run(items: Sequence[tuple[int, int]]) -> Sequence[int]:
+        nonlocal under_way
+        assert 1 <= len(items) <= options["max_batch_size"]
+        under_way += 1
+        assert under_way <= options["max_runs"]
+        await asyncio.sleep(0)
+        under_way -= 1
+        if any(value % 7 == 0 for _, value in items):
+            raise ValueError
+        ran.extend(number for number, _ in items)
+        return [value * value for _, value in items]
+
+    batcher = Batcher[tuple[int, int], int](run, max_queue_size=1000, **options)
+    batcher.start()
+    tasks: list[tuple[str, int, asyncio.Task[Served[int]]]] = []
+    cancelled: set[int] = set()
+    for event, value in events:
+        match event:
+            case "submit" | "late":
+                deadline = asyncio.get_running_loop().time() + (60 if event == "submit" else -1)
+                task = asyncio.create_task(batcher.submit((len(tasks), value), deadline))
+                tasks.append((event, value, task))
+            case "cancel" if value < len(tasks):
+                if tasks[value][2].cancel():
+                    cancelled.add(value)
+            case "turn":
+                await turns(value)
+    outcomes = await asyncio.gather(*(task for _, _, task in tasks), return_exceptions=True)
+
+    for number, ((event, value, _), outcome) in enumerate(zip(tasks, outcomes, strict=True)):
+        match outcome:
+            case Served():
+                assert outcome.result == value * value
+                assert event == "submit"
+                assert ran.count(number) == 1
+            case InferenceFailed():
+                assert value % 7 == 0
+            case DeadlineExceeded():
+                assert event == "late"
+                assert number not in ran
+            case _:
+                assert isinstance(outcome, asyncio.CancelledError)
+                assert number in cancelled
+    assert batcher.waiting == 0
+    assert batcher.alive
+    await batcher.stop()

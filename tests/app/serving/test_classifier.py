@@ -1,0 +1,99 @@
+"""The classifier around a decoder that a test opens and closes by hand; the model and the batcher are real."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.decoding.pool.threads import ThreadDecoder
+from app.errors import DeadlineExceeded, Draining, QueueFull
+from app.metrics import Metrics
+from app.pixels import Pixels
+from app.serving.classifier import Classifier
+from app.serving.service import load_classifier
+from app.settings import read_settings
+from tests.support.models import TINY_DINOV2, picture
+
+
+class HeldDecode:
+    """Decodes once its gate is open, and counts."""
+
+    def __init__(self) -> None:
+        self.begun, self.gate, self.decoded = threading.Semaphore(0), threading.Event(), 0
+
+    def __call__(self, image_bytes: bytes) -> Pixels:
+        self.begun.release()
+        self.gate.wait(60)
+        self.decoded += 1
+        return np.zeros((3, TINY_DINOV2.image_size, TINY_DINOV2.image_size), np.uint8)
+
+
+@pytest.fixture
+async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDecode]]:
+    settings = read_settings(model=str(tiny_checkpoint), max_queue_size=3)
+    classifier = load_classifier(settings, Metrics())
+    decoder = HeldDecode()
+    classifier._decoder = ThreadDecoder(decoder, threads=1)
+    classifier.start()
+    yield classifier, decoder
+    decoder.gate.set()
+    await classifier.close()
+
+
+async def begin(classifier: Classifier, decoder: HeldDecode) -> asyncio.Task[object]:
+    """Start an image, and wait until it holds the only decoding thread."""
+    first: asyncio.Task[object] = asyncio.create_task(classifier.classify(picture(0)))
+    await asyncio.to_thread(decoder.begun.acquire)
+    return first
+
+
+async def test_an_image_that_is_late_is_never_decoded(held: tuple[Classifier, HeldDecode]) -> None:
+    classifier, decoder = held
+    first = await begin(classifier, decoder)
+    with pytest.raises(DeadlineExceeded):
+        await classifier.classify(picture(1), asyncio.get_running_loop().time() + 0.01)
+    decoder.gate.set()
+    await first
+    assert decoder.decoded == 1
+
+
+async def test_an_image_whose_caller_has_gone_is_never_decoded(held: tuple[Classifier, HeldDecode]) -> None:
+    classifier, decoder = held
+    first = await begin(classifier, decoder)
+    second = asyncio.create_task(classifier.classify(picture(1)))
+    await asyncio.sleep(0)
+    second.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    decoder.gate.set()
+    await first
+    assert decoder.decoded == 1
+
+
+async def test_images_that_are_decoded_count_as_accepted(held: tuple[Classifier, HeldDecode]) -> None:
+    classifier, decoder = held
+    first = await begin(classifier, decoder)
+    others = [asyncio.create_task(classifier.classify(picture(seed))) for seed in (1, 2)]
+    await asyncio.sleep(0)
+    for refusal in (classifier.check_room, lambda: classifier.classify(picture(3)).send(None)):
+        with pytest.raises(QueueFull):
+            refusal()
+    decoder.gate.set()
+    await asyncio.gather(first, *others)
+    classifier.check_room()
+
+
+async def test_closing_tells_images_in_every_stage_that_it_is_draining(held: tuple[Classifier, HeldDecode]) -> None:
+    classifier, decoder = held
+    decoding = await begin(classifier, decoder)
+    waiting = asyncio.create_task(classifier.classify(picture(1)))
+    await asyncio.sleep(0)
+    await classifier.close()
+    decoder.gate.set()
+    outcomes = await asyncio.gather(decoding, waiting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Draining, Draining]
+    with pytest.raises(Draining):
+        classifier.check_room()

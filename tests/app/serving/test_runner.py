@@ -1,0 +1,98 @@
+import asyncio
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from app.errors import OutOfMemory, StartError
+from app.pixels import Logits, Pixels
+from app.serving.runner import ModelRunner
+from model.head import softmax
+
+
+class Echo:
+    """An engine whose logits are the first three pixels. Its runs wait until `gathered` of them are under way."""
+
+    name, device, dtype = "echo", "cpu", "float32"
+    batch_sizes = ()
+    side_by_side = True
+
+    def __init__(self, *, max_runs: int = 1, gathered: int = 1) -> None:
+        self.max_batch_size, self.max_runs = 4, max_runs
+        self.calls: list[tuple[int, bool]] = []
+        self.threads: set[int] = set()
+        self._gathering = threading.Barrier(gathered)
+
+    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+        self._gathering.wait(60)
+        self.calls.append((len(images), alone))
+        self.threads.add(threading.get_ident())
+        return np.stack([image.ravel()[:3] for image in images]).astype(np.float32)
+
+
+class Failing(Echo):
+    """An engine for which two images are too many, or whose logits are no numbers."""
+
+    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+        if len(images) > self.max_runs:
+            raise OutOfMemory
+        return np.full((len(images), 3), np.nan, np.float32)
+
+
+def image(value: int) -> Pixels:
+    return np.full((3, 2, 2), value, np.uint8)
+
+
+async def test_each_image_gets_its_own_logits_and_their_softmax() -> None:
+    runner = ModelRunner(Echo(), (3, 2, 2), softmax)
+    scores = await runner.run([image(1), image(7)])
+    assert [row.logits.tolist() for row in scores] == [[1, 1, 1], [7, 7, 7]]
+    assert scores[0].probabilities is not None
+    np.testing.assert_allclose(scores[0].probabilities, [1 / 3] * 3, rtol=1e-6)
+
+
+async def test_outputs_that_are_no_classes_have_no_probabilities() -> None:
+    runner = ModelRunner(Echo(), (3, 2, 2), lambda logits: None)
+    scores = await runner.run([image(1), image(7)])
+    assert [(row.logits.tolist(), row.probabilities) for row in scores] == [([1, 1, 1], None), ([7, 7, 7], None)]
+
+
+async def test_a_lone_image_may_have_all_cores() -> None:
+    engine = Echo(max_runs=2)
+    runner = ModelRunner(engine, (3, 2, 2), softmax)
+    await runner.run([image(1)])
+    await runner.run([image(1), image(2)])
+    assert engine.calls == [(1, True), (2, False)]
+
+
+async def test_runs_under_way_at_once_share_the_cores() -> None:
+    engine = Echo(max_runs=2, gathered=2)
+    runner = ModelRunner(engine, (3, 2, 2), softmax)
+    await asyncio.gather(runner.run([image(1)]), runner.run([image(2)]))
+    assert engine.calls == [(1, False), (1, False)]
+    assert len(engine.threads) == 2
+
+
+async def test_one_run_at_a_time_takes_turns_in_one_thread() -> None:
+    engine = Echo(max_runs=1)
+    runner = ModelRunner(engine, (3, 2, 2), softmax)
+    await asyncio.gather(*(runner.run([image(value)]) for value in range(6)))
+    assert len(engine.threads) == 1
+
+
+def test_warming_up_runs_everything_that_a_caller_will_in_every_thread() -> None:
+    engine = Echo(max_runs=2, gathered=2)  # a thread that did not take part would be waited for
+    ModelRunner(engine, (3, 2, 2), softmax).warm_up()
+    assert set(engine.calls) == {(4, False), (1, False), (1, True)}
+    assert len(engine.threads) == 2
+
+
+def test_a_batch_that_does_not_fit_stops_the_start() -> None:
+    with pytest.raises(StartError, match="VIT_MAX_BATCH_SIZE: 4 images do not fit into the memory of cpu"):
+        ModelRunner(Failing(), (3, 2, 2), softmax).warm_up()
+
+
+def test_a_model_that_only_gives_nan_stops_the_start() -> None:
+    with pytest.raises(StartError, match="VIT_MODEL: the model gives logits that are not finite, in float32 on cpu"):
+        ModelRunner(Failing(max_runs=4), (3, 2, 2), softmax).warm_up()

@@ -1,0 +1,33 @@
+"""Server that keeps every image its model has seen, otherwise real: python -m tests.support.leaking_server."""
+
+from collections.abc import Sequence
+from functools import partial
+
+from app.cli import end
+from app.pixels import Pixels
+from app.process.logs import configure_logging
+from app.server import serve
+from app.serving.runner import ModelRunner, Scores
+from app.serving.service import load_classifier
+from app.settings import read_settings
+
+
+class Leak:
+    """Runs as the service does, and forgets nothing."""
+
+    def __init__(self) -> None:
+        self._seen: list[Pixels] = []
+
+    async def __call__(self, runner: ModelRunner, images: Sequence[Pixels]) -> Sequence[Scores]:
+        self._seen += images
+        return await runner.run(images)
+
+
+def main() -> None:
+    settings = read_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    end(serve(settings, load=partial(load_classifier, run=Leak())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""A real server process for tests, on a free port."""
+
+import fcntl
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.support.models import CACHE
+
+_BIN = Path(sys.executable).parent
+_PATIENCE_S = 120
+
+
+class Server:
+    """`vit-serve serve`, or another command that serves, in a process of its own; its log is read as it comes."""
+
+    def __init__(self, command: Sequence[str | Path] = (_BIN / "vit-serve", "serve"), **variables: object) -> None:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
+        given = {"port": 0, "device": "cpu", "cache_dir": CACHE.name, **variables}
+        environment |= {f"VIT_{name.upper()}": str(value) for name, value in given.items()}
+        self.process = subprocess.Popen(
+            command,
+            env={**environment, "VIT_LOG_FORMAT": "json"},
+            stderr=subprocess.PIPE,
+            text=True,
+            process_group=0,  # so that a test may send a signal to all of its processes
+        )
+        self.log: list[dict[str, Any]] = []
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._reading = threading.Event()
+        self._reading.set()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = ""
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        with self.process.stderr as lines:
+            for line in lines:
+                self._lines.put(line)
+                self._reading.wait()
+        self._lines.put(None)
+
+    @contextmanager
+    def unread_log(self) -> Iterator[None]:
+        """Let the log back up: as little as the system allows fits into the pipe, and nobody reads it."""
+        assert self.process.stderr is not None
+        self._reading.clear()
+        fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            yield
+        finally:
+            self._reading.set()
+
+    def wait_for_log(self, event: str) -> dict[str, Any]:
+        """The next log line whose event begins so."""
+        while (line := self._lines.get(timeout=_PATIENCE_S)) is not None:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = {"event": line}
+            self.log.append(record)
+            if str(record["event"]).startswith(event):
+                return record
+        raise AssertionError(f"the server ended with {self.process.wait()} before {event!r}: {self.log}")
+
+    def wait_until_ready(self) -> None:
+        self.url = self.wait_for_log("Uvicorn running on")["event"].split()[3]
+        self.wait_for_log("ready")
+
+    def stop(self, sig: int = signal.SIGTERM) -> None:
+        self.process.send_signal(sig)
+
+    def wait(self) -> int:
+        """The exit status."""
+        self._reader.join(timeout=_PATIENCE_S)
+        return self.process.wait(timeout=_PATIENCE_S)
+
+
+@contextmanager
+def running_server(**variables: Any) -> Iterator[Server]:
+    """A server that is ready; killed at the end if it still runs."""
+    server = Server(**variables)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.process.kill()
+        server.wait()

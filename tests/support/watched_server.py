@@ -1,0 +1,59 @@
+"""Server that tells how long its event loop was blocked, otherwise real: python -m tests.support.watched_server."""
+
+import asyncio
+import time
+
+from app import server
+from app.cli import end
+from app.metrics import Metrics
+from app.process.logs import configure_logging
+from app.serving.classifier import Classifier
+from app.serving.service import load_classifier
+from app.settings import Settings, read_settings
+
+_INTERVAL_S = 0.001
+
+
+class Watch:
+    """The longest time, in seconds, for which the event loop did not come round; asked once, it begins anew."""
+
+    def __init__(self) -> None:
+        self._longest_s = 0.0
+
+    async def run(self) -> None:
+        while True:
+            began = time.perf_counter()
+            await asyncio.sleep(_INTERVAL_S)
+            self._longest_s = max(self._longest_s, time.perf_counter() - began - _INTERVAL_S)
+
+    def take(self) -> float:
+        longest_s, self._longest_s = self._longest_s, 0.0
+        return longest_s
+
+
+WATCH = Watch()
+
+
+class WatchedServer(server.DrainingServer):
+    """Runs the watch in its event loop."""
+
+    async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # as it is there
+        watching = asyncio.create_task(WATCH.run())
+        await super().serve()
+        watching.cancel()
+
+
+def load(settings: Settings, metrics: Metrics) -> Classifier:
+    metrics.gauge("test_event_loop_held_seconds", "Longest time since this was last asked.", WATCH.take)
+    return load_classifier(settings, metrics)
+
+
+def main() -> None:
+    settings = read_settings()
+    configure_logging(settings.log_level, settings.log_format)
+    server.DrainingServer = WatchedServer  # type: ignore[misc]
+    end(server.serve(settings, load=load))
+
+
+if __name__ == "__main__":
+    main()
