@@ -13,8 +13,6 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
 
 from app.pixels import Logits, Pixels
 
