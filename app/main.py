@@ -88,7 +88,7 @@ def _http_limits(settings: Settings) -> HttpLimits:
         max_connections=settings.max_connections,
         header_timeout_s=settings.header_timeout_s,
         keep_alive_s=settings.keep_alive_s,
-        decoders=settings.decode_threads,
+        decoders=settings.decode_workers,
     )
 
 

@@ -62,7 +62,7 @@ class Metrics:
         )
         self.images = Counter("vit_images", "Images by outcome: `ok` or what went wrong.", ("outcome",), registry=registry)
         self.runs = Counter(
-            "vit_runs", "Runs of the model by outcome: `ok` or what went wrong.", ("outcome",), registry=registry
+            "vit_batches", "Runs of the model by outcome: `ok` or what went wrong.", ("outcome",), registry=registry
         )
         self.decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoder, and decoding, an image.")
         self.decoder_restarts = Counter(

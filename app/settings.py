@@ -88,10 +88,10 @@ class Settings(BaseSettings):
         le=10_000,
         description="How long an incomplete batch waits for more images, while the device is idle.",
     )
-    max_queue_size: int = Field(
+    max_inflight_images: int = Field(
         256, ge=1, le=100_000, description="Images accepted and not yet answered; more are refused with 429."
     )
-    run_timeout_s: Seconds = Field(
+    inference_timeout_s: Seconds = Field(
         60.0, le=3600, description="A run of the model that takes longer hangs: the process fails what waits, and ends."
     )
     request_timeout_s: Seconds = Field(
@@ -118,7 +118,7 @@ class Settings(BaseSettings):
         le=2**40,
         description="Pixels of all images of one `POST /predict/batch`; more are refused with 413.",
     )
-    max_queue_bytes: int = Field(
+    max_inflight_bytes: int = Field(
         default_factory=lambda given: max(_MAX_QUEUE_BYTES, given["max_request_bytes"]),
         ge=1000,
         le=2**40,
@@ -135,7 +135,7 @@ class Settings(BaseSettings):
         min_length=1,
         description="Formats that are decoded; others are refused with 415.",
     )
-    decode_threads: int = Field(
+    decode_workers: int = Field(
         default_factory=_workers,
         ge=1,
         le=_MAX_WORKERS,
@@ -217,8 +217,8 @@ class Settings(BaseSettings):
         largest = max(self.max_image_bytes, self.max_request_bytes)
         if {"max_image_bytes", "max_request_bytes"} <= given and self.max_image_bytes > self.max_request_bytes:
             raise ValueError("VIT_MAX_REQUEST_BYTES: must hold at least one image, whose limit is VIT_MAX_IMAGE_BYTES")
-        if self.max_queue_bytes < largest:
-            raise ValueError(f"VIT_MAX_QUEUE_BYTES: must hold at least one request, whose limit is {largest}")
+        if self.max_inflight_bytes < largest:
+            raise ValueError(f"VIT_MAX_INFLIGHT_BYTES: must hold at least one request, whose limit is {largest}")
         if self.max_request_pixels < self.max_image_pixels:
             raise ValueError("VIT_MAX_REQUEST_PIXELS: must hold at least one image, whose limit is VIT_MAX_IMAGE_PIXELS")
         if "decode_timeout_s" in given and self.decode_timeout_s > self.request_timeout_s:

@@ -63,7 +63,7 @@ class Answers:
 async def answers(images: Sequence[bytes], model: str, settings: dict[str, object]) -> Answers:
     """Ask the service about each image."""
     logits, probabilities = [], []
-    async with running_classifier(read_settings(model=model, max_queue_size=_CONCURRENCY, **settings)) as classifier:
+    async with running_classifier(read_settings(model=model, max_inflight_images=_CONCURRENCY, **settings)) as classifier:
         reads = ((index, partial(bytes, image)) for index, image in enumerate(images))
         async for _, outcome in classify_all(classifier, reads, _CONCURRENCY):
             if isinstance(outcome, ServiceError | OSError):

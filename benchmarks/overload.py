@@ -165,7 +165,7 @@ def main() -> int:
     pictures = [file.read_bytes() for file in WEB.files(_WORK / "pictures")]
     settings = {
         "cache_dir": _WORK / "cache",
-        "max_queue_size": _QUEUE,
+        "max_inflight_images": _QUEUE,
         "request_timeout_s": _DEADLINE_S,
         "log_level": "warning",
     }

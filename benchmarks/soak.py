@@ -55,7 +55,7 @@ _QUIET_S = 7.0
 """After which nobody's connection is open any more."""
 
 _EXIT_S = 40.0
-_GAUGES = ("vit_images_accepted", "vit_images_waiting", "vit_requests_accepted", "vit_held_bytes")
+_GAUGES = ("vit_inflight_images", "vit_queued_images", "vit_inflight_requests", "vit_inflight_bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,7 +77,7 @@ async def _sample(connections: Connections, request: bytes, pid: int, end: float
     samples = []
     while time.perf_counter() < end:
         answer = await connections.send(request)
-        accepted = metrics_of(answer.body).get("vit_images_accepted", 0.0)
+        accepted = metrics_of(answer.body).get("vit_inflight_images", 0.0)
         samples.append(Sample(time.perf_counter(), resident_bytes(pid), accepted))
         await asyncio.sleep(_SAMPLES_S)
     return samples

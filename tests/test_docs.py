@@ -28,7 +28,7 @@ MADE = {
     "cache_dir": "`~/.cache/vit-serve`",
     "max_batch_size": "by the engine",
     "max_request_pixels": "14,000,000 for each second of `VIT_REQUEST_TIMEOUT_S`, at most 8 times `VIT_MAX_IMAGE_PIXELS`",
-    "max_queue_bytes": "`268435456`",
+    "max_inflight_bytes": "`268435456`",
     "max_request_bytes": "`67108864`",
 }
 """Defaults that are found out at the start; all others of the kind are numbers of cores."""

@@ -15,7 +15,7 @@ from tests.support.server import Server, running_server
 
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint: Path) -> Iterator[Server]:
-    with running_server(model=tiny_checkpoint, api_keys="secret", max_queue_size=2) as server:
+    with running_server(model=tiny_checkpoint, api_keys="secret", max_inflight_images=2) as server:
         yield server
 
 

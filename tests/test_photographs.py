@@ -41,11 +41,11 @@ def off(answers: list[Classification], logits: np.ndarray) -> np.ndarray:
 
 
 def test_defaults_answer_as_the_library_does(photographs: list[bytes], logits: np.ndarray) -> None:
-    differences = off(run(answers_of_the_service(photographs, max_queue_size=len(photographs))), logits)
+    differences = off(run(answers_of_the_service(photographs, max_inflight_images=len(photographs))), logits)
     assert np.quantile(differences, 0.99) < 0.005
     assert differences.max() < 0.02
 
 
 def test_exact_decoding_gives_the_logits_of_the_library(photographs: list[bytes], logits: np.ndarray) -> None:
-    answers = run(answers_of_the_service(photographs, exact_decode=True, max_queue_size=len(photographs)))
+    answers = run(answers_of_the_service(photographs, exact_decode=True, max_inflight_images=len(photographs)))
     assert off(answers, logits).max() < 1e-4

@@ -195,7 +195,7 @@ def _offline_settings(model: str | None) -> Settings:
     settings = _settings("warning", model=model)
     # nobody waits in line here: as many images are under way as this process starts itself
     # the pictures are the user's own: threads are there at once, and nobody else is harmed by what crashes them
-    return settings.model_copy(update={"max_queue_size": _CONCURRENCY, "decode_isolation": "thread"})
+    return settings.model_copy(update={"max_inflight_images": _CONCURRENCY, "decode_isolation": "thread"})
 
 
 async def _classify(settings: Settings, files: list[Path], top_k: int, write: Callable[[Row], None]) -> int:

@@ -13,7 +13,6 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-
 from app.pixels import Logits, Pixels
 
 

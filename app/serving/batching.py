@@ -54,8 +54,8 @@ class Batcher(Generic[Item, Result]):
             batch is split, and later ones stay smaller), `EngineDead` (nothing can be run any more), or anything else
             (the batch is split until only the culprit fails).
         max_batch_size: items in one run.
-        max_queue_size: items accepted and not yet answered.
-        max_queue_bytes: that requests hold while they arrive and until they are answered.
+        max_inflight_images: items accepted and not yet answered.
+        max_inflight_bytes: that requests hold while they arrive and until they are answered.
         max_queue_delay_s: how long an incomplete batch waits for more, from the arrival of its oldest item.
         max_runs: runs under way at once.
         side_by_side: runs do not wait for each other, as on the cores of a CPU: what waits is shared out among those that
@@ -68,8 +68,8 @@ class Batcher(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         *,
         max_batch_size: int,
-        max_queue_size: int,
-        max_queue_bytes: float = math.inf,
+        max_inflight_images: int,
+        max_inflight_bytes: float = math.inf,
         max_queue_delay_s: float = 0.0,
         max_runs: int = 1,
         side_by_side: bool = False,
@@ -77,8 +77,8 @@ class Batcher(Generic[Item, Result]):
     ) -> None:
         self._run = run
         self._max_batch_size = max_batch_size
-        self._max_queue_size = max_queue_size
-        self._max_queue_bytes = max_queue_bytes
+        self._max_queue_size = max_inflight_images
+        self._max_queue_bytes = max_inflight_bytes
         self._max_queue_delay_s = max_queue_delay_s
         self._max_runs = max_runs
         self._side_by_side = side_by_side
@@ -150,7 +150,7 @@ class Batcher(Generic[Item, Result]):
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Hold one of the `max_queue_size` places, so that a full queue refuses before any work is done on an item.
+        """Hold one of the `max_inflight_images` places, so that a full queue refuses before any work is done on an item.
 
         Raises:
             QueueFull, NotReady, Draining: see `check_room`.
@@ -171,7 +171,7 @@ class Batcher(Generic[Item, Result]):
         """Account for the bytes of one request: gives a function to be called with the size of each piece before it is kept.
 
         Raises:
-            QueueFull: from that function; all requests together would hold more than `max_queue_bytes`.
+            QueueFull: from that function; all requests together would hold more than `max_inflight_bytes`.
         """
         held = 0
 

@@ -81,16 +81,16 @@ def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: S
     batcher = Batcher(
         counted_run,
         max_batch_size=engine.max_batch_size,
-        max_queue_size=settings.max_queue_size,
-        max_queue_bytes=settings.max_queue_bytes,
+        max_inflight_images=settings.max_inflight_images,
+        max_inflight_bytes=settings.max_inflight_bytes,
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
         max_runs=engine.max_runs,
         side_by_side=engine.side_by_side,
-        max_run_s=settings.run_timeout_s,
+        max_run_s=settings.inference_timeout_s,
     )
-    metrics.gauge("vit_images_accepted", "Images accepted and not yet answered.", lambda: batcher.accepted)
-    metrics.gauge("vit_images_waiting", "Images that wait for a run.", lambda: batcher.waiting)
-    metrics.gauge("vit_held_bytes", "Bytes of requests that arrive or wait for their answer.", lambda: batcher.held_bytes)
+    metrics.gauge("vit_inflight_images", "Images accepted and not yet answered.", lambda: batcher.accepted)
+    metrics.gauge("vit_queued_images", "Images that wait for a run.", lambda: batcher.waiting)
+    metrics.gauge("vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer.", lambda: batcher.held_bytes)
     return Classifier(_describe(checkpoint, config, parameters, engine), decoder, runner, batcher, metrics=metrics)
 
 
@@ -172,7 +172,7 @@ class Service:
         self._idle = asyncio.Event()
         self._idle.set()
         metrics.gauge("vit_ready", "1 while the service takes requests.", lambda: self.why_not_ready is None)
-        metrics.gauge("vit_requests_accepted", "Requests accepted and not yet answered.", lambda: self._requests)
+        metrics.gauge("vit_inflight_requests", "Requests accepted and not yet answered.", lambda: self._requests)
 
     async def start(self, on_death: Callable[[], None] = lambda: None) -> None:
         """Load, warm up, and be ready.

@@ -18,7 +18,7 @@ OpenClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 @pytest.fixture
 def open_client(tiny_checkpoint: Path) -> OpenClient:
-    """`async with open_client(max_queue_size=2, ...) as client`: settings as keywords, `run` to replace the model's run."""
+    """Open a client: `async with open_client(max_inflight_images=2, ...) as client`; `run` replaces the model's run."""
 
     @asynccontextmanager
     async def open_client(run: Run | None = None, **options: Any) -> AsyncIterator[httpx.AsyncClient]:

@@ -103,7 +103,7 @@ def test_more_pictures_than_the_queue_holds_are_all_classified(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VIT_MAX_BATCH_SIZE", "2")
-    monkeypatch.setenv("VIT_MAX_QUEUE_SIZE", "1")
+    monkeypatch.setenv("VIT_MAX_INFLIGHT_IMAGES", "1")
     for seed in range(20):
         (tmp_path / f"{seed:02}.png").write_bytes(picture(seed))
     result = run("classify", tmp_path, "--model", tiny_checkpoint, "--json", "--top-k", 1)

@@ -42,7 +42,7 @@ async def test_sigterm_under_load_answers_all_that_was_accepted_and_exits_with_0
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=6000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
             requests = [asyncio.create_task(client.post("/predict", content=picture(seed))) for seed in range(32)]
-            await until(server, "vit_images_waiting", 32)
+            await until(server, "vit_queued_images", 32)
             server.stop()
             server.wait_for_log("draining")
             late = await client.post("/predict", content=picture(0))
@@ -98,7 +98,7 @@ async def test_a_second_signal_does_not_wait(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             request = asyncio.create_task(client.post("/predict", content=picture(0)))
-            await until(server, "vit_images_waiting", 1)
+            await until(server, "vit_queued_images", 1)
             server.stop()
             server.wait_for_log("draining")
             server.stop()
@@ -111,7 +111,7 @@ async def test_a_drain_that_takes_too_long_refuses_what_is_left(tiny_checkpoint:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000, drain_timeout_s=0.1) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             request = asyncio.create_task(client.post("/predict", content=picture(0)))
-            await until(server, "vit_images_waiting", 1)
+            await until(server, "vit_queued_images", 1)
             server.stop()
             refused = await request
             assert await asyncio.to_thread(server.wait) == 0
@@ -181,12 +181,12 @@ async def test_a_caller_that_goes_away_takes_its_image_out_of_the_queue(tiny_che
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         reader, writer = await connect(server)
         writer.write(head("POST /predict", len(picture(0))) + picture(0))
-        await until(server, "vit_images_waiting", 1)
+        await until(server, "vit_queued_images", 1)
         writer.close()
-        await until(server, "vit_images_waiting", 0)
+        await until(server, "vit_queued_images", 0)
         await until(server, 'vit_images_total{outcome="cancelled"}', 1)
         await until(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}', 1)
-        assert metric(server, "vit_requests_accepted") == 0
+        assert metric(server, "vit_inflight_requests") == 0
         assert reader.at_eof() or not await reader.read()
 
 
@@ -203,9 +203,9 @@ async def test_half_an_upload_is_forgotten(server: Server) -> None:
     before = metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}')
     _, writer = await connect(server)
     writer.write(head("POST /predict", 5000) + b"half")
-    await until(server, "vit_requests_accepted", 1)
+    await until(server, "vit_inflight_requests", 1)
     writer.close()
-    await until(server, "vit_requests_accepted", 0)
+    await until(server, "vit_inflight_requests", 0)
     assert metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}') == before + 1
 
 
@@ -260,14 +260,16 @@ async def test_an_upload_that_does_not_end_is_refused_when_the_drain_is_over(tin
 async def half_an_upload(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await connect(server)
     writer.write(head("POST /predict", len(picture(0))) + picture(0)[:10])
-    await until(server, "vit_held_bytes", 10)
+    await until(server, "vit_inflight_bytes", 10)
     return reader, writer
 
 
 @pytest.mark.parametrize("fault", ["hang", "poisoned"])
 async def test_a_device_that_is_lost_ends_the_process_after_all_who_wait_are_told(tiny_checkpoint: Path, fault: str) -> None:
     command = [sys.executable, "-m", "tests.support.faulty_server", fault]
-    server = Server(command, model=tiny_checkpoint, engine="torch", max_batch_size=1, inference_threads=1, run_timeout_s=1)
+    server = Server(
+        command, model=tiny_checkpoint, engine="torch", max_batch_size=1, inference_threads=1, inference_timeout_s=1
+    )
     try:
         server.wait_until_ready()
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
@@ -292,7 +294,7 @@ def head(request: str, length: int, *headers: str) -> bytes:
 
 
 async def test_a_decoder_that_hangs_costs_one_image_and_no_other(tiny_checkpoint: Path) -> None:
-    with running_server(model=tiny_checkpoint, decode_threads=1, decode_timeout_s=2) as server:
+    with running_server(model=tiny_checkpoint, decode_workers=1, decode_timeout_s=2) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             expected = (await client.post("/predict", content=picture(1))).json()
             (zygote,) = children(server.process.pid)

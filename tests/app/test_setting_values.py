@@ -54,7 +54,7 @@ def test_value_is_put_into_the_form_that_works(
 
 def test_larger_images_raise_what_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIT_MAX_IMAGE_BYTES", "500000000")
-    assert (value_of("VIT_MAX_REQUEST_BYTES"), value_of("VIT_MAX_QUEUE_BYTES")) == (500_000_000, 500_000_000)
+    assert (value_of("VIT_MAX_REQUEST_BYTES"), value_of("VIT_MAX_INFLIGHT_BYTES")) == (500_000_000, 500_000_000)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_larger_images_raise_what_holds_them(monkeypatch: pytest.MonkeyPatch) ->
         ("VIT_API_KEYS_FILE", "", "it is empty"),
         ("VIT_DECODE_TIMEOUT_S", "31", "must not be longer than VIT_REQUEST_TIMEOUT_S"),
         ("VIT_MAX_IMAGE_BYTES", "3", "greater than or equal to 1000"),
-        ("VIT_RUN_TIMEOUT_S", "1e-9", "less than 0.01 s lets nothing through"),
+        ("VIT_INFERENCE_TIMEOUT_S", "1e-9", "less than 0.01 s lets nothing through"),
     ],
 )
 def test_value_that_can_never_work_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:

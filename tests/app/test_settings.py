@@ -67,8 +67,8 @@ def test_a_wrong_value_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 def test_the_bytes_that_may_wait_must_hold_one_request() -> None:
-    with pytest.raises(StartError, match="VIT_MAX_QUEUE_BYTES: must hold at least one request, whose limit is 67108864"):
-        read_settings(max_queue_bytes=2**20)
+    with pytest.raises(StartError, match="VIT_MAX_INFLIGHT_BYTES: must hold at least one request, whose limit is 67108864"):
+        read_settings(max_inflight_bytes=2**20)
 
 
 def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from tests.support.server import running_server
 
 _MIB = 2**20
 _PREDICTED = 'vit_http_requests_total{method="POST",route="/predict",status="200"}'
-_IDLE = {"vit_images_accepted": 0.0, "vit_images_waiting": 0.0, "vit_requests_accepted": 0.0, "vit_held_bytes": 0.0}
+_IDLE = {"vit_inflight_images": 0.0, "vit_queued_images": 0.0, "vit_inflight_requests": 0.0, "vit_inflight_bytes": 0.0}
 
 
 def soak(
@@ -76,7 +76,7 @@ def test_a_service_that_is_as_it_was_meets_every_goal() -> None:
         (soak(resident_bytes=tuple(range(500 * _MIB, 540 * _MIB, 2 * _MIB))), "memory"),
         (soak(files=40), "open files, at the end"),
         (soak(threads=40), "threads, at the end"),
-        (soak(vit_images_waiting=1.0), "queue, at the end"),
+        (soak(vit_queued_images=1.0), "queue, at the end"),
         (soak(exit_status=1), "exit status on SIGTERM"),
         (soak(exit_status=None), "exit status on SIGTERM"),
         (soak(lost_while_idle=1), "decoders replaced while idle"),
@@ -121,7 +121,7 @@ def test_each_part_of_a_minute_comes_in_its_turn() -> None:
 
 
 async def test_attackers_kill_and_are_answered(tiny_checkpoint: Path) -> None:
-    with running_server(model=tiny_checkpoint, decode_threads=2) as server:
+    with running_server(model=tiny_checkpoint, decode_workers=2) as server:
         image = Picture(encode(random_picture(0)), np.arange(10.0))
         callers = Callers(int(urlsplit(server.url).port or 0), [image], 50_000, seed=0)
         attackers = Attackers(callers, server.process.pid, Periods(0.0, 60.0))

@@ -46,7 +46,7 @@ class StartingDecoder:
         settings = self._settings
         decode = image_decoder(settings, preprocessing).decode
         if self._zygote is None:
-            return ThreadDecoder(decode, threads=settings.decode_threads)
+            return ThreadDecoder(decode, threads=settings.decode_workers)
         job = Job(
             decode,
             shape,
@@ -56,7 +56,7 @@ class StartingDecoder:
             probe=_probe(settings.image_formats),
             threads=needs_threads(settings.image_formats),
         )
-        decoder = ProcessDecoder(self._zygote, job, processes=settings.decode_threads, on_restart=self._count)
+        decoder = ProcessDecoder(self._zygote, job, processes=settings.decode_workers, on_restart=self._count)
         decoder.warm_up()
         return decoder
 

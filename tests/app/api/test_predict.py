@@ -390,7 +390,7 @@ async def test_a_full_queue_is_429_with_a_time_to_come_back(open_client: OpenCli
         read.append(True)
         yield picture(0)
 
-    async with open_client(held, max_queue_size=1) as client:
+    async with open_client(held, max_inflight_images=1) as client:
         first = asyncio.create_task(client.post("/predict", content=picture(0)))
         await held.begun.wait()
         refused = await client.post("/predict", content=body())
@@ -415,7 +415,7 @@ async def test_bodies_that_are_too_much_together_are_429(open_client: OpenClient
         yield picture(0)[-1:]
 
     size = len(picture(0))
-    async with open_client(max_image_bytes=size, max_request_bytes=size, max_queue_bytes=2 * size - 2) as client:
+    async with open_client(max_image_bytes=size, max_request_bytes=size, max_inflight_bytes=2 * size - 2) as client:
         first = asyncio.create_task(client.post("/predict", content=slow()))
         await arrived.wait()
         refused = await client.post("/predict", content=picture(0))
@@ -589,7 +589,7 @@ async def test_bad_batches(open_client: OpenClient, body: dict[str, Any], status
 
 
 async def test_a_batch_larger_than_the_queue_is_answered_as_far_as_there_was_room(open_client: OpenClient) -> None:
-    async with open_client(max_queue_size=2) as client:
+    async with open_client(max_inflight_images=2) as client:
         response = await client.post("/predict/batch", files=[("images", picture(seed)) for seed in range(4)])
     codes = [result.get("error", {}).get("code") for result in response.json()["results"]]
     assert codes == [None, None, "queue_full", "queue_full"]

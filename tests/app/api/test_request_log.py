@@ -51,7 +51,7 @@ async def test_a_refusal_alone_is_followed_by_no_count(client: httpx.AsyncClient
 
 
 async def test_each_reason_has_its_own_line(open_client: OpenClient, lines: Lines) -> None:
-    async with open_client(max_queue_bytes=1000, max_image_bytes=1000, max_request_bytes=1000) as client:
+    async with open_client(max_inflight_bytes=1000, max_image_bytes=1000, max_request_bytes=1000) as client:
         for _ in range(2):
             await client.post("/predict", content=b"no picture")
             await client.post("/predict", content=bytes(2000))

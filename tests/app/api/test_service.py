@@ -212,9 +212,9 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
         'vit_images_total{outcome="unsupported_image_format"} 1.0',
         "vit_inference_seconds_count 1.0",
         "vit_batch_size_images_count 1.0",
-        "vit_images_accepted 0.0",
-        "vit_images_waiting 0.0",
-        "vit_requests_accepted 0.0",
+        "vit_inflight_images 0.0",
+        "vit_queued_images 0.0",
+        "vit_inflight_requests 0.0",
         "vit_ready 1.0",
     ):
         assert line in lines

@@ -302,7 +302,7 @@ def test_a_truncated_file_is_undecodable(image_format: str) -> None:
 
 @pytest.mark.parametrize("image_format", MORE)
 async def test_workers_decode_it_within_their_limits(image_format: str, tmp_path: Path) -> None:
-    given = {"image_formats": image_format, "decode_isolation": "process", "decode_threads": 1, "cache_dir": tmp_path}
+    given = {"image_formats": image_format, "decode_isolation": "process", "decode_workers": 1, "cache_dir": tmp_path}
     settings = Settings.model_validate(given)
     preprocessing = Preprocessing((32, 32), None, "bicubic", HALF, HALF)
     metrics = Metrics()

@@ -24,7 +24,7 @@ LARGE_SIDE = 6000
 
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint: Path) -> Iterator[Server]:
-    with running_server(model=tiny_checkpoint, decode_threads=2) as server:
+    with running_server(model=tiny_checkpoint, decode_workers=2) as server:
         yield server
 
 
@@ -57,7 +57,7 @@ def kill_decoders(server: Server, stop: threading.Event) -> None:
 
 def test_decoders_killed_for_a_while_leave_nothing_behind(tiny_checkpoint: Path) -> None:
     with (
-        running_server(model=tiny_checkpoint, decode_threads=2) as server,
+        running_server(model=tiny_checkpoint, decode_workers=2) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
         right = [client.post("/predict", content=picture(seed)).json() for seed in range(20)]
@@ -98,7 +98,7 @@ def large_batch() -> list[tuple[str, bytes]]:
 def test_large_batch_keeps_nobody_waiting(server: Server, large_batch: list[tuple[str, bytes]]) -> None:
     with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(1) as attacker:
         batch = attacker.submit(httpx.post, f"{server.url}/predict/batch", files=large_batch, timeout=60)
-        while not metrics(server)["vit_images_accepted"]:
+        while not metrics(server)["vit_inflight_images"]:
             time.sleep(0.001)
         answers = [client.post("/predict", content=picture(seed)).status_code for seed in range(10)]
         assert not batch.done()

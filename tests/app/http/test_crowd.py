@@ -99,10 +99,10 @@ async def test_the_counters_say_exactly_what_callers_were_answered(server: Serve
     assert counted(before, after) == callers.tally.answered
     for name in ('vit_images_total{outcome="ok"}', "vit_batch_size_images_sum", "vit_decode_seconds_count"):
         assert after[name] - before[name] == callers.tally.images
-    assert (after["vit_images_accepted"], after["vit_images_waiting"], after["vit_requests_accepted"]) == (0, 0, 0)
+    assert (after["vit_inflight_images"], after["vit_queued_images"], after["vit_inflight_requests"]) == (0, 0, 0)
 
 
-@pytest.mark.parametrize(("share", "gauge"), [(0.5, "vit_requests_accepted"), (1.0, "vit_images_waiting")])
+@pytest.mark.parametrize(("share", "gauge"), [(0.5, "vit_inflight_requests"), (1.0, "vit_queued_images")])
 async def test_nothing_is_left_of_a_crowd_that_vanishes(patient_server: Server, share: float, gauge: str) -> None:
     server, before = patient_server, metrics(patient_server)
     files = usage([server.process.pid]).open_files
@@ -116,7 +116,7 @@ async def test_nothing_is_left_of_a_crowd_that_vanishes(patient_server: Server, 
             connection.reset()
         await until(server, _GONE, before.get(_GONE, 0) + wave * _WAVE)
     after = metrics(server)
-    assert (after["vit_images_accepted"], after["vit_images_waiting"], after["vit_requests_accepted"]) == (0, 0, 0)
+    assert (after["vit_inflight_images"], after["vit_queued_images"], after["vit_inflight_requests"]) == (0, 0, 0)
     cancelled = after.get(_CANCELLED, 0) - before.get(_CANCELLED, 0)
     assert cancelled == (_WAVES * _WAVE if share == 1 else 0)
     assert after["vit_batch_size_images_count"] == before["vit_batch_size_images_count"]  # the model was asked nothing

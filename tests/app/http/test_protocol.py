@@ -333,7 +333,7 @@ def test_the_limit_of_open_files_is_raised_as_far_as_connections_need() -> None:
 
 
 def test_decoding_processes_count_as_open_files_too(tiny_checkpoint: Path) -> None:
-    app = create_app(read_settings(model=str(tiny_checkpoint), decode_threads=100))
+    app = create_app(read_settings(model=str(tiny_checkpoint), decode_workers=100))
     assert app.state.limits == HttpLimits(decoders=100)
     few = HttpLimits(max_connections=200, decoders=1)
     assert (few.needed_descriptors, replace(few, decoders=100).needed_descriptors) == (490, 688)

@@ -32,7 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = VisionTransformer(dataclasses.replace(TINY_DINOV2, num_classes=CLASSES)).eval()
     checkpoint = tmp_path_factory.mktemp("checkpoints") / "many-classes"
     save_checkpoint(checkpoint, model, TINY_PREPROCESSING, tuple(f"class {index}" for index in range(CLASSES)), torch.float32)
-    server = Server([sys.executable, "-m", "tests.support.watched_server"], model=checkpoint, engine="torch", decode_threads=1)
+    server = Server([sys.executable, "-m", "tests.support.watched_server"], model=checkpoint, engine="torch", decode_workers=1)
     try:
         server.wait_until_ready()
         yield server

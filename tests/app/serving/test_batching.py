@@ -32,7 +32,7 @@ class Squares:
 
 
 async def started(run: Any, **options: Any) -> Batcher[int, int]:
-    batcher = Batcher[int, int](run, **{"max_batch_size": 4, "max_queue_size": 100, **options})
+    batcher = Batcher[int, int](run, **{"max_batch_size": 4, "max_inflight_images": 100, **options})
     batcher.start()
     return batcher
 
@@ -148,7 +148,7 @@ async def test_a_delay_ends_counted_from_the_oldest_item() -> None:
 
 async def test_a_full_queue_refuses_before_any_work_and_says_when_to_come_back() -> None:
     run = Squares()
-    batcher = await started(run, max_queue_size=2)
+    batcher = await started(run, max_inflight_images=2)
     with batcher.place(), batcher.place():
         with pytest.raises(QueueFull) as refused, batcher.place():
             pytest.fail("there is no third place")
@@ -165,7 +165,7 @@ async def test_the_time_to_come_back_is_what_the_measured_rate_needs() -> None:
         ran_s.append(time.perf_counter() - began)  # a sleep on uvloop may end a little early
         return items
 
-    batcher = await started(slow, max_queue_size=10)
+    batcher = await started(slow, max_inflight_images=10)
     began = time.perf_counter()
 
     async def through_a_place(item: int) -> None:
@@ -315,7 +315,7 @@ async def test_an_image_that_is_cancelled_in_a_failing_run_is_not_run_again() ->
 async def test_a_run_that_hangs_is_a_dead_engine_and_whoever_waits_is_told() -> None:
     run, died = Squares(), asyncio.Event()
     run.gate.clear()
-    batcher = Batcher[int, int](run, max_batch_size=1, max_queue_size=10, max_run_s=0.01)
+    batcher = Batcher[int, int](run, max_batch_size=1, max_inflight_images=10, max_run_s=0.01)
     batcher.start(died.set)
     outcomes = await asyncio.gather(*submit(batcher, 1, 2, 3), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [NotReady] * 3
@@ -335,13 +335,13 @@ async def test_a_run_that_raises_a_timeout_of_its_own_is_only_a_failure() -> Non
 
 
 async def test_stopping_is_no_death() -> None:
-    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_queue_size=1)
+    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_inflight_images=1)
     batcher.start(lambda: pytest.fail("it did not die"))
     await batcher.stop()
 
 
 async def test_bytes_are_bounded_over_all_requests_and_given_back() -> None:
-    batcher = await started(Squares(), max_queue_bytes=100)
+    batcher = await started(Squares(), max_inflight_bytes=100)
     with batcher.bytes_held() as first:
         first(60)
         with batcher.bytes_held() as second:
@@ -388,7 +388,7 @@ async def test_stopping_fails_what_is_left() -> None:
 
 
 async def test_before_the_start_nothing_is_accepted() -> None:
-    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_queue_size=1)
+    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_inflight_images=1)
     with pytest.raises(NotReady):
         await batcher.submit(1)
 
@@ -439,7 +439,7 @@ async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -
         ran.extend(number for number, _ in items)
         return [value * value for _, value in items]
 
-    batcher = Batcher[tuple[int, int], int](run, max_queue_size=1000, **options)
+    batcher = Batcher[tuple[int, int], int](run, max_inflight_images=1000, **options)
     batcher.start()
     tasks: list[tuple[str, int, asyncio.Task[Served[int]]]] = []
     cancelled: set[int] = set()

@@ -107,15 +107,15 @@ class BatcherMachine(RuleBasedStateMachine):
 
     @initialize(
         max_batch_size=st.integers(1, 5),
-        max_queue_size=st.integers(1, 12),
+        max_inflight_images=st.integers(1, 12),
         max_runs=st.integers(1, 3),
         side_by_side=st.booleans(),
     )
     def start(self, **options: Any) -> None:
-        self.max_queue_size, self.max_runs = options["max_queue_size"], options["max_runs"]
+        self.max_inflight_images, self.max_runs = options["max_inflight_images"], options["max_runs"]
 
         async def start() -> None:
-            self.batcher = Batcher[int, int](self.run, max_queue_bytes=MAX_QUEUE_BYTES, max_run_s=MAX_RUN_S, **options)
+            self.batcher = Batcher[int, int](self.run, max_inflight_bytes=MAX_QUEUE_BYTES, max_run_s=MAX_RUN_S, **options)
             self.batcher.start(self.on_death)
 
         self.settle(start())
@@ -124,7 +124,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def submit(self, count: int, patience: float) -> None:
         async def begin() -> None:
             for _ in range(count):
-                room = self.batcher.accepted < self.max_queue_size
+                room = self.batcher.accepted < self.max_inflight_images
                 caller = Caller(len(self.callers), self.loop.now + patience, room)
                 self.callers.append(caller)
                 caller.task = asyncio.create_task(self.call(caller))
@@ -217,7 +217,7 @@ class BatcherMachine(RuleBasedStateMachine):
     def every_bound_is_kept(self) -> None:
         if not hasattr(self, "batcher"):
             return
-        assert self.batcher.accepted <= self.max_queue_size
+        assert self.batcher.accepted <= self.max_inflight_images
         assert self.batcher.held_bytes == self.held <= MAX_QUEUE_BYTES
         assert len(self.under_way) <= self.max_runs
         assert self.batcher.waiting <= self.batcher.accepted

@@ -33,7 +33,7 @@ class HeldDecode:
 
 @pytest.fixture
 async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDecode]]:
-    settings = read_settings(model=str(tiny_checkpoint), max_queue_size=3)
+    settings = read_settings(model=str(tiny_checkpoint), max_inflight_images=3)
     classifier = load_classifier(settings, Metrics())
     decoder = HeldDecode()
     classifier._decoder = ThreadDecoder(decoder, threads=1)
