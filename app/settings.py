@@ -21,6 +21,14 @@ _MAX_REQUEST_BYTES = 64 * 2**20
 _MAX_QUEUE_BYTES = 256 * 2**20
 _MAX_WORKERS = 256
 
+_RENAMED = {
+    "VIT_DECODE_THREADS": "VIT_DECODE_WORKERS",
+    "VIT_MAX_QUEUE_BYTES": "VIT_MAX_INFLIGHT_BYTES",
+    "VIT_MAX_QUEUE_SIZE": "VIT_MAX_INFLIGHT_IMAGES",
+    "VIT_RUN_TIMEOUT_S": "VIT_INFERENCE_TIMEOUT_S",
+}
+"""Former names and their replacements: a limit that is silently ignored is worse than a failed start."""
+
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "heic", "tiff"]
 RateLimitNotation = Annotated[str, AfterValidator(values.rate_limit)]
 Port = Annotated[int, BeforeValidator(values.number_of_a_port), Field(ge=0, le=65_535)]
@@ -238,8 +246,10 @@ def read_settings(**overrides: Any) -> Settings:
     """Settings from the environment, with `overrides` (from the command line) on top.
 
     Raises:
-        StartError: a value is wrong; the message names the variable, the value's fault, and nothing secret.
+        StartError: a value is wrong, or a variable has a former name; the message names the variable, and shows no secret.
     """
+    if renamed := [f"{old} is now called {_RENAMED[old]}" for old in sorted(_RENAMED.keys() & {*map(str.upper, os.environ)})]:
+        raise StartError(f"{'; '.join(renamed)}; rename it, its meaning is the same")
     given = {name: value for name, value in overrides.items() if value is not None}
     try:
         return Settings(**given)

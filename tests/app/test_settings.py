@@ -71,6 +71,21 @@ def test_the_bytes_that_may_wait_must_hold_one_request() -> None:
         read_settings(max_inflight_bytes=2**20)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("VIT_DECODE_THREADS", "VIT_DECODE_WORKERS"),
+        ("VIT_MAX_QUEUE_SIZE", "VIT_MAX_INFLIGHT_IMAGES"),
+        ("VIT_MAX_QUEUE_BYTES", "VIT_MAX_INFLIGHT_BYTES"),
+        ("vit_run_timeout_s", "VIT_INFERENCE_TIMEOUT_S"),
+    ],
+)
+def test_former_name_is_refused(monkeypatch: pytest.MonkeyPatch, old: str, new: str) -> None:
+    monkeypatch.setenv(old, "8")
+    with pytest.raises(StartError, match=f"^{old.upper()} is now called {new}; rename it, its meaning is the same$"):
+        read_settings()
+
+
 def test_keys_are_never_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("VIT_API_KEYS", "hunter2")
     assert "hunter2" not in repr(read_settings())
