@@ -56,7 +56,7 @@ def pillow_name(image_format: str) -> str:
     elif image_format == "heic":
         import pillow_heif
 
-        pillow_heif.register_heif_opener(decode_workers=0, thumbnails=False, depth_images=False, aux_images=False)
+        pillow_heif.register_heif_opener(decode_threads=0, thumbnails=False, depth_images=False, aux_images=False)
         return "HEIF"
     return image_format.upper()
 
