@@ -16,6 +16,7 @@ class PendingImage:
     """One image and the future that its request awaits."""
 
     encoded: bytes
+    preprocessing: int
     result: asyncio.Future[Pixels]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Context of the request: its id is logged if the image ends a worker."""
@@ -35,9 +36,9 @@ class Backlog:
         self._queue = FairQueue[PendingImage](workers)
         self._dispatch = dispatch
 
-    async def decode(self, image_bytes: bytes, request: Hashable) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable, preprocessing: int) -> Pixels:
         """Queue an image and await its pixels. Cancelling drops it if it is still queued."""
-        image = PendingImage(image_bytes, asyncio.get_running_loop().create_future())
+        image = PendingImage(image_bytes, preprocessing, asyncio.get_running_loop().create_future())
         turn = turn_of(image, image_bytes, request)
         self._queue.put(turn)
         self._dispatch()

@@ -98,14 +98,14 @@ class ProcessDecoder:
             return "Decoding processes end before they have decoded an image; the log says how."
         return "The decoding processes are being started again." if self._spawner.zygote_died else None
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Pixels:
         """See `Decoder`."""
         check_length(image_bytes, self._job.max_image_bytes)
         if self._closing.is_set():
             raise draining()
         if (reason := self.why_not_ready) is not None:
             raise NotReady(reason, _RETRY_AFTER_S)
-        return await self._backlog.decode(image_bytes, request)
+        return await self._backlog.decode(image_bytes, request, preprocessing)
 
     async def close(self) -> None:
         """See `Decoder`."""

@@ -17,12 +17,12 @@ class ThreadDecoder:
     """Decodes in threads, which cannot be ended early.
 
     Args:
-        decode: decodes one image.
+        decoders: functions that decode one image, one for each preprocessing.
         threads: images decoded at once.
     """
 
-    def __init__(self, decode: Decode, *, threads: int) -> None:
-        self._decode = decode
+    def __init__(self, *decoders: Decode, threads: int) -> None:
+        self._decoders = decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=give_way)
         self._free = threads
         self._backlog = Backlog(threads, self._dispatch)
@@ -36,11 +36,11 @@ class ThreadDecoder:
     def start(self) -> None:
         """See `Decoder`; threads start when they are needed."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Pixels:
         """See `Decoder`."""
         if self._closed:
             raise draining()
-        return await self._backlog.decode(image_bytes, request)
+        return await self._backlog.decode(image_bytes, request, preprocessing)
 
     async def close(self) -> None:
         """See `Decoder`. Images that are being decoded are finished."""
@@ -54,8 +54,10 @@ class ThreadDecoder:
             self._begin(turn)
 
     def _begin(self, turn: Turn[PendingImage]) -> None:
+        image = turn.item
+        decode = self._decoders[image.preprocessing]
         try:
-            decoded = asyncio.get_running_loop().run_in_executor(self._threads, attempt, self._decode, turn.item.encoded)
+            decoded = asyncio.get_running_loop().run_in_executor(self._threads, attempt, decode, image.encoded)
         except RuntimeError as error:  # no thread can be started
             self._backlog.settle(turn, DecodingFault(str(error)))
             return

@@ -12,8 +12,6 @@ import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
 
-import numpy as np
-
 from app.decoding.pool.backlog import PendingImage
 from app.decoding.pool.fair_queue import Turn
 from app.decoding.pool.job import Job
@@ -54,11 +52,11 @@ class Worker:
         Raises:
             OSError: the process ended while it was idle.
         """
-        encoded = turn.item.encoded
+        encoded, preprocessing = turn.item.encoded, turn.item.preprocessing
         self.state, self.turn = State.BUSY, turn
         self._number = (self._number + 1) % _NUMBERS
         self.process.memory[: len(encoded)] = encoded
-        self.process.connection.send(REQUEST.pack(self._number, len(encoded)))
+        self.process.connection.send(REQUEST.pack(self._number, len(encoded), preprocessing))
         self._timeout = asyncio.get_running_loop().call_later(self._job.timeout_s, on_timeout, self)
 
     def finish(self, message: bytes) -> tuple[Turn[PendingImage], Pixels | Exception] | None:
@@ -70,9 +68,11 @@ class Worker:
         reply = read_reply(message)
         if reply is None or self.turn is None or reply.number != self._number:
             return None
-        turn, outcome = self.turn, self._pixels() if reply.error is None else reply.error
+        turn = self.turn
         self._release(State.IDLE)
-        return turn, outcome
+        if reply.error is not None:
+            return turn, reply.error
+        return turn, self._job.pixels_in(self.process.memory, turn.item.preprocessing).copy()  # the next image overwrites them
 
     def discard(self) -> Turn[PendingImage] | None:
         """Give up the process, and return the image that it had: IDLE or BUSY to LOST."""
@@ -86,9 +86,3 @@ class Worker:
         if self._timeout is not None:
             self._timeout.cancel()
         self.state, self.turn, self._timeout = state, None, None
-
-    def _pixels(self) -> Pixels:
-        """Copy the pixels out of the shared memory, which the next image overwrites."""
-        job = self._job
-        count = int(np.prod(job.shape))
-        return np.frombuffer(self.process.memory, np.uint8, count, job.pixels_at).reshape(job.shape).copy()

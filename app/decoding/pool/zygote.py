@@ -170,7 +170,7 @@ def _prove(worker: WorkerProcess, probe: bytes) -> Reply | None:
     try:
         worker.connection.settimeout(_PROBE_TIMEOUT_S)
         worker.memory[: len(probe)] = probe
-        worker.connection.send(REQUEST.pack(0, len(probe)))
+        worker.connection.send(REQUEST.pack(0, len(probe), 0))
         return read_reply(worker.connection.recv(MAX_REPLY_BYTES))
     except OSError:
         return None

@@ -19,8 +19,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-import numpy as np
-
 from app.decoding import Decode
 from app.decoding.pool.attempt import DecodingFault, attempt
 from app.decoding.pool.exit_status import FAULT
@@ -28,7 +26,6 @@ from app.decoding.pool.job import MAX_JOB_BYTES, Job
 from app.decoding.pool.messages import ANSWER, COMMAND, REQUEST, Reply, write_reply
 from app.decoding.pool.sandbox import confine, end_with_parent, limit_cpu
 from app.errors import ServiceError
-from app.pixels import Pixels
 from app.process.cpu import give_way
 
 SERVICE_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
@@ -47,7 +44,8 @@ def main(control: socket.socket, module: str) -> None:
     if not (description := control.recv(MAX_JOB_BYTES)):
         return
     job: Job = pickle.loads(description)  # noqa: S301  # written by the service that started this process
-    _warm_up(job.decode)
+    for preprocessor in job.preprocessors:
+        _warm_up(preprocessor.decode)
     gc.freeze()  # a collection would write to, and so copy, the shared pages
     control.send(b"warm")
     children = set[int]()
@@ -125,22 +123,14 @@ def _work(control: socket.socket, connection: socket.socket, memory_fd: int, job
 def _serve(connection: socket.socket, memory_fd: int, job: Job) -> None:
     """Decode one image after another, until the service closes the connection."""
     memory = mmap.mmap(memory_fd, job.shared_bytes)
-    pixels = np.frombuffer(memory, np.uint8, offset=job.pixels_at).reshape(job.shape)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a crashing decoder may print image bytes
     confine(job.memory_bytes, threads=job.threads)
-
-    def decode(image_bytes: bytes) -> Pixels:
-        decoded = job.decode(image_bytes)
-        if decoded.shape != job.shape:
-            raise ValueError("the pixels do not have the shape of the model's input")
-        return decoded
-
     while request := connection.recv(REQUEST.size):
-        number, length = REQUEST.unpack(request)
+        number, length, preprocessing = REQUEST.unpack(request)
         limit_cpu(job.timeout_s)
         error: ServiceError | DecodingFault | None = None
         try:
-            pixels[:] = attempt(decode, memory[:length])
+            job.pixels_in(memory, preprocessing)[:] = attempt(job.preprocessors[preprocessing].run, memory[:length])
         except (ServiceError, DecodingFault) as refused:
             error = refused
         connection.send(write_reply(Reply(number, error)))

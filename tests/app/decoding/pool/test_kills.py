@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.decoding.pool import spawner
+from app.decoding.pool.job import Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.worker import State, Worker
 from app.decoding.pool.zygote import WorkerProcess, Zygote
@@ -184,17 +185,17 @@ async def test_zygote_killed_under_load() -> None:
         await is_sound(decoder, restarts)
 
 
-def pool_that_cannot_start(tmp_path: Path) -> tuple[Path, partial[Any]]:
+def pool_that_cannot_start(tmp_path: Path) -> tuple[Path, tuple[Preprocessor]]:
     file = tmp_path / "broken"
-    return file, partial(faults.decode_unless, str(file))
+    return file, (Preprocessor(partial(faults.decode_unless, str(file)), faults.SHAPE),)
 
 
 async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, decode = pool_that_cannot_start(tmp_path)
+    file, broken = pool_that_cannot_start(tmp_path)
     monkeypatch.setattr(spawner, "_BACKOFF_S", (0.01, 0.1))
     pauses: list[float] = []
 
-    async with open_pool(decode=decode) as (decoder, restarts):
+    async with open_pool(preprocessors=broken) as (decoder, restarts):
         failed = decoder._spawner._on_failure
 
         def count(error: Exception) -> None:
@@ -269,10 +270,10 @@ async def test_pool_is_sound_where_no_thread_can_be_started(raises: int, monkeyp
 
 
 async def test_close_does_not_wait_for_the_backoff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, decode = pool_that_cannot_start(tmp_path)
+    file, broken = pool_that_cannot_start(tmp_path)
     monkeypatch.setattr(spawner, "_BACKOFF_S", (3600.0, 3600.0))
 
-    async with open_pool(decode=decode) as (decoder, restarts):
+    async with open_pool(preprocessors=broken) as (decoder, restarts):
         file.touch()
         kill(workers_of(decoder)[0])
         await until(lambda: restarts["start"] > 0)

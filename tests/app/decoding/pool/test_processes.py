@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import structlog
 
 from app.decoding.image import ImageDecoder
 from app.decoding.pool import zygote as forking
-from app.decoding.pool.job import Job
+from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.worker import State
@@ -34,7 +35,9 @@ from model.preprocessing import Preprocessing
 from tests.app.decoding.pool import faults
 from tests.support.models import ROOT, encode, random_picture
 
-JOB = Job(faults.decode, faults.SHAPE, max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0")
+JOB = Job(
+    (Preprocessor(faults.decode, faults.SHAPE),), max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0"
+)
 LIGHT = "app.errors"
 """What their zygote imports: these decoders need neither torch nor Pillow."""
 
@@ -98,6 +101,18 @@ async def test_pixels_stay_as_they_are_when_others_follow(open_decoder: Open) ->
     assert (first == 1).all()
 
 
+async def test_models_share_a_pool(open_decoder: Open) -> None:
+    shapes = [faults.SHAPE, (3, 5, 4), (1, 2, 3)]
+    table = tuple(Preprocessor(partial(faults.decode_to, shape), shape) for shape in shapes)
+    decoder, restarts = await open_decoder(processes=2, preprocessors=table)
+    images = [(number, number % 3) for number in range(60)]
+    calls = (decoder.decode(b"good %d" % number, preprocessing=index) for number, index in images)
+    for (number, index), pixels in zip(images, await asyncio.gather(*calls), strict=True):
+        assert pixels.shape == shapes[index]
+        assert (pixels == number).all()
+    assert not restarts
+
+
 @pytest.mark.parametrize("picture", [b"spin", b"wait 3600"])
 async def test_a_picture_that_hangs_is_refused_and_its_process_replaced(open_decoder: Open, picture: bytes) -> None:
     decoder, restarts = await open_decoder(timeout_s=0.3)
@@ -137,7 +152,7 @@ async def test_a_picture_that_eats_memory_is_refused(open_decoder: Open) -> None
 
 
 @pytest.mark.parametrize(
-    ("picture", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at zygote_main.py")]
+    ("picture", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at job.py")]
 )
 async def test_own_fault_is_internal_error(
     open_decoder: Open, picture: bytes, place: str, caplog: pytest.LogCaptureFixture
@@ -354,7 +369,7 @@ async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder:
 SERVICE = """
 import asyncio, os, uvloop
 from app.decoding.pool.zygote import Zygote
-from app.decoding.pool.job import Job
+from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from tests.app.decoding.pool.test_processes import JOB, LIGHT, pids
 
@@ -404,7 +419,7 @@ def exists(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("job", "why"),
     [
-        pytest.param({"decode": faults.abort}, "it ended while it started", id="aborts"),
+        pytest.param({"preprocessors": (Preprocessor(faults.abort, faults.SHAPE),)}, "it ended while it started", id="aborts"),
         pytest.param({"probe": b"signal 11"}, "it ended at once, with SIGSEGV", id="crashes"),
         pytest.param({"probe": b"raise"}, "RuntimeError at faults.py", id="raises"),
         pytest.param({"probe": b"eat"}, "does not fit into memory", id="without-memory"),
@@ -438,7 +453,7 @@ async def test_real_pictures_broken_at_random_cost_nobody_else_anything(
     open_decoder: Open, image_decoder: ImageDecoder
 ) -> None:
     memory_bytes = needed_bytes(1_000_000, 100_000)
-    job = {"decode": image_decoder.decode, "probe": encode(random_picture(1)), "shape": (3, 28, 28)}
+    job = {"probe": encode(random_picture(1)), "preprocessors": (Preprocessor(image_decoder.decode, (3, 28, 28)),)}
     decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)
     rng = random.Random(0)
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):
