@@ -11,11 +11,11 @@ from PIL import Image
 from app.decoding import Decoder
 from app.decoding.formats import check_decoders, needs_threads
 from app.decoding.image import ImageDecoder
+from app.decoding.pool.job import Job
 from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.threads import ThreadDecoder
 from app.decoding.pool.zygote import Zygote
-from app.decoding.pool.zygote_main import Job
 from app.decoding.samples import SAMPLES
 from app.metrics import Metrics
 from app.settings import Settings
