@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from app.decoding.formats import check_decoders, pillow_name
-from app.decoding.headers import av1, count_pixels, isobmff, sniff_format
+from app.decoding.headers import av1, count_pixels, isobmff
+from app.decoding.headers.sniff import sniff_format
 from app.decoding.image import ImageDecoder
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.select import begin_decoding

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.decoding import image as images
-from app.decoding import jpeg
+from app.decoding import jpeg, pillow
 from app.decoding.geometry import Geometry
 from app.decoding.image import ImageDecoder
 from app.decoding.pool.threads import ThreadDecoder
@@ -38,11 +38,11 @@ def decoder(**options: Any) -> Callable[[bytes], Any]:
     ("module", "name"),
     [
         (images, "_resize_and_crop"),
-        (images, "_upright"),
-        (images, "_to_rgb"),
-        (images, "check_jpeg_scans"),
+        (pillow, "_upright"),
+        (pillow, "_to_rgb"),
+        (images, "check_scans"),
         (images, "sniff_format"),
-        (images, "pillow_name"),
+        (pillow, "pillow_name"),
         (Geometry, "of"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
@@ -93,6 +93,15 @@ async def test_fault_is_500_for_its_image_alone(open_client: OpenClient, monkeyp
     assert results[1]["error"]["status"] == 500
     assert "secret" not in response.text
     assert 'vit_images_total{outcome="internal_error"} 1.0' in text
+
+
+async def test_threads_preprocess_as_they_are_told() -> None:
+    threads = ThreadDecoder(lambda _: np.zeros((3, 2, 2), np.uint8), lambda _: np.ones((3, 4, 4), np.uint8), threads=1)
+    for index, shape in enumerate([(3, 2, 2), (3, 4, 4)]):
+        pixels = await threads.decode(b"", preprocessing=index)
+        assert pixels.shape == shape
+        assert (pixels == index).all()
+    await threads.close()
 
 
 async def test_closed_threads_refuse_what_waits() -> None:
