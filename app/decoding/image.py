@@ -6,7 +6,7 @@ first frame and of all metadata only the EXIF orientation is read.
 
 import io
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,7 +17,6 @@ from app.decoding.geometry import Geometry, Size
 from app.decoding.headers import (
     check_jpeg_scans,
     count_jpeg_scans,
-    count_pixels,
     isobmff_size,
     png_without_profiles,
     sniff_format,
@@ -25,6 +24,7 @@ from app.decoding.headers import (
 )
 from app.decoding.headers.tiff import check_mode, check_tiff, tiff_size
 from app.decoding.jpeg import decode_jpeg
+from app.decoding.limits import check_length
 from app.errors import ImageTooLarge, UndecodableImage, UnsupportedImageFormat
 from app.pixels import Pixels
 from model.preprocessing import Preprocessing
@@ -152,35 +152,6 @@ class ImageDecoder:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {self._max_pixels} are allowed.")
         if max(size) > _MAX_SIDE:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {_MAX_SIDE} on a side are allowed.")
-
-
-def check_length(image_bytes: bytes, max_bytes: int) -> None:
-    """Tell whether an encoded image has more bytes than are allowed.
-
-    Raises:
-        ImageTooLarge: it has.
-    """
-    if len(image_bytes) > max_bytes:
-        raise ImageTooLarge(f"The image has {len(image_bytes)} bytes; at most {max_bytes} are allowed.")
-
-
-def check_work(images: Iterable[bytes], max_image_pixels: int, max_request_pixels: int) -> Generator[None, None, None]:
-    """Refuse a request whose images have more pixels together than can be decoded in time; by their headers alone.
-
-    Pauses after each image, of which a header may take milliseconds.
-
-    Raises:
-        ImageTooLarge: they have. An image that is too large by itself costs nothing, and does not count.
-    """
-    pixels = 0
-    for image in images:
-        counted = count_pixels(image)
-        pixels += max_image_pixels if counted is None else counted if counted <= max_image_pixels else 0
-        yield
-    if pixels > max_request_pixels:
-        raise ImageTooLarge(
-            f"The images have {pixels} pixels together; at most {max_request_pixels} are allowed in one request: send fewer."
-        )
 
 
 def _open(image_bytes: bytes, image_format: str) -> Image.Image:

@@ -310,8 +310,8 @@ async def test_workers_decode_it_within_their_limits(image_format: str, tmp_path
         workers = starting.finish(preprocessing, (3, 32, 32))
     assert isinstance(workers, ProcessDecoder)
     workers.start()
-    (child,) = (worker.child for worker in workers._workers if worker.child is not None)
-    processes, _ = resource.prlimit(child.pid, resource.RLIMIT_NPROC)
+    (worker,) = workers._workers
+    processes, _ = resource.prlimit(worker.process.pid, resource.RLIMIT_NPROC)
     assert (processes == 0) == (image_format != "heic")  # HEIC's decoder needs a thread
     try:
         alone = ImageDecoder(preprocessing, formats=settings.image_formats, max_bytes=10**7, max_pixels=10**6, exact=True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from app.decoding.formats import pillow_name
 from app.decoding.headers import count_jpeg_scans, count_pixels, sniff_format
-from app.decoding.image import check_work
+from app.decoding.limits import check_work
 from app.decoding.pool.fair_queue import HEAVY_PIXELS, FairQueue, Turn, turn_of
 from app.errors import ImageTooLarge, UndecodableImage
 from tests.support.models import encode, random_picture
