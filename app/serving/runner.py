@@ -38,7 +38,7 @@ class ModelRunner:
         self.engine = engine
         self._probabilities = probabilities
         self._image_shape = image_shape
-        self._threads = ThreadPoolExecutor(engine.max_runs, thread_name_prefix="run", initializer=give_way)
+        self._threads = ThreadPoolExecutor(engine.max_concurrent_batches, thread_name_prefix="run", initializer=give_way)
         self._under_way = 0
 
     def warm_up(self) -> None:
@@ -50,7 +50,10 @@ class ModelRunner:
         blank = np.zeros(self._image_shape, np.uint8)
         size = self.engine.max_batch_size
         for batch, alone in (([blank] * size, False), ([blank], False), ([blank], True)):
-            runs = [self._threads.submit(self.engine.run, batch, alone=alone) for _ in range(self.engine.max_runs)]
+            runs = [
+                self._threads.submit(self.engine.run, batch, use_all_cores=alone)
+                for _ in range(self.engine.max_concurrent_batches)
+            ]
             try:
                 logits = np.concatenate([run.result() for run in runs])
             except OutOfMemory as error:
@@ -80,6 +83,6 @@ class ModelRunner:
         self._threads.shutdown(wait=False)
 
     def _run(self, images: Sequence[Pixels], alone: bool) -> list[Scores]:
-        logits = self.engine.run(images, alone=alone)
+        logits = self.engine.run(images, use_all_cores=alone)
         shares = self._probabilities(logits)
         return [Scores(*row) for row in zip(logits, [None] * len(logits) if shares is None else shares, strict=True)]

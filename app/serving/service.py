@@ -84,8 +84,8 @@ def _load_classifier(settings: Settings, metrics: Metrics, run: Run, decoding: S
         max_inflight_images=settings.max_inflight_images,
         max_inflight_bytes=settings.max_inflight_bytes,
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
-        max_runs=engine.max_runs,
-        side_by_side=engine.side_by_side,
+        max_runs=engine.max_concurrent_batches,
+        side_by_side=engine.independent_streams,
         max_run_s=settings.inference_timeout_s,
     )
     metrics.gauge("vit_inflight_images", "Images accepted and not yet answered.", lambda: batcher.accepted)
