@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.decoding import headers, jpeg, pillow
 from app.decoding import image as images
-from app.decoding import jpeg, pillow
 from app.decoding.geometry import Geometry
 from app.decoding.image import ImageDecoder
 from app.decoding.pool.threads import ThreadDecoder
@@ -74,6 +74,14 @@ async def test_fault_in_a_thread_is_logged_by_place(caplog: pytest.LogCaptureFix
     await threads.close()
     assert "KeyError at test_own_faults.py:" in caplog.text
     assert "secret" not in caplog.text
+
+
+async def test_fault_in_header_is_500_for_its_image(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(headers._SIZE, "gif", broken)
+    parts = [("images", picture(0)), ("images", encode(random_picture(1), "GIF")), ("images", picture(2))]
+    async with open_client() as client:
+        results = (await client.post("/predict/batch", files=parts)).json()["results"]
+    assert [result.get("error", {}).get("code") for result in results] == [None, "internal_error", None]
 
 
 async def test_fault_is_500_for_its_image_alone(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
