@@ -1,4 +1,4 @@
-"""Faults of the service's own code while it decodes: answered 500 and logged by class and place, never blamed on the image."""
+"""Exceptions in the service's own code while it decodes: 500, logged by class and place, never the image's fault."""
 
 import asyncio
 from collections.abc import Callable
@@ -148,7 +148,7 @@ async def test_cancelled_image_is_never_begun() -> None:
     first, second, third = (asyncio.create_task(threads.decode(name)) for name in (b"first", b"second", b"third"))
     await asyncio.sleep(0)
     second.cancel()
-    threads._free += 1  # a thread ends its work before the call knows that it is cancelled
+    threads._free += 1  # a thread becomes free before the call has run its cancellation
     threads._dispatch()
     await asyncio.gather(first, third)
     await threads.close()
