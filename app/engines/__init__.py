@@ -36,21 +36,21 @@ class Engine(Protocol):
         ...
 
     @property
-    def max_runs(self) -> int:
+    def max_concurrent_batches(self) -> int:
         """Runs worth having under way at once."""
         ...
 
     @property
-    def side_by_side(self) -> bool:
+    def independent_streams(self) -> bool:
         """Whether runs that are under way at once have a core each; on a GPU they only overlap copies."""
         ...
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
-        """Compute logits, in the calling thread; called by up to `max_runs` threads at once. Blocks.
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
+        """Compute logits, in the calling thread; called by up to `max_concurrent_batches` threads at once. Blocks.
 
         Args:
             images: at least one, at most `max_batch_size`.
-            alone: nothing else is under way, so that this run may have all cores.
+            use_all_cores: nothing else is under way, so that this run may have all cores.
 
         Raises:
             OutOfMemory: the batch does not fit on the device.

@@ -56,7 +56,7 @@ class OpenVinoEngine:
     name = "openvino"
     device = "cpu"
     batch_sizes = ()
-    side_by_side = True
+    independent_streams = True
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class OpenVinoEngine:
     ) -> None:
         self.dtype = dtype
         self.max_batch_size = max_batch_size
-        self.max_runs = threads
+        self.max_concurrent_batches = threads
         kept = KeptDirectory(cache / _fingerprint(model, dtype))
         reference = _reference(model, threads)
         kept.sweep()
@@ -106,8 +106,8 @@ class OpenVinoEngine:
         self._compile(model)
         self._compare(pixels, expected, size)
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
-        if alone:
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
+        if use_all_cores:
             return self._infer("wide", self._wide, np.stack(images))
         return self._infer("narrow", self._narrow, np.stack(images))
 
@@ -115,7 +115,7 @@ class OpenVinoEngine:
         """`narrow` runs in as many streams as there are cores, `wide` once in all of them."""
         self._requests = threading.local()  # of this model, not of one that was tried before
         model.reshape([-1, *model.inputs[0].get_partial_shape()[1:]])
-        threads = self.max_runs
+        threads = self.max_concurrent_batches
         self._narrow = _compiled(model, streams=threads, threads=threads)
         self._wide = self._narrow if threads == 1 else _compiled(model, streams=1, threads=threads)
 
@@ -128,9 +128,9 @@ class OpenVinoEngine:
         return logits
 
     def _compare(self, pixels: Pixels, expected: Logits, size: float) -> None:
-        for alone in (True, False):
+        for use_all_cores in (True, False):
             with np.errstate(invalid="ignore"):
-                difference = np.abs(self.run(list(pixels), alone=alone) - expected).max()
+                difference = np.abs(self.run(list(pixels), use_all_cores=use_all_cores) - expected).max()
             if not difference <= _TOLERANCES[self.dtype] * size:  # nor is NaN
                 setting, better = ("VIT_DTYPE", "float32") if self.dtype == "int8" else ("VIT_ENGINE", "torch")
                 away = f"logits of OpenVINO in {self.dtype} are {difference:.2g} away from torch's"

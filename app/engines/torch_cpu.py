@@ -25,16 +25,16 @@ class TorchCpuEngine:
     name = "torch"
     device = "cpu"
     batch_sizes = ()
-    side_by_side = True
+    independent_streams = True
 
     def __init__(self, model: PixelModel, *, dtype: str, max_batch_size: int, threads: int) -> None:
         self.dtype = dtype
         self.max_batch_size = max_batch_size
-        self.max_runs = threads
+        self.max_concurrent_batches = threads
         self._model = model.to(parse_dtype(dtype))
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
-        torch.set_num_threads(self.max_runs if alone else 1)  # a setting of the calling thread
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
+        torch.set_num_threads(self.max_concurrent_batches if use_all_cores else 1)  # a setting of the calling thread
         with torch.inference_mode():
             logits: Logits = self._model(torch.from_numpy(np.stack(images))).numpy()
         return logits

@@ -78,8 +78,8 @@ class StagedTorchEngine:
     """
 
     name = "torch"
-    max_runs = _IN_FLIGHT
-    side_by_side = False
+    max_concurrent_batches = _IN_FLIGHT
+    independent_streams = False
 
     def __init__(
         self, model: PixelModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int
@@ -102,7 +102,7 @@ class StagedTorchEngine:
             if compile_model:
                 self._compare(model)
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
         slot = self._slots.get()
         try:
             with _device_errors(), torch.inference_mode():
@@ -166,7 +166,7 @@ class StagedTorchEngine:
             return
         for size in self.batch_sizes:
             with np.errstate(invalid="ignore"):
-                difference = np.abs(self.run([image] * size, alone=False) - expected).max()
+                difference = np.abs(self.run([image] * size, use_all_cores=False) - expected).max()
             if not difference <= _TOLERANCES[self.dtype] * size_of_logits:  # nor is NaN
                 raise StartError(
                     f"VIT_COMPILE: logits of the compiled model are {difference:.2g} away from torch's; start with false"

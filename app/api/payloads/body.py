@@ -1,7 +1,7 @@
 """A request's body: what it says it is, and its bytes piece by piece, never more of them than are allowed."""
 
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
@@ -10,9 +10,7 @@ from starlette.datastructures import Headers
 from app.errors import ImageTooLarge, MalformedRequest, ServiceError, UnsupportedImageFormat
 from app.http.numbers import whole_number
 from app.http.turns import Turns
-
-Hold = Callable[[int], None]
-"""Called with the size of each piece of a body before it is kept. Raises `QueueFull`: all bodies together are too much."""
+from app.serving.admission import ReserveBytes
 
 Image = bytes | ServiceError
 """An encoded image, or why there is none in its place."""
@@ -26,16 +24,16 @@ class Body:
 
     Args:
         request: whose body it is.
-        hold: what its bytes are accounted by.
+        reserve_bytes: accounts for its bytes.
         turns: where it waits when it takes long to understand.
 
     Raises:
         MalformedRequest: the Content-Type is too long, or there are two.
     """
 
-    def __init__(self, request: Request, hold: Hold, turns: Turns) -> None:
+    def __init__(self, request: Request, reserve_bytes: ReserveBytes, turns: Turns) -> None:
         self._request = request
-        self._hold = hold
+        self._reserve_bytes = reserve_bytes
         self.turns = turns
         self.media_type, self.parameters = _content_type(request.headers)
 
@@ -45,7 +43,7 @@ class Body:
         Raises:
             ImageTooLarge: more than `max_bytes`.
             MalformedRequest: the declared length is no number.
-            QueueFull: more than `hold` allows.
+            QueueFull: more than `reserve_bytes` allows.
             UnsupportedImageFormat: the body is compressed.
         """
         headers = self._request.headers
@@ -58,7 +56,7 @@ class Body:
             received += len(chunk)
             if received > max_bytes:
                 raise too_large(max_bytes)
-            self._hold(len(chunk))
+            self._reserve_bytes(len(chunk))
             yield chunk
 
     async def read(self, max_bytes: int) -> bytes:

@@ -57,9 +57,11 @@ def test_every_engine_gives_the_logits_of_the_plain_model(cache: Path, options: 
     engine = engine_of(cache, **options)
     assert (engine.name, engine.device, engine.dtype) == (name, "cpu", "float32")
     for count in (1, 3, engine.max_batch_size):
-        for alone in (True, False):
+        for use_all_cores in (True, False):
             images = random_pixels(count)
-            np.testing.assert_allclose(engine.run(images, alone=alone), expected_logits(images), rtol=0, atol=1e-4)
+            np.testing.assert_allclose(
+                engine.run(images, use_all_cores=use_all_cores), expected_logits(images), rtol=0, atol=1e-4
+            )
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
@@ -67,8 +69,8 @@ def test_every_engine_gives_the_logits_of_the_plain_model(cache: Path, options: 
 def test_runs_at_once_do_not_mix(cache: Path, options: dict[str, object]) -> None:
     engine = engine_of(cache, **options)
     batches = [random_pixels(1 + seed % 4, seed) for seed in range(24)]
-    with ThreadPoolExecutor(engine.max_runs) as threads:
-        results = list(threads.map(lambda batch: engine.run(batch, alone=False), batches))
+    with ThreadPoolExecutor(engine.max_concurrent_batches) as threads:
+        results = list(threads.map(lambda batch: engine.run(batch, use_all_cores=False), batches))
     for batch, logits in zip(batches, results, strict=True):
         np.testing.assert_allclose(logits, expected_logits(batch), rtol=0, atol=1e-4)
 
@@ -79,7 +81,7 @@ def test_half_precision_is_torchs_and_stays_close(cache: Path, dtype: str) -> No
     assert (engine.name, engine.dtype) == ("torch", dtype)
     images = random_pixels(3)
     reference = expected_logits(images)
-    np.testing.assert_allclose(engine.run(images, alone=True), reference, rtol=0, atol=0.05 * np.abs(reference).max())
+    np.testing.assert_allclose(engine.run(images, use_all_cores=True), reference, rtol=0, atol=0.05 * np.abs(reference).max())
 
 
 def test_on_a_cpu_a_batch_is_as_large_as_it_pays(cache: Path) -> None:
@@ -101,7 +103,7 @@ def test_a_staged_batch_runs_at_the_next_prepared_size(cache: Path) -> None:
     forward = engine._forward
     engine._forward = lambda pixels: (ran.append(len(pixels)), forward(pixels))[1]  # type: ignore[func-returns-value,method-assign]
     for count in (1, 2, 3):
-        engine.run(random_pixels(count), alone=False)
+        engine.run(random_pixels(count), use_all_cores=False)
     assert ran == [1, 2, 3]
 
 

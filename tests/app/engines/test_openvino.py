@@ -40,7 +40,7 @@ def kept(cache: Path) -> list[Path]:
 
 
 def first_logit(engine: OpenVinoEngine) -> float:
-    return float(engine.run([np.zeros((3, 28, 28), np.uint8)], alone=True)[0, 0])
+    return float(engine.run([np.zeros((3, 28, 28), np.uint8)], use_all_cores=True)[0, 0])
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -253,7 +253,9 @@ def test_every_kind_of_model_is_converted_right(tmp_path: Path, options: dict[st
     images = np.random.default_rng(3).integers(0, 256, (3, 3, 28, 28), dtype=np.uint8)
     expected = reference(torch.from_numpy(images)).numpy()
     engine = OpenVinoEngine(reference, dtype="float32", max_batch_size=4, threads=2, cache=tmp_path)
-    np.testing.assert_allclose(engine.run(list(images), alone=False), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        engine.run(list(images), use_all_cores=False), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+    )
 
 
 def test_nothing_is_reported_to_anybody() -> None:

@@ -32,7 +32,7 @@ def check_engine(cache: Path) -> None:
     )
     image = np.random.default_rng(1).integers(0, 256, (3, 28, 28), dtype=np.uint8)
     expected = pixel_model()(torch.from_numpy(image[None])).numpy()
-    np.testing.assert_allclose(engine.run([image], alone=True), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(engine.run([image], use_all_cores=True), expected, rtol=0, atol=1e-4)
 
 
 def warnings_of_start(cache: Path) -> list[str]:
