@@ -73,13 +73,13 @@ def engine_cases(inside: Inside, batch_sizes: Sequence[int], slice_s: float) -> 
             )
 
 
-def _engine_case(inside: Inside, engine: Engine, size: int, slice_s: float, *, use_all_cores: bool) -> Callable[[], float]:
+def _engine_case(inside: Inside, engine: Engine, size: int, slice_s: float, *, alone: bool) -> Callable[[], float]:
     pixels = np.random.default_rng(0).integers(0, 256, (size, 3, inside.image_size, inside.image_size), dtype=np.uint8)
 
     def one() -> int:
-        return len(engine.run(list(pixels), use_all_cores=use_all_cores))
+        return len(engine.run(list(pixels), use_all_cores=alone))
 
-    return lambda: rate(one, threads=1 if use_all_cores else engine.max_concurrent_batches, seconds=slice_s)
+    return lambda: rate(one, threads=1 if alone else engine.max_concurrent_batches, seconds=slice_s)
 
 
 def decode_cases(inside: Inside, pictures: dict[str, Sequence[bytes]], slice_s: float) -> Iterator[Case]:

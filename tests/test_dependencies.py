@@ -58,7 +58,7 @@ def test_every_pin_is_one_version_and_they_are_in_order() -> None:
 
 def test_all_that_is_installed_with_the_project_is_pinned() -> None:
     wanted = pulled_in([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
-    assert {"limits", "wrapt", "uvloop", "pyarrow", "pytest"} <= wanted  # of the project, of a package, of extras
+    assert {"httpx", "httpcore", "uvloop", "pyarrow", "pytest"} <= wanted  # of the project, of a package, of extras
     # not of torch: only the builds for GPUs bring packages of their own, and which ones is theirs to say
     assert {name for name in wanted if not name.startswith(("nvidia-", "cuda-", "triton"))} <= set(PINS)
 

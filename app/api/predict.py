@@ -15,7 +15,7 @@ from app.api.payloads.body import Image
 from app.api.payloads.images import read_image, read_images
 from app.api.problems import problem_headers, problem_of, problem_responses
 from app.api.schemas import FailedBody, PredictBatchBody, PredictBody
-from app.decoding.image import check_work
+from app.decoding.limits import check_work
 from app.http.numbers import whole_number
 from app.http.turns import Steps
 from app.serving.classifier import Classifier

@@ -1,1 +1,1 @@
-"""Who may call: API keys, rate limits, and the client address they count by."""
+"""Access control: API keys, rate limits, and the client address that they count by."""

@@ -1,11 +1,11 @@
-"""Access: whether a caller may send a request, by its address and its key; asked before a byte of the body is read."""
+"""Access: authenticate and rate-limit a request by its headers and address, before its body is read."""
 
 import os
 
 from starlette.requests import Request
 
 from app.auth.api_keys import ApiKeys, sent_key
-from app.auth.client_address import caller_of
+from app.auth.client_address import client_of
 from app.auth.rate_limits import RateLimit
 from app.errors import RateLimited, StartError, Unauthorized
 from app.metrics import Metrics
@@ -13,10 +13,10 @@ from app.settings import Settings
 
 
 class Access:
-    """Keys and limits of one service.
+    """The keys and rate limits of one service.
 
     Raises:
-        StartError: the keys cannot be used, or a limit counts by keys and there are none.
+        StartError: the keys cannot be used, or a limit counts by key and there are no keys.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -30,16 +30,16 @@ class Access:
         self._metrics = metrics
 
     async def check(self, request: Request) -> None:
-        """Let a request in, and count it.
+        """Count a request, and raise if it may not be served.
 
-        The limit of the address comes first, so that nobody can go on trying keys. A request with a wrong key counts for it.
+        The limit per address comes first and counts wrong keys too, so that it also limits guessing.
 
         Raises:
-            RateLimited: there were too many requests from this address or with this key.
-            Unauthorized: no key, or none that is known.
+            RateLimited: too many requests from this address or with this key.
+            Unauthorized: no key, or an unknown one.
         """
         if self._per_address is not None:
-            self._take(self._per_address, caller_of(request), "address")
+            self._take(self._per_address, client_of(request), "address")
         if not self._keys.required:
             return
         key = await self._keys.identify(sent_key(request.headers))
@@ -48,9 +48,9 @@ class Access:
         if self._per_key is not None:
             self._take(self._per_key, key, "key")
 
-    def _take(self, limit: RateLimit, caller: str, counts: str) -> None:
+    def _take(self, limit: RateLimit, client: str, counted_by: str) -> None:
         try:
-            limit.take(caller)
+            limit.take(client)
         except RateLimited:
-            self._metrics.rate_limited.labels(counts).inc()
+            self._metrics.rate_limited.labels(counted_by).inc()
             raise

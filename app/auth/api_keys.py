@@ -1,12 +1,13 @@
-"""ApiKeys: who may call, from the settings and from a file that is read again while the service runs."""
+"""ApiKeys: the valid API keys, from the settings and from a file that is reloaded while the service runs."""
 
 import asyncio
 import hmac
-import math
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -16,12 +17,15 @@ from app.errors import StartError
 from model.checkpoints.tensors.regular_file import FileError, read_file
 
 MAX_KEY_BYTES = 1024
-"""Of one key, in bytes; what is longer is no key, and is not even hashed."""
+"""Maximum length of a key, in bytes; anything longer is refused without hashing it."""
 
 _MAX_KEYS = 1000
 _MAX_FILE_BYTES = 1 << 20
-_LOOK_EVERY_S = 1.0
-"""How often the file is looked at while requests come, in seconds."""
+_RELOAD_INTERVAL_S = 1.0
+"""Seconds between two reloads of the file while requests come."""
+
+_RELOAD_TIMEOUT_S = 1.0
+"""Seconds that a request may wait for a reload before it goes on with the last keys: a network mount may hang."""
 
 _UNSENDABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 """Bytes that no header field can carry (RFC 9110, section 5.5)."""
@@ -30,18 +34,18 @@ _log = structlog.get_logger(__name__)
 
 
 def sent_key(headers: Headers) -> bytes:
-    """The key in `X-API-Key` or, without that, in `Authorization: Bearer`, in the bytes that came; empty if there is none."""
+    """Return the bytes of the key in `X-API-Key` or, without that, in `Authorization: Bearer`; empty if there is none."""
     scheme, _, token = headers.get("authorization", "").partition(" ")
     sent = headers.get("x-api-key") or (token.strip(" \t") if scheme.lower() == "bearer" else "")
-    return sent.encode("latin-1")  # the reverse of how Starlette reads headers
+    return sent.encode("latin-1")  # the reverse of how Starlette decodes headers
 
 
 class ApiKeys:
-    """The keys that may call. Of each only a hash is kept here, and its secret dies with the process.
+    """The valid keys. Only HMACs of them are kept, and the secret of these dies with the process.
 
     Args:
         given: keys from the settings.
-        file: a file with one key a line; lines that are blank or begin with # are none.
+        file: a file with one key a line; blank lines and lines that begin with # are skipped.
         clock: seconds that only grow.
 
     Raises:
@@ -52,59 +56,73 @@ class ApiKeys:
         self._secret = os.urandom(32)
         self._file = file
         self._clock = clock
-        self._next_look = clock() + _LOOK_EVERY_S
+        self._next_reload = clock() + _RELOAD_INTERVAL_S
+        self._reloaded = asyncio.Event()
+        self._reloaded.set()
         self._broken = False
         try:
-            self._given = self._hashed(given)
+            self._from_settings = self._hash_all(given)
         except _Unusable as error:
             raise StartError(f"VIT_API_KEYS: {error}") from None
         try:
-            self._filed = frozenset() if file is None else self._hashed(_read(file))
+            self._from_file = frozenset() if file is None else self._hash_all(_read(file))
         except _Unusable as error:
             raise StartError(f"VIT_API_KEYS_FILE: {file} cannot be used: {error}") from None
-        self._known = tuple(self._given | self._filed)
 
     @property
     def required(self) -> bool:
-        """Whether a caller needs a key."""
-        return bool(self._known)
+        """True if there are keys, so that clients need one."""
+        return bool(self._from_settings or self._from_file)
 
     async def identify(self, sent: bytes) -> str | None:
-        """A name for the key, the same for as long as the process lives; None if it is no valid one."""
-        await self._look()
+        """Return a name for a valid key, the same for as long as the process lives; None if the key is not valid."""
+        if self._file is not None:
+            await self._reload_if_due(self._file)
         if len(sent) > MAX_KEY_BYTES:
             return None
+        # a timing attack on this lookup would need to know HMACs, and so the secret
         hashed = self._hash(sent)
-        # every key is compared, and in constant time, so that the time tells nothing of how much was right
-        matches = [hmac.compare_digest(hashed, known) for known in self._known]
-        return hashed.hex() if any(matches) else None
+        return hashed.hex() if hashed in self._from_settings or hashed in self._from_file else None
 
-    async def _look(self) -> None:
-        """See whether the file has changed. One caller waits for that, in a thread: a disk may hang."""
-        if self._file is None or self._clock() < self._next_look:
+    async def _reload_if_due(self, file: Path) -> None:
+        """Reload the file in a thread once a second. Only the request that starts a reload waits for it, and not for long."""
+        now = self._clock()
+        if now < self._next_reload or not self._reloaded.is_set():
             return
-        self._next_look = math.inf
+        self._next_reload = now + _RELOAD_INTERVAL_S
+        loop, reloaded = asyncio.get_running_loop(), asyncio.Event()
+
+        def reload() -> None:
+            try:
+                self._read_again(file)
+            finally:
+                with suppress(RuntimeError):  # the loop has been closed meanwhile
+                    loop.call_soon_threadsafe(reloaded.set)
+
+        # not in asyncio's executor, whose threads must end before the process can
+        threading.Thread(target=reload, name="reload API keys", daemon=True).start()
+        self._reloaded = reloaded
         try:
-            await asyncio.to_thread(self._read_again, self._file)
-        finally:
-            self._next_look = self._clock() + _LOOK_EVERY_S
+            async with asyncio.timeout(_RELOAD_TIMEOUT_S):
+                await reloaded.wait()
+        except TimeoutError:
+            _log.error("the file of API keys cannot be read, its disk does not answer; the last keys stay valid")
 
     def _read_again(self, file: Path) -> None:
-        # the whole of it: times and sizes of files can miss a change, and it is small
+        # always the whole file: times and sizes can miss a change, and it is small
         try:
-            filed = self._hashed(_read(file))
+            from_file = self._hash_all(_read(file))
         except _Unusable as error:
             if not self._broken:
                 _log.error("the file of API keys cannot be used; the last keys stay valid", reason=str(error))
             self._broken = True
             return
-        if self._broken or filed != self._filed:
-            _log.info("read API keys again", keys=len(filed))
+        if self._broken or from_file != self._from_file:
+            _log.info("read API keys again", keys=len(from_file))
         self._broken = False
-        self._filed = filed
-        self._known = tuple(self._given | filed)
+        self._from_file = from_file
 
-    def _hashed(self, keys: Iterable[bytes]) -> frozenset[bytes]:
+    def _hash_all(self, keys: Iterable[bytes]) -> frozenset[bytes]:
         hashed = set()
         for key in keys:
             if len(key) > MAX_KEY_BYTES:
@@ -121,7 +139,7 @@ class ApiKeys:
 
 
 class _Unusable(Exception):
-    """Keys cannot be taken; the message tells why, and nothing of them."""
+    """Keys that cannot be used. The message gives the reason, and no part of a key."""
 
 
 def _read(file: Path) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""Where images are decoded: in worker processes that can be ended (`processes.py`), or in threads (`threads.py`)."""
+"""Decoding: encoded images to pixels, in worker processes (`pool/processes.py`) or threads (`pool/threads.py`)."""
 
 from collections.abc import Callable, Hashable
 from typing import Protocol
@@ -6,21 +6,22 @@ from typing import Protocol
 from app.pixels import Pixels
 
 Decode = Callable[[bytes], Pixels]
-"""One encoded image -> its pixels; blocks, and raises a `ServiceError` for what it refuses."""
+"""Function that decodes one image. Blocks; raises a `ServiceError` for an image that it refuses."""
 
 
 class Decoder(Protocol):
     """Decodes several images at once, beside the event loop."""
 
     def start(self) -> None:
-        """Begin; called in the event loop that will decode."""
+        """Start decoding, in the running event loop."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None) -> Pixels:
-        """Decode one image when its turn comes. A call that is cancelled before its turn is never begun.
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Pixels:
+        """Decode one image when its turn comes. A call that is cancelled before its turn costs nothing.
 
         Args:
             image_bytes: the encoded image.
             request: identity of the request that brought it: requests take turns. None is a request of its own.
+            preprocessing: index of the model's preprocessing among those that the decoder was made with.
 
         Raises:
             ImageTooLarge, UnsupportedImageFormat, UndecodableImage: see `ImageDecoder.decode`.

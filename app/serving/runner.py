@@ -85,7 +85,5 @@ class ModelRunner:
     def _run(self, images: Sequence[Pixels], use_all_cores: bool) -> list[Scores]:
         logits = self.engine.run(images, use_all_cores=use_all_cores)
         probabilities = self._probabilities(logits)
-        return [
-            Scores(*row)
-            for row in zip(logits, probabilities if probabilities is not None else [None] * len(logits), strict=True)
-        ]
+        rows = zip(logits, [None] * len(logits) if probabilities is None else probabilities, strict=True)
+        return [Scores(*row) for row in rows]

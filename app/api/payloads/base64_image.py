@@ -1,4 +1,4 @@
-"""base64 (RFC 4648) in JSON -> the bytes of an image, in steps."""
+"""Decode base64 (RFC 4648) in JSON to the bytes of an image, in steps."""
 
 import binascii
 import io
@@ -10,44 +10,44 @@ from app.api.payloads.json_object import JsonString
 from app.errors import MalformedRequest, ServiceError
 from app.http.turns import Steps
 
-_BLANKS = b" \t\r\n"
+_WHITESPACE = b" \t\r\n"
 
 
-def image_of(value: object, max_bytes: int) -> Steps[bytes]:
-    """The image that a value in JSON is: base64, or a data: URI.
+def decode_image(value: object, max_bytes: int) -> Steps[bytes]:
+    """Decode a JSON value: base64, or a data: URI. The string is consumed, so that it and the image never add up.
 
     Raises:
-        MalformedRequest: it is none.
+        MalformedRequest: it is neither.
         ImageTooLarge: more than `max_bytes`.
     """
     if not isinstance(value, JsonString):
         raise MalformedRequest("An image in JSON must be a base64 string.")
     image, rest, ended = io.BytesIO(), b"", False
-    blocks = value.blocks()
+    blocks = value.take_blocks()
     for block in chain([_without_scheme(next(blocks))], blocks):
-        characters = rest + block.translate(None, delete=_BLANKS)
-        whole = len(characters) // 4 * 4
+        characters = rest + block.translate(None, delete=_WHITESPACE)
+        quads = len(characters) // 4 * 4
         if (ended and characters) or characters.count(b"=") > 2:
-            raise _not_base64()
-        rest, ended = characters[whole:], characters[:whole].endswith(b"=")
+            raise _invalid()
+        rest, ended = characters[quads:], characters[:quads].endswith(b"=")
         try:
-            image.write(binascii.a2b_base64(characters[:whole], strict_mode=True))
+            image.write(binascii.a2b_base64(characters[:quads], strict_mode=True))
         except binascii.Error as error:
-            raise _not_base64() from error
+            raise _invalid() from error
         if image.tell() > max_bytes:
             raise image_too_large(max_bytes)
         yield
     if rest:
-        raise _not_base64()
+        raise _invalid()
     return image.getvalue()
 
 
-def images_of(values: Sequence[object], max_bytes: int) -> Steps[list[Image]]:
-    """The images that the values are, in order; in the place of one that is none, the error."""
+def decode_images(values: Sequence[object], max_bytes: int) -> Steps[list[Image]]:
+    """Decode each value, in order; one that is not an image gives its error instead."""
     images: list[Image] = []
     for value in values:
         try:
-            images.append((yield from image_of(value, max_bytes)))
+            images.append((yield from decode_image(value, max_bytes)))
         except ServiceError as error:
             images.append(error)
     return images
@@ -60,9 +60,9 @@ def _without_scheme(head: bytes) -> bytes:
         return head
     _, comma, image = head.partition(b",")
     if not comma:
-        raise _not_base64()
+        raise _invalid()
     return image
 
 
-def _not_base64() -> MalformedRequest:
+def _invalid() -> MalformedRequest:
     return MalformedRequest("An image in JSON is not valid base64.")

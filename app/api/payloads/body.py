@@ -1,4 +1,4 @@
-"""A request's body: what it says it is, and its bytes piece by piece, never more of them than are allowed."""
+"""Body: the media type of a request's body, and its bytes chunk by chunk, up to a limit."""
 
 import io
 from collections.abc import AsyncIterator
@@ -13,19 +13,19 @@ from app.http.turns import Turns
 from app.serving.admission import ReserveBytes
 
 Image = bytes | ServiceError
-"""An encoded image, or why there is none in its place."""
+"""An encoded image, or the error that stands in its place."""
 
 _MAX_CONTENT_TYPE_BYTES = 1024
-"""Many times what any real one has; its parameters are parsed in Python, and each costs a microsecond."""
+"""Maximum length of a Content-Type: its parameters are parsed in Python, and each costs a microsecond."""
 
 
 class Body:
     """The body of one request.
 
     Args:
-        request: whose body it is.
+        request: the request.
         reserve_bytes: accounts for its bytes.
-        turns: where it waits when it takes long to understand.
+        turns: the queue for work that takes more than a turn, such as parsing.
 
     Raises:
         MalformedRequest: the Content-Type is too long, or there are two.
@@ -38,11 +38,11 @@ class Body:
         self.media_type, self.parameters = _content_type(request.headers)
 
     async def chunks(self, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield the body piece by piece, up to the first that is too much; none if the header says that the body will be.
+        """Yield the body chunk by chunk. A declared length over the limit is refused before the first chunk.
 
         Raises:
             ImageTooLarge: more than `max_bytes`.
-            MalformedRequest: the declared length is no number.
+            MalformedRequest: the declared length is not a number.
             QueueFull: more than `reserve_bytes` allows.
             UnsupportedImageFormat: the body is compressed.
         """
@@ -61,7 +61,7 @@ class Body:
 
     async def read(self, max_bytes: int) -> bytes:
         """Return the whole body. Raises as `chunks` does."""
-        whole = io.BytesIO()  # grows in place, and gives its bytes away without another copy
+        whole = io.BytesIO()  # getvalue does not copy
         async for chunk in self.chunks(max_bytes):
             whole.write(chunk)
         return whole.getvalue()
@@ -76,7 +76,7 @@ def image_too_large(max_bytes: int) -> ImageTooLarge:
 
 
 def _content_type(headers: Headers) -> tuple[bytes, dict[bytes, bytes]]:
-    """The media type in lower case, and its parameters."""
+    """Return the media type in lower case, and its parameters."""
     sent = headers.getlist("content-type")
     if len(sent) > 1:
         raise MalformedRequest("The request has more than one Content-Type.")

@@ -1,9 +1,9 @@
-"""A request's body -> the encoded images in it, in any of the forms that are taken."""
+"""Read the encoded images of a request's body: multipart, raw, or base64 in JSON."""
 
 from dataclasses import dataclass
 from typing import Any
 
-from app.api.payloads.base64_image import image_of, images_of
+from app.api.payloads.base64_image import decode_image, decode_images
 from app.api.payloads.body import Body, Image
 from app.api.payloads.json_object import read_json
 from app.api.payloads.multipart import read_multipart
@@ -13,31 +13,31 @@ _SINGLE_NAMES = frozenset({b"image", b"file", b"data"})
 _BATCH_NAMES = frozenset({b"images", *_SINGLE_NAMES})
 
 _FRAMING_BYTES = 64 * 1024
-"""What part headers, JSON punctuation and other fields may take beside the image."""
+"""Maximum size of part headers, JSON punctuation and other fields beside the image."""
 
 _OTHER_VALUES = 64
-"""Values in a JSON body that are no images and are passed over."""
+"""Maximum number of JSON values beside the images; they are ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class BodyLimits:
-    """What a body may hold."""
+    """The limits of a body."""
 
     max_image_bytes: int
     max_request_bytes: int
-    """Of a request with several images."""
+    """Maximum size of a body with several images."""
     max_images: int
-    """In a request with several images."""
+    """Maximum number of images in one body."""
 
 
 async def read_image(body: Body, limits: BodyLimits) -> bytes:
-    """The one image of `POST /predict`: multipart, raw, or base64 in JSON.
+    """Read the one image of `POST /predict`: multipart, raw, or base64 in JSON.
 
     Raises:
         MalformedRequest: a broken body, or not exactly one image in it.
         ImageTooLarge: more bytes than allowed; the rest of the body is not read.
         UnsupportedImageFormat: the body is compressed.
-        QueueFull: too many bytes are held already.
+        QueueFull: all requests together hold too many bytes.
     """
     match body.media_type:
         case b"multipart/form-data":
@@ -47,7 +47,7 @@ async def read_image(body: Body, limits: BodyLimits) -> bytes:
             content = await read_json(body, bound, _max_values(images=1))
             if "image" not in content:
                 raise _no_image()
-            image = await body.turns.work(image_of(content["image"], limits.max_image_bytes))
+            image = await body.turns.work(decode_image(content["image"], limits.max_image_bytes))
         case _:
             image = await body.read(limits.max_image_bytes)
             if not image:
@@ -58,15 +58,16 @@ async def read_image(body: Body, limits: BodyLimits) -> bytes:
 
 
 async def read_images(body: Body, limits: BodyLimits) -> list[Image]:
-    """The images of `POST /predict/batch`, in the order sent: multipart parts `images`, or base64 in JSON; in the place of one
-    that is too large, empty, or no base64, the error.
+    """Read the images of `POST /predict/batch`, in order: multipart parts `images`, or base64 in JSON.
+
+    An image that is too large, empty, or not base64 gives its error instead.
 
     Raises:
         MalformedRequest: a broken body, or no image in it.
-        ImageTooLarge: more bytes than allowed in all; the rest of the body is not read.
+        ImageTooLarge: a larger body than allowed; the rest of it is not read.
         InvalidParameter: more images than allowed; the rest of the body is not read.
         UnsupportedImageFormat: the body is compressed.
-        QueueFull: too many bytes are held already.
+        QueueFull: all requests together hold too many bytes.
     """
     too_many = InvalidParameter(f"There are more than {limits.max_images} images in one request; send fewer at once.")
     match body.media_type:
@@ -79,7 +80,7 @@ async def read_images(body: Body, limits: BodyLimits) -> list[Image]:
             encoded = _list_of_images(content)
             if len(encoded) > limits.max_images:
                 raise too_many
-            images = await body.turns.work(images_of(encoded, limits.max_image_bytes))
+            images = await body.turns.work(decode_images(encoded, limits.max_image_bytes))
         case _:
             raise MalformedRequest("Send the images as multipart parts `images`, or as JSON with a list `images`.")
     if not images:
@@ -109,10 +110,10 @@ def _no_image() -> MalformedRequest:
 
 
 def _max_values(images: int) -> int:
-    """In a JSON body: base64 strings, and a few others."""
+    """Return the maximum number of values in a JSON body with so many images."""
     return _OTHER_VALUES + 8 * images
 
 
 def _base64_length(size: int) -> int:
-    """Of an encoded image, with room for line breaks and escaped slashes."""
+    """Return the length of an image in base64, with line breaks and escaped slashes."""
     return (size + 2) // 3 * 4 * 17 // 16

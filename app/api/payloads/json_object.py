@@ -1,12 +1,13 @@
-"""A JSON object (RFC 8259) whose strings may be large: they are taken out while the body arrives.
+"""Read a JSON object (RFC 8259) with large strings, which are extracted while the body arrives.
 
-`json.loads` holds the interpreter for as long as it takes. So it is given only what is left of the body, with a number in the
-place of each string: `{"image": "/9j/4AAQ..."}` is read as `{"0": "1"}`. A string's escapes are undone when it is wanted.
+`json.loads` holds the GIL until it is done, so it only parses the skeleton of the body, with a number in place of each
+string: `{"image": "/9j/4AAQ..."}` is parsed as `{"0": "1"}`. A string is unescaped when it is used.
 """
 
 import codecs
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,63 +16,64 @@ from app.errors import MalformedRequest
 from app.http.turns import Steps
 
 _STEP_BYTES = 32 * 1024
-"""Read at once; takes a millisecond if it is full of escapes."""
+"""Bytes read in one step, which takes a millisecond if they are full of escapes."""
 
 _BYTES_PER_VALUE = 1024
-"""That a value may take beside its strings: for brackets, digits, and blanks."""
+"""Maximum bytes of skeleton for each value: brackets, digits, and blanks."""
 
 _MAX_KEY_BYTES = 1024
 
 _LONGEST_ESCAPE = len(rb"\u0041")
 
 _CHARACTERS = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
-"""As much of a string as is valid (RFC 8259, 7), in UTF-8 that was checked before. No escape is cut."""
+"""The longest valid part of a string (RFC 8259, section 7) that cuts no escape. The text is valid UTF-8 already."""
 
 _QUOTE, _BACKSLASH = b'"\\'
 
 
 class JsonString:
-    """A valid string, as it was written, with its escapes; in blocks, so that no step is about all of it."""
+    """A valid string with its escapes, in blocks, so that one step never covers all of it."""
 
     def __init__(self) -> None:
-        self._blocks = [bytearray()]
+        self._blocks = deque([bytearray()])
 
-    def append(self, written: bytes) -> None:
+    def append(self, escaped: bytes) -> None:
         if len(self._blocks[-1]) >= _STEP_BYTES:
             self._blocks.append(bytearray())
-        self._blocks[-1] += written
+        self._blocks[-1] += escaped
 
-    def blocks(self) -> Iterator[bytes]:
-        """Give the string in UTF-8, without its escapes; all blocks but the last were 32 KB or more with them."""
-        for block in self._blocks:
-            yield _said(block).encode("utf-8", "surrogatepass") if b"\\" in block else bytes(block)
+    def take_blocks(self) -> Iterator[bytes]:
+        """Yield the string in UTF-8, unescaped, and free each block. All but the last had 32 KB or more of escaped text."""
+        while self._blocks:
+            block = self._blocks.popleft()
+            yield _unescaped(block).encode("utf-8", "surrogatepass") if b"\\" in block else bytes(block)
 
     def key(self) -> str:
-        """The whole string, which has to be short.
+        """Return the string as a key of an object.
 
         Raises:
-            MalformedRequest: it is not.
+            MalformedRequest: it is too long.
         """
         if len(self._blocks[0]) > _MAX_KEY_BYTES:
             raise MalformedRequest(f"A key in the JSON body is longer than {_MAX_KEY_BYTES} bytes.")
-        return _said(self._blocks[0])
+        return _unescaped(self._blocks[0])
 
 
-def _said(written: bytearray) -> str:
-    said: str = json.loads(f'"{written.decode()}"')
-    return said
+def _unescaped(escaped: bytearray) -> str:
+    text: str = json.loads(f'"{escaped.decode()}"')
+    return text
 
 
 async def read_json(body: Body, max_bytes: int, max_values: int) -> dict[str, Any]:
-    """The object that a body is. In it and in lists in it, strings are `JsonString`, and numbers None: nobody wants them.
+    """Read a body that is a JSON object. Its strings become `JsonString`, also in lists; its numbers, which are unused, None.
 
     Args:
-        body: is read, as far as it is allowed.
-        max_bytes: of the whole body.
-        max_values: in the object, at any depth.
+        body: the body.
+        max_bytes: maximum size of the body.
+        max_values: maximum number of values, at any depth.
 
     Raises:
-        MalformedRequest: no valid JSON, no object, a key twice in one object, or far more values than images.
+        MalformedRequest: not valid JSON, not an object, a key twice in one object, or too many values.
         ImageTooLarge, UnsupportedImageFormat, QueueFull: as `Body.chunks`.
     """
     reader = _Reader(max_values)
@@ -81,12 +83,12 @@ async def read_json(body: Body, max_bytes: int, max_values: int) -> dict[str, An
 
 
 class _Reader:
-    """Takes the strings out of JSON while it arrives."""
+    """Splits JSON into a skeleton and its strings, while it arrives."""
 
     def __init__(self, max_values: int) -> None:
         self._max_values = max_values
         self._decoder: codecs.IncrementalDecoder | None = None
-        self._unread = b""  # the first bytes, which tell the encoding, or an escape whose end has not come
+        self._unread = b""  # the first bytes, which tell the encoding, or a partial escape
         self._skeleton = bytearray()
         self._strings: list[JsonString] = []
         self._in_string = False
@@ -98,6 +100,7 @@ class _Reader:
 
     def finish(self) -> dict[str, Any]:
         self._read(b"", is_last=True)
+        # each value but the first follows one of these, so this bounds what json.loads builds
         if sum(self._skeleton.count(character) for character in (b"[", b"{", b",")) > self._max_values:
             raise _far_too_much()
         if self._in_string or not self._skeleton.isascii():
@@ -129,9 +132,9 @@ class _Reader:
             raise _invalid() from error
         self._unread, position = b"", 0
         while position < len(text):
-            position = self._read_string(text, position) if self._in_string else self._read_between(text, position)
+            position = self._read_string(text, position) if self._in_string else self._read_skeleton(text, position)
 
-    def _read_between(self, text: bytes, position: int) -> int:
+    def _read_skeleton(self, text: bytes, position: int) -> int:
         quote = text.find(b'"', position)
         end = len(text) if quote < 0 else quote
         self._skeleton += text[position:end]
@@ -145,7 +148,7 @@ class _Reader:
         return quote + 1
 
     def _read_string(self, text: bytes, position: int) -> int:
-        end = _CHARACTERS.match(text, position).end()  # type: ignore[union-attr] # it matches nothing, too
+        end = _CHARACTERS.match(text, position).end()  # type: ignore[union-attr] # it also matches nothing
         self._strings[-1].append(text[position:end])
         if end == len(text):
             return end
@@ -170,11 +173,11 @@ class _Reader:
 
 
 def _number(_: str) -> None:
-    """Leave it as it is: int() refuses long ones, and takes its time."""
+    """Skip a number: int() refuses long ones, and is slow."""
 
 
 def _no_number(_: str) -> None:
-    raise _invalid()  # NaN and Infinity are Python's
+    raise _invalid()  # NaN and Infinity are valid in Python alone
 
 
 def _invalid() -> MalformedRequest:

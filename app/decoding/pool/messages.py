@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from app.decoding.pool.attempt import DecodingFault
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
 
-REQUEST = struct.Struct("<II")
-"""Number and length of an image; its bytes are at the beginning of the shared memory."""
+REQUEST = struct.Struct("<III")
+"""Number of an image, its length, and the index of its preprocessing; its bytes are at the start of the shared memory."""
 
 COMMAND = struct.Struct("<i")
 """Tells the zygote to end and reap the worker with this id or, if it is 0, to fork another: with its socket and its memory."""

@@ -1,4 +1,4 @@
-"""What a decoding process may use. Linux only, as is all that makes one."""
+"""Limits of a worker process (rlimits, OOM score, death with its parent). Linux only, as is all of the process pool."""
 
 import ctypes
 import math
@@ -10,10 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 
 _BYTES_A_PIXEL = 24
-"""The largest that any format was seen to need, for WebP with transparency: 17, in Pillow's and its decoder's memory."""
+"""Memory per pixel; the most that was measured is 22, for a HEIC of 10 bits in 4:4:4 with alpha."""
 
 _BYTES_A_BYTE = 8
-"""Of the encoded image: it is read, taken apart and put together again."""
+"""Memory per byte of the encoded image, which is read, taken apart and put together again."""
 
 _FLOOR_BYTES = 256 << 20
 
@@ -22,22 +22,22 @@ _PR_SET_PDEATHSIG = 1
 
 
 def needed_bytes(max_image_pixels: int, max_image_bytes: int) -> int:
-    """Memory in which every image within the limits can be decoded."""
+    """Return the memory in which every image within the limits can be decoded."""
     return _FLOOR_BYTES + _BYTES_A_PIXEL * max_image_pixels + _BYTES_A_BYTE * max_image_bytes
 
 
 def end_with_parent(parent: int) -> None:
-    """Let the kernel end this process when its parent ends, however that ends; or end it now, if that already has."""
+    """Have the kernel kill this process when its parent ends; exit now if it already has."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
 
 
 def confine(memory_bytes: int, *, threads: bool = False) -> None:
-    """Take from this process what decoding does not need: more memory than this, files, sockets, other processes.
+    """Deny this process all that decoding does not need: more memory than this, files, sockets, other processes.
 
-    With `threads` it keeps the right to start those, and processes, which the kernel counts with them.
-    Where the machine or the container has no memory left, the kernel ends this process rather than the service.
+    `threads` keeps the right to start those and, since the kernel counts them together, processes.
+    Where the machine or the container runs out of memory, the kernel ends this process before the service.
     """
     with suppress(OSError):  # where /proc is read-only
         Path("/proc/self/oom_score_adj").write_text("1000")
@@ -49,8 +49,8 @@ def confine(memory_bytes: int, *, threads: bool = False) -> None:
         _lower(resource.RLIMIT_NPROC, 0)
 
 
-def allow_cpu(seconds: float) -> None:
-    """Let the kernel end this process when it computes for much longer than this from now on, and nobody else has ended it."""
+def limit_cpu(seconds: float) -> None:
+    """Have the kernel end this process if it uses much more CPU time than this from now on, should the pool not end it."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     soft = math.ceil(time.process_time() + seconds) + _SPARE_CPU_S
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))

@@ -11,11 +11,11 @@ from PIL import Image
 from app.decoding import Decoder
 from app.decoding.formats import check_decoders, needs_threads
 from app.decoding.image import ImageDecoder
+from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.threads import ThreadDecoder
 from app.decoding.pool.zygote import Zygote
-from app.decoding.pool.zygote_main import Job
 from app.decoding.samples import SAMPLES
 from app.metrics import Metrics
 from app.settings import Settings
@@ -48,8 +48,7 @@ class StartingDecoder:
         if self._zygote is None:
             return ThreadDecoder(decode, threads=settings.decode_workers)
         job = Job(
-            decode,
-            shape,
+            (Preprocessor(decode, shape),),
             max_image_bytes=settings.max_image_bytes,
             memory_bytes=needed_bytes(settings.max_image_pixels, settings.max_image_bytes),
             timeout_s=settings.decode_timeout_s,

@@ -1,38 +1,31 @@
-"""ThreadDecoder: decodes in threads of this process; nothing to start or copy, but a decoder that crashes takes all with it."""
+"""ThreadDecoder: decodes in threads of the service; nothing to start or copy, but a decoder that crashes takes all with it."""
 
 import asyncio
 from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 
 from app.decoding import Decode
-from app.decoding.pool.attempt import DecodingFault, attempt, reported
-from app.decoding.pool.fair_queue import FairQueue, Turn, turn_of
-from app.errors import Draining
+from app.decoding.pool.attempt import DecodingFault, attempt
+from app.decoding.pool.backlog import Backlog, PendingImage, draining
+from app.decoding.pool.fair_queue import Turn
 from app.pixels import Pixels
 from app.process.cpu import give_way
 
 
-@dataclass(eq=False, slots=True)
-class _Image:
-    encoded: bytes
-    result: asyncio.Future[Pixels]
-
-
 class ThreadDecoder:
-    """Decodes in threads, which nobody can end before they are done.
+    """Decodes in threads, which cannot be ended early.
 
     Args:
-        decode: what they do.
+        decoders: functions that decode one image, one for each preprocessing.
         threads: images decoded at once.
     """
 
-    def __init__(self, decode: Decode, *, threads: int) -> None:
-        self._decode = decode
+    def __init__(self, *decoders: Decode, threads: int) -> None:
+        self._decoders = decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=give_way)
         self._free = threads
-        self._queue = FairQueue[_Image](threads)
+        self._backlog = Backlog(threads, self._dispatch)
         self._closed = False
 
     @property
@@ -43,55 +36,35 @@ class ThreadDecoder:
     def start(self) -> None:
         """See `Decoder`; threads start when they are needed."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Pixels:
         """See `Decoder`."""
         if self._closed:
-            raise _stopping()
-        image = _Image(image_bytes, asyncio.get_running_loop().create_future())
-        turn = turn_of(image, image_bytes, request)
-        self._queue.put(turn)
-        self._dispatch()
-        try:
-            return await image.result
-        except DecodingFault as fault:
-            raise reported(fault) from None
-        finally:
-            self._queue.discard(turn)
+            raise draining()
+        return await self._backlog.decode(image_bytes, request, preprocessing)
 
     async def close(self) -> None:
-        """See `Decoder`. What is being decoded is decoded to its end."""
+        """See `Decoder`. Images that are being decoded are finished."""
         self._closed = True
-        for turn in self._queue.drain():
-            if not turn.item.result.done():
-                turn.item.result.set_exception(_stopping())
+        self._backlog.refuse(draining())
         self._threads.shutdown(wait=False)
 
     def _dispatch(self) -> None:
         """Give free threads the images whose turn it is."""
-        while self._free and (turn := self._queue.take()) is not None:
-            if turn.item.result.done():  # its caller has gone, and could not say so yet
-                self._queue.release(turn)
-            else:
-                self._begin(turn)
+        while self._free and (turn := self._backlog.take()) is not None:
+            self._begin(turn)
 
-    def _begin(self, turn: Turn[_Image]) -> None:
+    def _begin(self, turn: Turn[PendingImage]) -> None:
+        image = turn.item
+        decode = self._decoders[image.preprocessing]
         try:
-            decoded = asyncio.get_running_loop().run_in_executor(self._threads, attempt, self._decode, turn.item.encoded)
+            decoded = asyncio.get_running_loop().run_in_executor(self._threads, attempt, decode, image.encoded)
         except RuntimeError as error:  # no thread can be started
-            self._queue.release(turn)
-            turn.item.result.set_exception(DecodingFault(str(error)))
+            self._backlog.settle(turn, DecodingFault(str(error)))
             return
         self._free -= 1
         decoded.add_done_callback(partial(self._finish, turn))
 
-    def _finish(self, turn: Turn[_Image], decoded: asyncio.Future[Pixels]) -> None:
+    def _finish(self, turn: Turn[PendingImage], decoded: asyncio.Future[Pixels]) -> None:
         self._free += 1
-        self._queue.release(turn)
-        error, result = decoded.exception(), turn.item.result
-        if not result.done():  # its caller still waits
-            result.set_result(decoded.result()) if error is None else result.set_exception(error)
+        self._backlog.settle(turn, decoded.exception() or decoded.result())
         self._dispatch()
-
-
-def _stopping() -> Draining:
-    return Draining("The service is shutting down.", retry_after_s=1.0)

@@ -1,6 +1,7 @@
-"""Rate limits: how they count, that their memory is bounded, and what they answer."""
+"""Rate limits: windows, bounded memory, answers, and the client address behind proxies."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import httpx
 import pytest
 from starlette.requests import Request
 
-from app.auth.client_address import caller_of
-from app.auth.rate_limits import RateLimit, Windows
+from app.auth.client_address import client_of
+from app.auth.rate_limits import FixedWindows, RateLimit
 from app.errors import RateLimited, StartError
+from app.setting_values import Rate
 from tests.app.api.test_predict import assert_problem
 from tests.app.auth.test_api_keys import Clock
 from tests.app.conftest import OpenClient
@@ -18,24 +20,22 @@ from tests.support.models import picture
 from tests.support.server import Server, running_server
 
 
-def taken(limit: RateLimit, caller: str, times: int) -> int:
-    """How many of so many requests are let in."""
-    let_in = 0
+def taken(limit: RateLimit, client: str, times: int) -> int:
+    """Return how many of the requests are accepted."""
+    accepted = 0
     for _ in range(times):
-        try:
-            limit.take(caller)
-        except RateLimited:
-            continue
-        let_in += 1
-    return let_in
+        with suppress(RateLimited):
+            limit.take(client)
+            accepted += 1
+    return accepted
 
 
-def test_each_caller_has_the_whole_limit_and_no_more() -> None:
+def test_each_client_has_the_whole_limit() -> None:
     limit = RateLimit("3/minute", Clock())
-    assert [taken(limit, caller, 10) for caller in ("a", "b", "a")] == [3, 3, 0]
+    assert [taken(limit, client, 10) for client in ("a", "b", "a")] == [3, 3, 0]
 
 
-def test_a_refusal_tells_when_the_window_ends_and_then_all_is_free_again() -> None:
+def test_refusal_names_the_end_of_the_window() -> None:
     clock = Clock()
     limit = RateLimit("2/minute", clock)
     clock.now = 1000
@@ -49,7 +49,7 @@ def test_a_refusal_tells_when_the_window_ends_and_then_all_is_free_again() -> No
     assert taken(limit, "a", 5) == 2
 
 
-def test_of_several_limits_each_holds_and_the_longest_wait_is_told() -> None:
+def test_longest_wait_of_several_limits() -> None:
     clock = Clock()
     limit = RateLimit("2/second; 3 per hour", clock)
     assert taken(limit, "a", 5) == 2
@@ -60,41 +60,37 @@ def test_of_several_limits_each_holds_and_the_longest_wait_is_told() -> None:
     assert refused.value.retry_after_s == 3599
 
 
-def test_no_more_callers_are_remembered_than_may_be() -> None:
-    clock = Clock()
-    windows = Windows(clock, max_windows=100)
+def test_clients_remembered_are_bounded() -> None:
+    windows = FixedWindows(Rate(1, 60), max_clients=100)
     for number in range(1000):
-        clock.now = number / 1000
-        windows.incr(f"caller {number}", 60)
-    assert windows.get("caller 899") == 0  # forgotten, because its window would end before the others
-    assert [windows.get(f"caller {number}") for number in (900, 999)] == [1, 1]
-    assert windows.reset() == 100
+        windows.count(f"client {number}", number / 1000)
+    assert len(windows) == 100
+    assert windows.full_until("client 899", 1) == 0  # evicted, because its window would have ended first
+    assert [windows.full_until(f"client {number}", 1) for number in (900, 999)] == [60.9, 60.999]
 
 
-def test_windows_that_have_ended_make_room() -> None:
-    clock = Clock()
-    windows = Windows(clock, max_windows=100)
+def test_ended_windows_are_evicted() -> None:
+    windows = FixedWindows(Rate(1, 60), max_clients=100)
     for number in range(100):
-        windows.incr(f"early {number}", 60)
-    clock.now = 60
+        windows.count(f"early {number}", 0)
     for number in range(50):
-        windows.incr(f"late {number}", 60)
-    assert windows.reset() == 50
+        windows.count(f"late {number}", 60)
+    assert len(windows) == 50
 
 
-def test_counting_does_not_make_a_window_longer() -> None:
-    clock = Clock()
-    windows = Windows(clock, max_windows=100)
-    for clock.now in (0, 30, 59):
-        windows.incr("a", 60)
-    assert (windows.get("a"), windows.get_expiry("a")) == (3, 60)
-    clock.now = 60
-    assert windows.get("a") == 0
-    assert windows.incr("a", 60) == 1
+def test_counting_does_not_extend_a_window() -> None:
+    windows = FixedWindows(Rate(3, 60), max_clients=100)
+    for now in (0, 30, 59):
+        assert windows.full_until("a", now) == 0
+        windows.count("a", now)
+    assert windows.full_until("a", 59) == 60
+    assert windows.full_until("a", 60) == 0
+    windows.count("a", 60)
+    assert windows.full_until("a", 60) == 0
 
 
 @pytest.mark.parametrize(
-    ("host", "caller"),
+    ("host", "expected"),
     [
         ("192.0.2.7", "192.0.2.7"),
         ("::ffff:192.0.2.7", "192.0.2.7"),
@@ -106,9 +102,9 @@ def test_counting_does_not_make_a_window_longer() -> None:
         (None, "unknown"),
     ],
 )
-def test_a_caller_is_an_ipv4_address_or_an_ipv6_network(host: str | None, caller: str) -> None:
+def test_client_of_addresses(host: str | None, expected: str) -> None:
     client = None if host is None else (host, 1)
-    assert caller_of(Request({"type": "http", "client": client, "headers": []})) == caller
+    assert client_of(Request({"type": "http", "client": client, "headers": []})) == expected
 
 
 @pytest.mark.parametrize(
@@ -118,9 +114,7 @@ def test_a_caller_is_an_ipv4_address_or_an_ipv6_network(host: str | None, caller
         pytest.param({"rate_limit_per_key": "2/hour", "api_keys": "secret"}, {"X-API-Key": "secret"}, id="key"),
     ],
 )
-async def test_one_request_too_many_is_429_before_its_body_is_read(
-    open_client: OpenClient, options: dict[str, Any], headers: dict[str, str]
-) -> None:
+async def test_rate_limited_body_is_not_read(open_client: OpenClient, options: dict[str, Any], headers: dict[str, str]) -> None:
     read = 0
 
     async def body() -> AsyncIterator[bytes]:
@@ -130,7 +124,7 @@ async def test_one_request_too_many_is_429_before_its_body_is_read(
 
     async with open_client(**options) as client:
         assert (await client.post("/predict", content=body(), headers=headers)).status_code == 200
-        assert (await client.get("/model", headers=headers)).status_code == 200  # all that can be asked for counts, once
+        assert (await client.get("/model", headers=headers)).status_code == 200  # every route counts, and once
         refused = await client.post("/predict", content=body(), headers=headers)
         assert_problem(refused, 429, "rate_limited")
         assert 3590 <= int(refused.headers["retry-after"]) <= 3600
@@ -141,35 +135,35 @@ async def test_one_request_too_many_is_429_before_its_body_is_read(
         assert f'vit_rate_limited_requests_total{{limit="{counts}"}} 1.0' in (await client.get("/metrics")).text
 
 
-async def test_a_batch_is_one_request(open_client: OpenClient) -> None:
+async def test_batch_counts_as_one_request(open_client: OpenClient) -> None:
     async with open_client(rate_limit_per_address="2/hour") as client:
         files = [("images", picture(seed)) for seed in range(5)]
         statuses = [(await client.post("/predict/batch", files=files)).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
 
 
-async def test_every_key_has_a_limit_of_its_own(open_client: OpenClient) -> None:
+async def test_each_key_has_its_own_limit(open_client: OpenClient) -> None:
     async with open_client(rate_limit_per_key="1/hour", api_keys="one,two") as client:
         statuses = [(await client.get("/model", headers={"X-API-Key": key})).status_code for key in ("one", "two", "one", "no")]
     assert statuses == [200, 200, 429, 401]
 
 
-async def test_keys_cannot_be_tried_without_end(open_client: OpenClient) -> None:
+async def test_guessing_keys_is_limited(open_client: OpenClient) -> None:
     async with open_client(rate_limit_per_address="5/hour", api_keys="secret") as client:
         tried = [(await client.get("/model", headers={"X-API-Key": f"guess {number}"})).status_code for number in range(7)]
         right = await client.get("/model", headers={"X-API-Key": "secret"})
     assert tried == [401] * 5 + [429] * 2
-    assert_problem(right, 429, "rate_limited")  # or a guess that is right would still be found
+    assert_problem(right, 429, "rate_limited")  # or guesses could go on
 
 
-async def test_a_limit_of_keys_needs_keys(open_client: OpenClient) -> None:
+async def test_limit_per_key_needs_keys(open_client: OpenClient) -> None:
     with pytest.raises(StartError, match="VIT_RATE_LIMIT_PER_KEY: there are no keys to count by"):
         async with open_client(rate_limit_per_key="1/hour"):
             pass
 
 
 def statuses(server: Server, forwarded: list[str], local_address: str = "127.0.0.1") -> list[int]:
-    """Of one request after the other, each with this X-Forwarded-For."""
+    """Return the statuses of consecutive requests, each with one X-Forwarded-For."""
     with httpx.Client(base_url=server.url, transport=httpx.HTTPTransport(local_address=local_address)) as client:
         return [client.get("/model", headers={b"X-Forwarded-For": value.encode("latin-1")}).status_code for value in forwarded]
 
@@ -184,30 +178,30 @@ def behind_a_proxy(tiny_checkpoint: Path) -> Iterator[Server]:
 @pytest.mark.parametrize(
     ("forwarded", "expected"),
     [
-        pytest.param(["192.0.2.1", "192.0.2.2", "192.0.2.1"], [200, 200, 429], id="each-caller-counts-alone"),
-        pytest.param(["198.51.100.1, 192.0.2.3", "198.51.100.2, 192.0.2.3"], [200, 429], id="the-callers-own-words-do-not"),
-        pytest.param(["192.0.2.4, 10.1.2.3", "192.0.2.4, 10.9.9.9"], [200, 429], id="proxies-in-a-row"),
-        pytest.param(["192.0.2.5:1234", "192.0.2.5:5678"], [200, 429], id="with-ports"),
-        pytest.param(["2001:db8::1", "[2001:db8::2]:99", "2001:db8:0:1::1"], [200, 429, 200], id="ipv6-by-network"),
-        pytest.param(["nonsense", "more, nonsense", "x" * 5000], [200, 429, 429], id="what-is-no-address"),
+        pytest.param(["192.0.2.1", "192.0.2.2", "192.0.2.1"], [200, 200, 429], id="each-client-alone"),
+        pytest.param(["198.51.100.1, 192.0.2.3", "198.51.100.2, 192.0.2.3"], [200, 429], id="forged-by-the-client"),
+        pytest.param(["192.0.2.4, 10.1.2.3", "192.0.2.4, 10.9.9.9"], [200, 429], id="chain-of-proxies"),
+        pytest.param(["192.0.2.5:1234", "192.0.2.5:5678"], [200, 429], id="ports"),
+        pytest.param(["2001:db8::1", "[2001:db8::2]:99", "2001:db8:0:1::1"], [200, 429, 200], id="ipv6-network"),
+        pytest.param(["nonsense", "more, nonsense", "x" * 5000], [200, 429, 429], id="no-address"),
     ],
 )
-def test_a_trusted_proxy_tells_who_calls(behind_a_proxy: Server, forwarded: list[str], expected: list[int]) -> None:
+def test_trusted_proxy_names_the_client(behind_a_proxy: Server, forwarded: list[str], expected: list[int]) -> None:
     assert statuses(behind_a_proxy, forwarded) == expected
 
 
-def test_a_port_that_is_none_breaks_nothing(behind_a_proxy: Server) -> None:
+def test_invalid_forwarded_port_is_no_error(behind_a_proxy: Server) -> None:
     ports = ["9" * 4301, "+5", "1_0", "\xb2", "-1", "1e400", ""]
     forwarded = [f"{host}:{port}" for host in ("192.0.2.6", "[2001:db8:1::1]") for port in ports]
     assert set(statuses(behind_a_proxy, forwarded)) <= {200, 429}
 
 
-def test_who_is_no_trusted_proxy_is_not_believed(behind_a_proxy: Server) -> None:
+def test_untrusted_proxy_is_ignored(behind_a_proxy: Server) -> None:
     forwarded = ["192.0.2.101", "192.0.2.102", "10.0.0.1"]
     assert statuses(behind_a_proxy, forwarded, local_address="127.0.0.2") == [200, 429, 429]
 
 
-def test_nobody_is_believed_by_default_not_even_this_machine(tiny_checkpoint: Path) -> None:
+def test_no_proxy_is_trusted_by_default(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, rate_limit_per_address="1/hour") as server:
         assert statuses(server, ["192.0.2.1", "192.0.2.2"]) == [200, 429]
         assert httpx.get(f"{server.url}/health/ready").status_code == 200

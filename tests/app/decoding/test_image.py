@@ -15,7 +15,7 @@ from PIL.MpoImagePlugin import MpoImageFile
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from app.decoding.headers import webp_size
+from app.decoding.headers import webp
 from app.decoding.image import ImageDecoder
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
 from app.pixels import Pixels
@@ -283,9 +283,9 @@ def test_a_canvas_that_is_larger_than_its_frames_is_refused_by_its_header_alone(
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}, {"lossless": True, "exact": True}])
 def test_the_size_of_a_webp_is_read_from_its_header(options: dict[str, Any]) -> None:
-    assert webp_size(encode(random_picture(1, 44, 36), "WEBP", **options)) == (44, 36)
-    assert webp_size(encode(random_picture(1, 44, 36).convert("RGBA"), "WEBP", **options)) == (44, 36)
-    assert webp_size(b"RIFF\0\0\0\0WEBPVP8X") is None
+    assert webp.size(encode(random_picture(1, 44, 36), "WEBP", **options)) == (44, 36)
+    assert webp.size(encode(random_picture(1, 44, 36).convert("RGBA"), "WEBP", **options)) == (44, 36)
+    assert webp.size(b"RIFF\0\0\0\0WEBPVP8X") is None
 
 
 def test_what_follows_a_jpeg_is_nobodys_business() -> None:

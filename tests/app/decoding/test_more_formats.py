@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from app.decoding.formats import check_decoders, pillow_name
-from app.decoding.headers import av1, count_pixels, isobmff, sniff_format
+from app.decoding.headers import av1, count_pixels, isobmff
+from app.decoding.headers.sniff import sniff_format
 from app.decoding.image import ImageDecoder
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.select import begin_decoding
@@ -310,8 +311,8 @@ async def test_workers_decode_it_within_their_limits(image_format: str, tmp_path
         workers = starting.finish(preprocessing, (3, 32, 32))
     assert isinstance(workers, ProcessDecoder)
     workers.start()
-    (child,) = (worker.child for worker in workers._workers if worker.child is not None)
-    processes, _ = resource.prlimit(child.pid, resource.RLIMIT_NPROC)
+    (worker,) = workers._workers
+    processes, _ = resource.prlimit(worker.process.pid, resource.RLIMIT_NPROC)
     assert (processes == 0) == (image_format != "heic")  # HEIC's decoder needs a thread
     try:
         alone = ImageDecoder(preprocessing, formats=settings.image_formats, max_bytes=10**7, max_pixels=10**6, exact=True)

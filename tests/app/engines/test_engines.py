@@ -9,7 +9,7 @@ import torch
 
 from app.engines import Engine
 from app.engines.select import EngineOptions, choose_engine
-from app.engines.torch_cuda import StagedTorchEngine, padded_sizes
+from app.engines.torch_cuda import TorchCudaEngine, padded_sizes
 from app.errors import StartError
 from app.pixels import Logits, Pixels
 from model.checkpoints.checkpoint import Checkpoint
@@ -97,7 +97,7 @@ def test_batches_are_padded_to_a_short_list_of_sizes() -> None:
 
 def test_a_staged_batch_runs_at_the_next_prepared_size(cache: Path) -> None:
     engine = engine_of(cache, compile=True, max_batch_size=3)
-    assert isinstance(engine, StagedTorchEngine)
+    assert isinstance(engine, TorchCudaEngine)
     assert engine.batch_sizes == (1, 2, 3)
     ran: list[int] = []
     forward = engine._forward
@@ -116,11 +116,11 @@ def test_auto_takes_torch_on_a_gpu_and_openvino_on_a_cpu(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda:63"}, r"VIT_DEVICE: cuda:63 is not there; CUDA devices found: \d+"),
-        ({"engine": "openvino", "dtype": "bfloat16"}, "VIT_DTYPE: openvino runs in float32 or int8 here, not in bfloat16"),
+        ({"device": "cuda:63"}, r"VIT_DEVICE: cuda:63 does not exist; CUDA devices found: \d+"),
+        ({"engine": "openvino", "dtype": "bfloat16"}, "VIT_DTYPE: OpenVINO runs in float32 or int8 here, not in bfloat16"),
         ({"engine": "torch", "dtype": "int8"}, "VIT_DTYPE: int8 is for OpenVINO on a CPU"),
         ({"compile": True, "dtype": "int8"}, "VIT_DTYPE: int8 is for OpenVINO on a CPU"),
-        ({"engine": "openvino", "compile": True}, "VIT_COMPILE: only torch is compiled"),
+        ({"engine": "openvino", "compile": True}, "VIT_COMPILE: only torch compiles"),
     ],
 )
 def test_what_cannot_be_had_stops_the_start(cache: Path, options: dict[str, object], message: str) -> None:

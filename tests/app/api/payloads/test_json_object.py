@@ -1,16 +1,17 @@
-"""Bodies in JSON are read as json.loads reads them, but strictly, and whatever pieces they come in."""
+"""JSON bodies: the same result as json.loads in strict mode, for any split into chunks."""
 
 import base64
 import json
 import random
 import re
+import tracemalloc
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from app.api.payloads.base64_image import image_of
+from app.api.payloads.base64_image import decode_image
 from app.api.payloads.json_object import JsonString
 from app.errors import ImageTooLarge
 from app.http.turns import Steps
@@ -47,12 +48,12 @@ SAME: dict[str, str] = {
     "long-string": '{"n": "9", "image": "@"}'.replace("9", r"\u00e9\"\\" * 20_000),
     "blanks": ' \t\r\n{ "image"\n:\t"@" }\r\n',
 }
-"""`@` stands for a picture."""
+"""JSON bodies with `@` in place of the image."""
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
 @pytest.mark.parametrize("body", [pytest.param(body, id=name) for name, body in SAME.items()])
-async def test_json_is_read_however_it_is_written(client: httpx.AsyncClient, body: str, encoding: str) -> None:
+async def test_json_in_any_spelling_and_encoding(client: httpx.AsyncClient, body: str, encoding: str) -> None:
     expected = (await client.post("/predict", content=picture(0))).json()["logits"]
     for size in (1, 1 << 20) if encoding == "utf-8" and len(body) < 10_000 else (97,):
         content = pieces(body.replace("@", IMAGE).encode(encoding), size)
@@ -88,7 +89,7 @@ async def test_json_is_read_however_it_is_written(client: httpx.AsyncClient, bod
         pytest.param(b'{"image": "@"}\xc2\xa0', id="no-break-space"),
     ],
 )
-async def test_what_is_no_valid_json_is_400(client: httpx.AsyncClient, body: bytes) -> None:
+async def test_invalid_json_is_400(client: httpx.AsyncClient, body: bytes) -> None:
     for size in (1, 1 << 20):
         content = pieces(body.replace(b"@", IMAGE.encode()), size)
         problem = assert_problem(await client.post("/predict", content=content, headers=JSON), 400, "malformed_request")
@@ -105,7 +106,7 @@ async def test_what_is_no_valid_json_is_400(client: httpx.AsyncClient, body: byt
         pytest.param('{"image": "@", "": 1, "": 2}', id="empty"),
     ],
 )
-async def test_a_json_key_given_twice_is_400(client: httpx.AsyncClient, body: str) -> None:
+async def test_json_key_given_twice_is_400(client: httpx.AsyncClient, body: str) -> None:
     response = await client.post("/predict", content=body.replace("@", IMAGE).encode(), headers=JSON)
     assert "key twice" in assert_problem(response, 400, "malformed_request")["detail"]
     batch = body.replace("image", "images").replace('"@"', '["@"]').replace("@", IMAGE)
@@ -113,7 +114,7 @@ async def test_a_json_key_given_twice_is_400(client: httpx.AsyncClient, body: st
     assert "key twice" in assert_problem(response, 400, "malformed_request")["detail"]
 
 
-async def test_the_same_key_in_two_objects_is_fine(client: httpx.AsyncClient) -> None:
+async def test_same_key_in_two_objects_is_valid(client: httpx.AsyncClient) -> None:
     body = '{"a": {"image": "1"}, "b": [{"image": 2}, {"image": 3}], "image": "@"}'
     assert await status_of(client, body.replace("@", IMAGE).encode()) == 200
 
@@ -129,7 +130,7 @@ async def test_the_same_key_in_two_objects_is_fine(client: httpx.AsyncClient) ->
         pytest.param(b'{"a": %b%b}' % (b"[" * 80, b"]" * 80), "far more than images", id="depth"),
     ],
 )
-async def test_json_of_more_than_images_is_400(client: httpx.AsyncClient, body: bytes, says: str) -> None:
+async def test_json_with_many_values_is_400(client: httpx.AsyncClient, body: bytes, says: str) -> None:
     response = await client.post("/predict", content=body, headers=JSON)
     assert says in assert_problem(response, 400, "malformed_request")["detail"]
 
@@ -144,7 +145,7 @@ async def test_deeply_nested_lists_are_400(open_client: OpenClient) -> None:
     "characters", ["A", "AB", "ABC", "AB=", "AB=C", "A===", "=AAA", "AA==AAAA", "AAAA====", "AA-_", "AÄAA", "A\\u0000AA"]
 )
 @pytest.mark.parametrize("size", [0, 100_000], ids=["short", "long"])
-async def test_what_is_no_valid_base64_is_400(client: httpx.AsyncClient, characters: str, size: int) -> None:
+async def test_invalid_base64_is_400(client: httpx.AsyncClient, characters: str, size: int) -> None:
     for text in ("A" * size + characters, "A" * (size - size % 32768) + characters + "A" * size):
         if text == characters or size:
             response = await client.post("/predict", content=b'{"image": "%b"}' % text.encode(), headers=JSON)
@@ -152,7 +153,7 @@ async def test_what_is_no_valid_base64_is_400(client: httpx.AsyncClient, charact
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 24_574, 24_575, 24_576, 24_577, 300_000])
-def test_base64_gives_every_byte(size: int) -> None:
+def test_base64_decodes_every_byte(size: int) -> None:
     image = random.Random(size).randbytes(size)
     plain = base64.b64encode(image)
     for text in (
@@ -161,13 +162,32 @@ def test_base64_gives_every_byte(size: int) -> None:
         plain.replace(b"/", rb"\/"),
         plain.replace(b"A", rb"\u0041"),
     ):
-        string = JsonString()
-        for character in re.findall(rb"\\u....|\\.|[^\\]", text):
-            string.append(character)
-        assert result_of(image_of(string, size)) == image
+        assert result_of(decode_image(json_string(text), size)) == image
         if size:
             with pytest.raises(ImageTooLarge):
-                result_of(image_of(string, size - 1))
+                result_of(decode_image(json_string(text), size - 1))
+
+
+def test_decoding_frees_the_string() -> None:
+    image = random.Random(0).randbytes(600_000)
+    tracemalloc.start()
+    try:
+        string = json_string(base64.b64encode(image))
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        assert result_of(decode_image(string, len(image))) == image
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert before > 800_000
+    assert peak < before + 200_000
+
+
+def json_string(escaped: bytes) -> JsonString:
+    string = JsonString()
+    for character in re.finditer(rb"\\u....|\\.|[^\\]", escaped):
+        string.append(character.group())
+    return string
 
 
 def result_of(steps: Steps[bytes]) -> bytes:
@@ -194,7 +214,7 @@ def text(generator: random.Random) -> str:
 
 
 def mutants(number: int) -> Iterator[bytes]:
-    """The same each time: JSON of every sort, most of it with a few characters wrong."""
+    """Yield JSON documents, most of them with a few wrong characters, the same ones each time."""
     for seed in range(number):
         generator = random.Random(seed)
         content = {text(generator): values(generator) for _ in range(3)} | {"image": IMAGE}
@@ -206,7 +226,7 @@ def mutants(number: int) -> Iterator[bytes]:
 
 
 def is_valid(body: bytes) -> bool:
-    """By json.loads, if what Python takes and JSON does not is left out."""
+    """Parse with json.loads, and refuse what Python accepts beyond JSON."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
@@ -223,7 +243,7 @@ def is_valid(body: bytes) -> bool:
     return True
 
 
-async def test_mutated_json_is_taken_only_if_valid(client: httpx.AsyncClient) -> None:
+async def test_mutated_json_is_read_if_valid(client: httpx.AsyncClient) -> None:
     seen = set()
     for number, body in enumerate(mutants(400)):
         response = await client.post("/predict?vectors=false", content=pieces(body, 1 + number % 40), headers=JSON)

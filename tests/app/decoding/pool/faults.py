@@ -107,6 +107,11 @@ def _is(what: str) -> bool:
     return True
 
 
+def decode_to(shape: tuple[int, int, int], picture: bytes) -> Pixels:
+    """Decode, to pixels of another shape."""
+    return np.full(shape, decode(picture).flat[0], np.uint8)
+
+
 def decode_unless(file: str, picture: bytes) -> Pixels:
     """Decode, or end the process as long as a file exists."""
     if os.path.exists(file):

@@ -10,8 +10,10 @@ import pytest
 from PIL import Image
 
 from app.decoding.formats import pillow_name
-from app.decoding.headers import count_jpeg_scans, count_pixels, sniff_format
-from app.decoding.image import check_work
+from app.decoding.headers import count_pixels
+from app.decoding.headers.jpeg import count_scans
+from app.decoding.headers.sniff import sniff_format
+from app.decoding.limits import check_work
 from app.decoding.pool.fair_queue import HEAVY_PIXELS, FairQueue, Turn, turn_of
 from app.errors import ImageTooLarge, UndecodableImage
 from tests.support.models import encode, random_picture
@@ -171,11 +173,18 @@ def test_gif_with_hidden_frame_is_heavy() -> None:
     assert turn_of(0, gif, None).heavy
 
 
+def test_any_prefix_of_gif_is_counted_or_unknown() -> None:
+    gif = encode(Image.new("P", (70, 50)), "GIF", comment=b"a comment", loop=0)
+    assert b"!" in gif
+    for length in range(len(gif)):
+        assert count_pixels(gif[:length]) in (0, 70 * 50, None)
+
+
 def test_padding_of_jpeg_is_bounded_as_a_whole() -> None:
     padded = b"\xff\xd8" + (b"\xff" * 60_000 + b"\xe0\0\2") * 3 + encode(random_picture(0), "JPEG")[2:]
     assert count_pixels(padded) == 0
     with pytest.raises(UndecodableImage):
-        count_jpeg_scans(padded)
+        count_scans(padded)
 
 
 def test_hidden_size_counts_as_heavy() -> None:

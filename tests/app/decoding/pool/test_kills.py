@@ -20,9 +20,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.decoding.pool import processes
+from app.decoding.pool import spawner
+from app.decoding.pool.job import Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
-from app.decoding.pool.zygote import Child, Zygote
+from app.decoding.pool.worker import State, Worker
+from app.decoding.pool.zygote import WorkerProcess, Zygote
 from app.errors import InternalError, NotReady, ServiceError, UndecodableImage
 from tests.app.decoding.pool import faults
 from tests.app.decoding.pool.test_processes import JOB, LIGHT, exists, pids, settled
@@ -64,12 +66,16 @@ async def value(decoder: ProcessDecoder, number: int) -> int:
 
 def workers_of(decoder: ProcessDecoder) -> list[int]:
     """The processes that the zygote has forked, as the kernel has them."""
-    zygote = decoder._zygote._process.pid
+    zygote = decoder._spawner.zygote._process.pid
     try:
         children = Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()
     except OSError:  # they have ended together
         return []
     return [int(pid) for pid in children if exists(int(pid))]
+
+
+def idle(decoder: ProcessDecoder) -> list[Worker]:
+    return [worker for worker in decoder._workers if worker.state is State.IDLE]
 
 
 def kill(pid: int) -> None:
@@ -87,9 +93,9 @@ async def is_sound(decoder: ProcessDecoder, restarts: Counter[str]) -> None:
         assert await asyncio.gather(*(value(decoder, number) for number in range(20))) == list(range(20))
         await settled(decoder)
     assert restarts.total() == before
-    assert len(decoder._idle) == len(workers_of(decoder)) == PROCESSES
-    assert not len(decoder._queue)
-    assert not decoder._queue._running
+    assert len(idle(decoder)) == len(workers_of(decoder)) == PROCESSES
+    assert not len(decoder._backlog._queue)
+    assert not decoder._backlog._queue._running
 
 
 async def test_two_deaths_and_one_client_leave_pool_sound() -> None:
@@ -144,12 +150,12 @@ async def test_all_killed_again_and_again() -> None:
 async def test_killed_at_the_fork(kills: int, monkeypatch: pytest.MonkeyPatch) -> None:
     fork, left = Zygote._fork, [0]
 
-    def fork_and_kill(self: Zygote, *arguments: Any) -> Child:
-        child = fork(self, *arguments)
+    def fork_and_kill(self: Zygote, *arguments: Any) -> WorkerProcess:
+        worker = fork(self, *arguments)
         if left[0]:
             left[0] -= 1
-            kill(child.pid)
-        return child
+            kill(worker.pid)
+        return worker
 
     async with open_pool() as (decoder, restarts):
         monkeypatch.setattr(Zygote, "_fork", fork_and_kill)
@@ -174,29 +180,29 @@ async def test_zygote_killed_under_load() -> None:
     async with open_pool() as (decoder, restarts):
         calls = [asyncio.create_task(value(decoder, number)) for number in range(200)]
         await asyncio.sleep(0)
-        kill(decoder._zygote._process.pid)
+        kill(decoder._spawner.zygote._process.pid)
         assert await asyncio.gather(*calls) == list(range(200))
         await is_sound(decoder, restarts)
 
 
-def pool_that_cannot_start(tmp_path: Path) -> tuple[Path, partial[Any]]:
+def pool_that_cannot_start(tmp_path: Path) -> tuple[Path, tuple[Preprocessor]]:
     file = tmp_path / "broken"
-    return file, partial(faults.decode_unless, str(file))
+    return file, (Preprocessor(partial(faults.decode_unless, str(file)), faults.SHAPE),)
 
 
 async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, decode = pool_that_cannot_start(tmp_path)
-    monkeypatch.setattr(processes, "_BACKOFF_S", (0.01, 0.1))
+    file, broken = pool_that_cannot_start(tmp_path)
+    monkeypatch.setattr(spawner, "_BACKOFF_S", (0.01, 0.1))
     pauses: list[float] = []
 
-    async with open_pool(decode=decode) as (decoder, restarts):
-        failed = decoder._count_failed_start
+    async with open_pool(preprocessors=broken) as (decoder, restarts):
+        failed = decoder._spawner._on_failure
 
         def count(error: Exception) -> None:
             failed(error)
-            pauses.append(decoder._pause_until)
+            pauses.append(decoder._spawner.backoff._until)
 
-        monkeypatch.setattr(decoder, "_count_failed_start", count)
+        monkeypatch.setattr(decoder._spawner, "_on_failure", count)
         file.touch()
         waiting = asyncio.create_task(decoder.decode(b"good 1"))  # its two workers end on it, or it waits
         for pid in workers_of(decoder):
@@ -216,17 +222,17 @@ async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypa
 
 
 async def test_deaths_without_decoded_image_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_BACKOFF_S", (0.01, 0.1))
+    monkeypatch.setattr(spawner, "_BACKOFF_S", (0.01, 0.1))
     pauses: list[float] = []
 
     async with open_pool() as (decoder, restarts):
-        count_failure = decoder._count_failure
+        fail = decoder._spawner.backoff.fail
 
         def count(*, pause: bool = True) -> float:
-            pauses.append(count_failure(pause=pause))
+            pauses.append(fail(pause=pause))
             return pauses[-1]
 
-        monkeypatch.setattr(decoder, "_count_failure", count)
+        monkeypatch.setattr(decoder._spawner.backoff, "fail", count)
         while len(pauses) < 10:
             with pytest.raises((UndecodableImage, NotReady)):
                 await decoder.decode(b"signal 11")
@@ -264,10 +270,10 @@ async def test_pool_is_sound_where_no_thread_can_be_started(raises: int, monkeyp
 
 
 async def test_close_does_not_wait_for_the_backoff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, decode = pool_that_cannot_start(tmp_path)
-    monkeypatch.setattr(processes, "_BACKOFF_S", (3600.0, 3600.0))
+    file, broken = pool_that_cannot_start(tmp_path)
+    monkeypatch.setattr(spawner, "_BACKOFF_S", (3600.0, 3600.0))
 
-    async with open_pool(decode=decode) as (decoder, restarts):
+    async with open_pool(preprocessors=broken) as (decoder, restarts):
         file.touch()
         kill(workers_of(decoder)[0])
         await until(lambda: restarts["start"] > 0)
@@ -303,7 +309,7 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(chance=st.integers(0, 9))
     def kill_zygote(self, chance: int) -> None:
         if chance == 9:
-            kill(self.decoder._zygote._process.pid)
+            kill(self.decoder._spawner.zygote._process.pid)
 
     @rule(turns=st.integers(1, 20))
     def go_on(self, turns: int) -> None:
@@ -320,17 +326,17 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def each_worker_is_in_one_state(self) -> None:
         for worker in self.decoder._workers:
-            idle = worker in self.decoder._idle
-            assert idle == (worker.child is not None and worker.turn is None)
-            assert worker.child is not None or worker.overdue is None
-        assert len(self.decoder._replacing) == sum(worker.child is None for worker in self.decoder._workers)
+            assert worker.state is (State.IDLE if worker.turn is None else State.BUSY)
+            assert (worker._timeout is None) == (worker.turn is None)
+        replacing = sum(not task.done() for task in self.decoder._replacing)
+        assert len(self.decoder._workers) + replacing == PROCESSES
 
     def teardown(self) -> None:
         try:
             self.runner.run(asyncio.wait_for(self._end(), PATIENCE_S))
         finally:
             self.runner.run(self.decoder.close())
-            assert all(worker.child is None for worker in self.decoder._workers)
+            assert not self.decoder._workers
             self.runner.close()
 
     async def _end(self) -> None:
@@ -338,7 +344,7 @@ class PoolMachine(RuleBasedStateMachine):
         for (image, call), outcome in zip(self.calls, outcomes, strict=True):
             if call not in self.cancelled:
                 assert _is_right(image, outcome), (image, outcome)
-        await until(lambda: len(self.decoder._idle) == PROCESSES)  # of cancelled calls, too
+        await until(lambda: len(idle(self.decoder)) == PROCESSES)  # of cancelled calls, too
         await asyncio.gather(*(self.decoder.decode(b"good 1") for _ in range(20)), return_exceptions=True)  # ends the poisoned
         await is_sound(self.decoder, self.restarts)
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,20 @@ import structlog
 
 from app.decoding.image import ImageDecoder
 from app.decoding.pool import zygote as forking
+from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.sandbox import needed_bytes
-from app.decoding.pool.zygote import Child, Zygote, _environment, _shared_memory
-from app.decoding.pool.zygote_main import FOR_THE_SERVICE, Job
+from app.decoding.pool.worker import State
+from app.decoding.pool.zygote import WorkerProcess, Zygote, _environment, _shared_memory
+from app.decoding.pool.zygote_main import SERVICE_SIGNALS
 from app.errors import Draining, ImageTooLarge, InternalError, NotReady, ServiceError, StartError, UndecodableImage
 from model.preprocessing import Preprocessing
 from tests.app.decoding.pool import faults
 from tests.support.models import ROOT, encode, random_picture
 
-JOB = Job(faults.decode, faults.SHAPE, max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0")
+JOB = Job(
+    (Preprocessor(faults.decode, faults.SHAPE),), max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0"
+)
 LIGHT = "app.errors"
 """What their zygote imports: these decoders need neither torch nor Pillow."""
 
@@ -67,7 +72,7 @@ async def value(decoder: ProcessDecoder, picture: bytes) -> int:
 
 
 def pids(decoder: ProcessDecoder) -> list[int]:
-    return [worker.child.pid for worker in decoder._workers if worker.child is not None]
+    return [worker.process.pid for worker in decoder._workers]
 
 
 async def settled(decoder: ProcessDecoder) -> None:
@@ -94,6 +99,18 @@ async def test_pixels_stay_as_they_are_when_others_follow(open_decoder: Open) ->
     first = await decoder.decode(b"good 1")
     await decoder.decode(b"good 2")
     assert (first == 1).all()
+
+
+async def test_models_share_a_pool(open_decoder: Open) -> None:
+    shapes = [faults.SHAPE, (3, 5, 4), (1, 2, 3)]
+    table = tuple(Preprocessor(partial(faults.decode_to, shape), shape) for shape in shapes)
+    decoder, restarts = await open_decoder(processes=2, preprocessors=table)
+    images = [(number, number % 3) for number in range(60)]
+    calls = (decoder.decode(b"good %d" % number, preprocessing=index) for number, index in images)
+    for (number, index), pixels in zip(images, await asyncio.gather(*calls), strict=True):
+        assert pixels.shape == shapes[index]
+        assert (pixels == number).all()
+    assert not restarts
 
 
 @pytest.mark.parametrize("picture", [b"spin", b"wait 3600"])
@@ -135,7 +152,7 @@ async def test_a_picture_that_eats_memory_is_refused(open_decoder: Open) -> None
 
 
 @pytest.mark.parametrize(
-    ("picture", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at zygote.py")]
+    ("picture", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at job.py")]
 )
 async def test_own_fault_is_internal_error(
     open_decoder: Open, picture: bytes, place: str, caplog: pytest.LogCaptureFixture
@@ -224,8 +241,8 @@ async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, cap
 
 async def test_signals_that_are_for_the_service_end_no_decoder(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
-    for pid in (decoder._zygote._process.pid, *pids(decoder)):
-        for sig in FOR_THE_SERVICE:
+    for pid in (decoder._spawner.zygote._process.pid, *pids(decoder)):
+        for sig in SERVICE_SIGNALS:
             os.kill(pid, sig)
     assert await value(decoder, b"is ignoring") == 1
     assert not restarts
@@ -272,9 +289,9 @@ async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open
     while stopped:
         await asyncio.sleep(0)
         for worker in decoder._workers:
-            if worker.turn is not None and worker.child is not None and worker.child.pid in stopped:
-                os.kill(worker.child.pid, signal.SIGKILL)
-                stopped.remove(worker.child.pid)
+            if worker.turn is not None and worker.process.pid in stopped:
+                os.kill(worker.process.pid, signal.SIGKILL)
+                stopped.remove(worker.process.pid)
     assert await answer == 3
     await settled(decoder)
     assert restarts == {"killed": 2}
@@ -283,7 +300,7 @@ async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open
 async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     (pid,) = pids(decoder)
-    os.kill(decoder._zygote._process.pid, signal.SIGKILL)
+    os.kill(decoder._spawner.zygote._process.pid, signal.SIGKILL)
     async with asyncio.timeout(60):
         while pids(decoder) == [pid] or not pids(decoder):  # noqa: ASYNC110 - it ends by itself, as its parent has
             await asyncio.sleep(0.01)
@@ -292,7 +309,7 @@ async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Op
 
 async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
-    left = [decoder._zygote._process.pid, *pids(decoder)]
+    left = [decoder._spawner.zygote._process.pid, *pids(decoder)]
     calls = [asyncio.create_task(decoder.decode(picture)) for picture in (b"spin", b"good 1")]
     await asyncio.sleep(0)
     await decoder.close()
@@ -306,7 +323,7 @@ async def test_without_room_for_another_process_those_that_work_go_on(
     open_decoder: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, restarts = await open_decoder(processes=2)
-    zygote, make, refused = decoder._zygote, forking._shared_memory, asyncio.Event()
+    zygote, make, refused = decoder._spawner.zygote, forking._shared_memory, asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def no_more(size: int) -> int:
@@ -319,25 +336,25 @@ async def test_without_room_for_another_process_those_that_work_go_on(
     os.kill(killed, signal.SIGKILL)
     await refused.wait()
     assert await value(decoder, b"good 3") == 3
-    assert (decoder.why_not_ready, decoder._zygote) == (None, zygote)
+    assert (decoder.why_not_ready, decoder._spawner.zygote) == (None, zygote)
     await settled(decoder)
-    assert (decoder._zygote, restarts) == (zygote, {"killed": 1, "start": 1})
-    assert len(decoder._idle) == 2
+    assert (decoder._spawner.zygote, restarts) == (zygote, {"killed": 1, "start": 1})
+    assert [worker.state for worker in decoder._workers] == [State.IDLE] * 2
     assert killed not in pids(decoder)
 
 
 async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, _ = await open_decoder()
-    fork, made, closed = decoder._zygote._fork, asyncio.Event(), threading.Event()
+    fork, made, closed = decoder._spawner.zygote._fork, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
 
-    def fork_while_it_closes(*arguments: Any) -> Child:
+    def fork_while_it_closes(*arguments: Any) -> WorkerProcess:
         forked = fork(*arguments)
         loop.call_soon_threadsafe(made.set)
         closed.wait(60)
         return forked
 
-    monkeypatch.setattr(decoder._zygote, "_fork", fork_while_it_closes)
+    monkeypatch.setattr(decoder._spawner.zygote, "_fork", fork_while_it_closes)
     call = asyncio.create_task(decoder.decode(b"exit"))
     await made.wait()
     closing = asyncio.create_task(decoder.close())
@@ -352,6 +369,7 @@ async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder:
 SERVICE = """
 import asyncio, os, uvloop
 from app.decoding.pool.zygote import Zygote
+from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from tests.app.decoding.pool.test_processes import JOB, LIGHT, pids
 
@@ -401,7 +419,7 @@ def exists(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("job", "why"),
     [
-        pytest.param({"decode": faults.abort}, "it ended while it started", id="aborts"),
+        pytest.param({"preprocessors": (Preprocessor(faults.abort, faults.SHAPE),)}, "it ended while it started", id="aborts"),
         pytest.param({"probe": b"signal 11"}, "it ended at once, with SIGSEGV", id="crashes"),
         pytest.param({"probe": b"raise"}, "RuntimeError at faults.py", id="raises"),
         pytest.param({"probe": b"eat"}, "does not fit into memory", id="without-memory"),
@@ -435,7 +453,7 @@ async def test_real_pictures_broken_at_random_cost_nobody_else_anything(
     open_decoder: Open, image_decoder: ImageDecoder
 ) -> None:
     memory_bytes = needed_bytes(1_000_000, 100_000)
-    job = {"decode": image_decoder.decode, "probe": encode(random_picture(1)), "shape": (3, 28, 28)}
+    job = {"probe": encode(random_picture(1)), "preprocessors": (Preprocessor(image_decoder.decode, (3, 28, 28)),)}
     decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)
     rng = random.Random(0)
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):

@@ -7,8 +7,8 @@ import sys
 from tests.support.models import ROOT
 
 SPINNING = """
-from app.decoding.pool.sandbox import allow_cpu
-allow_cpu(-2)  # and two are spare
+from app.decoding.pool.sandbox import limit_cpu
+limit_cpu(-2)  # and two are spare
 while True:
     pass
 """

@@ -1,0 +1,87 @@
+"""Backlog: the images that wait for a worker or are with one; the part that the process and the thread pool share."""
+
+import asyncio
+import contextvars
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+
+from app.decoding.pool.attempt import DecodingFault, attempt, reported
+from app.decoding.pool.fair_queue import FairQueue, Turn, turn_of
+from app.errors import Draining
+from app.pixels import Pixels
+
+
+@dataclass(eq=False, slots=True)
+class PendingImage:
+    """One image and the future that its request awaits."""
+
+    encoded: bytes
+    preprocessing: int
+    result: asyncio.Future[Pixels]
+    context: contextvars.Context = field(default_factory=contextvars.copy_context)
+    """Context of the request: its id is logged if the image ends a worker."""
+    crashes: int = 0
+    kills: int = 0
+
+
+class Backlog:
+    """Images in turn between requests, each settled once.
+
+    Args:
+        workers: images decoded at once.
+        dispatch: called when an image was added.
+    """
+
+    def __init__(self, workers: int, dispatch: Callable[[], None]) -> None:
+        self._queue = FairQueue[PendingImage](workers)
+        self._dispatch = dispatch
+
+    async def decode(self, image_bytes: bytes, request: Hashable, preprocessing: int) -> Pixels:
+        """Queue an image and await its pixels. Cancelling drops it if it is still queued."""
+        image = PendingImage(image_bytes, preprocessing, asyncio.get_running_loop().create_future())
+        try:
+            turn = attempt(turn_of, image, image_bytes, request)
+            self._queue.put(turn)
+            self._dispatch()
+            try:
+                return await image.result
+            finally:
+                self._queue.discard(turn)
+        except DecodingFault as fault:
+            raise reported(fault) from None
+
+    def take(self) -> Turn[PendingImage] | None:
+        """Take the image whose turn it is, if any; `settle` it or `put_back` later."""
+        while (turn := self._queue.take()) is not None:
+            if not turn.item.result.done():
+                return turn
+            self._queue.release(turn)  # cancelled, but its call has not run since
+        return None
+
+    def put_back(self, turn: Turn[PendingImage]) -> None:
+        """Return an image that lost its worker to the front of the queue, unless it was cancelled."""
+        if turn.item.result.done():
+            self._queue.release(turn)
+        else:
+            self._queue.put_back(turn)
+
+    def settle(self, turn: Turn[PendingImage], outcome: Pixels | BaseException) -> None:
+        """Give the request of a taken image its pixels or its error, unless it was cancelled."""
+        self._queue.release(turn)
+        if turn.item.result.done():
+            return
+        if isinstance(outcome, BaseException):
+            turn.item.result.set_exception(outcome)
+        else:
+            turn.item.result.set_result(outcome)
+
+    def refuse(self, error: Exception) -> None:
+        """Fail all queued images."""
+        for turn in self._queue.drain():
+            if not turn.item.result.done():
+                turn.item.result.set_exception(error)
+
+
+def draining() -> Draining:
+    """Return the error of images that a closed decoder did not decode."""
+    return Draining("The service is shutting down.", retry_after_s=1.0)
