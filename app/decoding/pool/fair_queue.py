@@ -5,7 +5,8 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from app.decoding.headers import count_pixels, sniff_format
+from app.decoding.headers import count_pixels
+from app.decoding.headers.sniff import sniff_format
 
 HEAVY_PIXELS = 16_000_000
 """Images from here on take a decoder for half a second or more; photographs of phones have 12 million pixels."""

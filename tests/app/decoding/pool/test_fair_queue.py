@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from app.decoding.formats import pillow_name
-from app.decoding.headers import count_jpeg_scans, count_pixels, sniff_format
+from app.decoding.headers import count_pixels
+from app.decoding.headers.jpeg import count_scans
+from app.decoding.headers.sniff import sniff_format
 from app.decoding.limits import check_work
 from app.decoding.pool.fair_queue import HEAVY_PIXELS, FairQueue, Turn, turn_of
 from app.errors import ImageTooLarge, UndecodableImage
@@ -127,7 +129,7 @@ def test_pixels_of_jpeg_with_long_header(options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_any_prefix_and_damage_is_counted_or_unknown(image_format: str) -> None:
+def test_damaged_header_is_counted_or_unknown(image_format: str) -> None:
     rng, image = random.Random(0), encode(random_picture(1), image_format)
     for length in range(min(len(image), 400)):
         count_pixels(image[:length])
@@ -141,7 +143,7 @@ def test_any_prefix_and_damage_is_counted_or_unknown(image_format: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_no_damage_hides_pixels_that_pillow_would_decode(image_format: str) -> None:
+def test_damage_hides_no_pixels_from_the_count(image_format: str) -> None:
     rng, image = random.Random(1), encode(random_picture(1), image_format, **MORE_HEADER.get(image_format, {}))
     for _ in range(2000):
         damaged = bytearray(image)
@@ -171,11 +173,18 @@ def test_gif_with_hidden_frame_is_heavy() -> None:
     assert turn_of(0, gif, None).heavy
 
 
+def test_any_prefix_of_gif_is_counted_or_unknown() -> None:
+    gif = encode(Image.new("P", (70, 50)), "GIF", comment=b"a comment", loop=0)
+    assert b"!" in gif
+    for length in range(len(gif)):
+        assert count_pixels(gif[:length]) in (0, 70 * 50, None)
+
+
 def test_padding_of_jpeg_is_bounded_as_a_whole() -> None:
     padded = b"\xff\xd8" + (b"\xff" * 60_000 + b"\xe0\0\2") * 3 + encode(random_picture(0), "JPEG")[2:]
     assert count_pixels(padded) == 0
     with pytest.raises(UndecodableImage):
-        count_jpeg_scans(padded)
+        count_scans(padded)
 
 
 def test_hidden_size_counts_as_heavy() -> None:
