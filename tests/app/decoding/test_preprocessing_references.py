@@ -101,7 +101,7 @@ def ours(preprocessing: Preprocessing, image_bytes: bytes) -> Pixels:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES)
-def test_pixels_equal_those_of_the_library_for_every_shape(
+def test_every_shape_equals_the_library(
     library: tuple[Preprocessing, Callable[[Image.Image], Any]], shape: tuple[int, int]
 ) -> None:
     preprocessing, reference = library
@@ -111,7 +111,7 @@ def test_pixels_equal_those_of_the_library_for_every_shape(
 
 @pytest.mark.parametrize("kind", PICTURES.values(), ids=PICTURES)
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES)
-def test_pixels_equal_those_of_the_library_for_every_kind_of_picture(
+def test_every_kind_equals_the_library(
     library: tuple[Preprocessing, Callable[[Image.Image], Any]], kind: Callable[[Image.Image], bytes]
 ) -> None:
     preprocessing, reference = library
@@ -128,7 +128,7 @@ def test_pixels_equal_those_of_the_library_for_every_kind_of_picture(
     ],
     ids=lambda processor: type(processor).__name__,
 )
-def test_the_fast_processors_are_one_step_away(fast: Any, shape: tuple[int, int]) -> None:
+def test_fast_processors_are_one_step_away(fast: Any, shape: tuple[int, int]) -> None:
     """They resize with torch, which rounds otherwise than Pillow; the widest difference that was seen is 1 of 255."""
     preprocessing, reference = hugging_face(fast)
     image_bytes = encode(random_picture(3, *shape))

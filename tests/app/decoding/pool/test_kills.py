@@ -98,7 +98,7 @@ async def is_sound(decoder: ProcessDecoder, restarts: Counter[str]) -> None:
     assert not decoder._backlog._queue._running
 
 
-async def test_two_deaths_and_one_client_leave_pool_sound() -> None:
+async def test_all_workers_crash_at_once() -> None:
     async with open_pool() as (decoder, restarts):
         for _ in range(20):
             calls = [asyncio.create_task(decoder.decode(b"signal 11")) for _ in range(PROCESSES)]
@@ -249,7 +249,7 @@ async def test_deaths_without_decoded_image_back_off(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("raises", [1, 5])
-async def test_pool_is_sound_where_no_thread_can_be_started(raises: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_thread_for_a_replacement(raises: int, monkeypatch: pytest.MonkeyPatch) -> None:
     to_thread, left = asyncio.to_thread, [0]
 
     async def scarce(function: Any, *arguments: Any) -> Any:

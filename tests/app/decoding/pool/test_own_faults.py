@@ -48,14 +48,14 @@ def decoder(**options: Any) -> Callable[[bytes], Any]:
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_fault_of_ours_is_not_the_images(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_fault_is_not_the_images(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, broken)
     with pytest.raises(KeyError):
         decoder(exact=True)(encode(random_picture(0), "JPEG"))
 
 
 @pytest.mark.parametrize("name", ["_resize", "_upright"])
-def test_fault_of_the_quick_way_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_fault_in_fast_jpeg_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg, name, broken)
     with pytest.raises(KeyError):
         decoder()(encode(random_picture(0), "JPEG"))
@@ -138,7 +138,7 @@ async def test_thread_that_cannot_start_fails_one_image(monkeypatch: pytest.Monk
     await threads.close()
 
 
-async def test_image_whose_caller_has_gone_is_not_begun() -> None:
+async def test_cancelled_image_is_never_begun() -> None:
     begun = list[bytes]()
 
     def decode(encoded: bytes) -> Any:

@@ -88,13 +88,13 @@ def stop(pid: int) -> None:
         os.sched_yield()
 
 
-async def test_every_picture_gets_its_own_pixels(open_decoder: Open) -> None:
+async def test_each_image_gets_its_own_pixels(open_decoder: Open) -> None:
     decoder, _ = await open_decoder(processes=2)
     numbers = list(range(200))
     assert await asyncio.gather(*(value(decoder, b"good %d" % number) for number in numbers)) == numbers
 
 
-async def test_pixels_stay_as_they_are_when_others_follow(open_decoder: Open) -> None:
+async def test_next_image_leaves_pixels_alone(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     first = await decoder.decode(b"good 1")
     await decoder.decode(b"good 2")
@@ -114,7 +114,7 @@ async def test_models_share_a_pool(open_decoder: Open) -> None:
 
 
 @pytest.mark.parametrize("picture", [b"spin", b"wait 3600"])
-async def test_a_picture_that_hangs_is_refused_and_its_process_replaced(open_decoder: Open, picture: bytes) -> None:
+async def test_hanging_image_is_refused(open_decoder: Open, picture: bytes) -> None:
     decoder, restarts = await open_decoder(timeout_s=0.3)
     hung, others = decoder.decode(picture), [value(decoder, b"good %d" % number) for number in (1, 2, 3)]
     outcomes = await asyncio.gather(hung, *others, return_exceptions=True)
@@ -127,7 +127,7 @@ async def test_a_picture_that_hangs_is_refused_and_its_process_replaced(open_dec
 @pytest.mark.parametrize(
     "picture", [b"signal %d" % signal.SIGSEGV, b"signal %d" % signal.SIGKILL, b"signal %d" % signal.SIGABRT, b"exit"], ids=str
 )
-async def test_a_picture_that_ends_its_process_is_refused_and_the_next_is_right(open_decoder: Open, picture: bytes) -> None:
+async def test_crashing_image_is_refused(open_decoder: Open, picture: bytes) -> None:
     decoder, restarts = await open_decoder()
     crash, good = await asyncio.gather(decoder.decode(picture), value(decoder, b"good 5"), return_exceptions=True)
     assert good == 5
@@ -136,14 +136,14 @@ async def test_a_picture_that_ends_its_process_is_refused_and_the_next_is_right(
     assert restarts == ({"killed": 5} if killed else {"crashed": 2})
 
 
-async def test_a_picture_does_not_suffer_from_what_the_one_before_has_left_behind(open_decoder: Open) -> None:
+async def test_damage_by_the_image_before_is_retried(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     assert await value(decoder, b"poison") == 7
     assert await value(decoder, b"good 8") == 8
     assert restarts == {"crashed": 1}
 
 
-async def test_a_picture_that_eats_memory_is_refused(open_decoder: Open) -> None:
+async def test_memory_eater_is_refused(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     with pytest.raises(ImageTooLarge, match="does not fit into memory"):
         await decoder.decode(b"eat")
@@ -174,7 +174,7 @@ async def test_fault_outside_decoding_is_exit_1(open_decoder: Open, caplog: pyte
 
 
 @pytest.mark.parametrize("picture", [b"say nonsense", b"say-next 99"])
-async def test_a_process_that_does_not_say_what_it_should_is_replaced(open_decoder: Open, picture: bytes) -> None:
+async def test_lying_worker_is_replaced(open_decoder: Open, picture: bytes) -> None:
     decoder, restarts = await open_decoder()
     with pytest.raises(UndecodableImage):
         await decoder.decode(picture)
@@ -182,29 +182,27 @@ async def test_a_process_that_does_not_say_what_it_should_is_replaced(open_decod
     assert restarts["crashed"] >= 1
 
 
-async def test_an_answer_that_nobody_asked_for_is_not_the_next_pictures(open_decoder: Open) -> None:
+async def test_unasked_reply_is_not_the_next_images(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     assert await value(decoder, b"say-next 1") == 0  # its own number: a second answer follows when it is done
     assert await value(decoder, b"good 6") == 6
     assert restarts == {"crashed": 1}
 
 
-async def test_more_bytes_than_the_shared_memory_takes_are_refused(open_decoder: Open) -> None:
+async def test_more_bytes_than_shared_memory_are_413(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     with pytest.raises(ImageTooLarge, match="100001 bytes; at most 100000"):
         await decoder.decode(bytes(100_001))
 
 
 @pytest.mark.parametrize("what", ["key", "file", "socket"])
-async def test_a_process_has_nothing_that_decoding_does_not_need(
-    open_decoder: Open, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_worker_has_no_keys_files_or_sockets(open_decoder: Open, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIT_API_KEYS", "secret")
     decoder, _ = await open_decoder()
     assert await value(decoder, b"is " + what.encode()) == 0
 
 
-def test_the_variables_of_a_process_are_those_that_decoding_needs() -> None:
+def test_environment_holds_no_secrets() -> None:
     secrets = (
         *("AWS_SECRET_ACCESS_KEY", "VIT_API_KEYS", "LANGCHAIN_API_KEY", "LANGFUSE_SECRET_KEY", "HOMEBREW_GITHUB_API_TOKEN"),
         *("HOME_ASSISTANT_TOKEN", "PATHWAY_LICENSE_KEY", "PYTHONANYWHERE_TOKEN", "TMPDIR_KEY", "LC", "LDAP_PASSWORD"),
@@ -215,7 +213,7 @@ def test_the_variables_of_a_process_are_those_that_decoding_needs() -> None:
     }  # fmt: skip
 
 
-async def test_a_machine_without_memory_ends_decoders_first(open_decoder: Open) -> None:
+async def test_workers_are_first_to_be_oom_killed(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     await value(decoder, b"good 1")  # by then it has what it shall have
     (pid,) = pids(decoder)
@@ -226,7 +224,7 @@ def expendable(pid: int) -> bool:
     return Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
 
 
-async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_names_request_that_ended_a_worker(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
     decoder, _ = await open_decoder()
     for request_id, picture in (("innocent", b"good 1"), ("culprit", b"exit"), ("another", b"good 2")):
         with structlog.contextvars.bound_contextvars(request_id=request_id), suppress(UndecodableImage):
@@ -239,7 +237,7 @@ async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, cap
     assert [restart.get("request_id") for restart in restarts if isinstance(restart, dict)] == ["culprit", "culprit", None]
 
 
-async def test_signals_that_are_for_the_service_end_no_decoder(open_decoder: Open) -> None:
+async def test_service_signals_end_no_worker(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     for pid in (decoder._spawner.zygote._process.pid, *pids(decoder)):
         for sig in SERVICE_SIGNALS:
@@ -248,7 +246,7 @@ async def test_signals_that_are_for_the_service_end_no_decoder(open_decoder: Ope
     assert not restarts
 
 
-async def test_a_call_that_is_cancelled_before_its_turn_is_never_begun(open_decoder: Open) -> None:
+async def test_cancelled_in_queue_is_never_begun(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     busy = asyncio.create_task(decoder.decode(b"wait 0.3"))
     waiting = asyncio.create_task(decoder.decode(b"exit"))
@@ -261,7 +259,7 @@ async def test_a_call_that_is_cancelled_before_its_turn_is_never_begun(open_deco
     assert not restarts
 
 
-async def test_a_call_that_is_cancelled_while_it_is_decoded_gives_its_place_back(open_decoder: Open) -> None:
+async def test_cancelled_while_decoding_frees_worker(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     busy = asyncio.create_task(decoder.decode(b"wait 0.3"))
     await asyncio.sleep(0)
@@ -270,7 +268,7 @@ async def test_a_call_that_is_cancelled_while_it_is_decoded_gives_its_place_back
     assert not restarts
 
 
-async def test_a_process_that_ended_while_it_was_idle_costs_nothing(open_decoder: Open) -> None:
+async def test_death_while_idle_costs_no_image(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder(processes=2)
     for pid in pids(decoder):
         os.kill(pid, signal.SIGKILL)
@@ -280,7 +278,7 @@ async def test_a_process_that_ended_while_it_was_idle_costs_nothing(open_decoder
     assert restarts == {"killed": 2}
 
 
-async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open_decoder: Open) -> None:
+async def test_unread_image_goes_to_next_worker(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder(processes=2)
     stopped = set(pids(decoder))
     for pid in stopped:
@@ -297,7 +295,7 @@ async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open
     assert restarts == {"killed": 2}
 
 
-async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Open) -> None:
+async def test_dead_zygote_is_replaced(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     (pid,) = pids(decoder)
     os.kill(decoder._spawner.zygote._process.pid, signal.SIGKILL)
@@ -307,7 +305,7 @@ async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Op
     assert await value(decoder, b"good 2") == 2
 
 
-async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> None:
+async def test_close_fails_all_and_leaves_no_process(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     left = [decoder._spawner.zygote._process.pid, *pids(decoder)]
     calls = [asyncio.create_task(decoder.decode(picture)) for picture in (b"spin", b"good 1")]
@@ -319,9 +317,7 @@ async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> No
     assert not any(exists(pid) for pid in left)
 
 
-async def test_without_room_for_another_process_those_that_work_go_on(
-    open_decoder: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_descriptor_for_a_replacement(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, restarts = await open_decoder(processes=2)
     zygote, make, refused = decoder._spawner.zygote, forking._shared_memory, asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -343,7 +339,7 @@ async def test_without_room_for_another_process_those_that_work_go_on(
     assert killed not in pids(decoder)
 
 
-async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_during_a_fork_leaves_nothing(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, _ = await open_decoder()
     fork, made, closed = decoder._spawner.zygote._fork, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
@@ -390,7 +386,7 @@ uvloop.run(main())
 
 
 @pytest.mark.parametrize("wait", [False, True], ids=["while it starts", "while it decodes"])
-def test_when_the_service_is_killed_no_process_is_left(wait: bool) -> None:
+def test_killed_service_leaves_no_process(wait: bool) -> None:
     command = [sys.executable, "-c", SERVICE.format(wait=wait)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as service:
         assert service.stdout is not None
@@ -432,7 +428,7 @@ async def test_failed_probe_is_start_error(job: dict[str, Any], why: str) -> Non
     await decoder.close()
 
 
-def test_nobody_can_make_the_shared_memory_smaller() -> None:
+def test_shared_memory_cannot_be_resized() -> None:
     memory = _shared_memory(4096)
     try:
         with pytest.raises(PermissionError):
@@ -449,9 +445,7 @@ def image_decoder() -> ImageDecoder:
     return ImageDecoder(how, formats=formats, max_bytes=100_000, max_pixels=1_000_000, exact=False)
 
 
-async def test_real_pictures_broken_at_random_cost_nobody_else_anything(
-    open_decoder: Open, image_decoder: ImageDecoder
-) -> None:
+async def test_damaged_images_cost_no_worker(open_decoder: Open, image_decoder: ImageDecoder) -> None:
     memory_bytes = needed_bytes(1_000_000, 100_000)
     job = {"probe": encode(random_picture(1)), "preprocessors": (Preprocessor(image_decoder.decode, (3, 28, 28)),)}
     decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)

@@ -14,6 +14,6 @@ while True:
 """
 
 
-def test_the_kernel_ends_what_computes_on_when_nobody_else_does() -> None:
+def test_kernel_ends_worker_over_cpu_limit() -> None:
     spinning = subprocess.run([sys.executable, "-c", SPINNING], cwd=ROOT, timeout=120, check=False)
     assert spinning.returncode == -signal.SIGXCPU
