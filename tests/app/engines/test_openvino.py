@@ -203,7 +203,8 @@ def test_one_class_whose_logit_is_near_0_is_served(tmp_path: Path, dtype: str) -
     model = VisionTransformer(replace(TINY_DINOV2, num_classes=1)).eval().requires_grad_(False)
     model.load_state_dict({key: value for key, value in tiny_model().state_dict().items() if "head" not in key}, strict=False)
     pixels, *_ = _reference(pixel_model(model), threads=2)
-    features = pixel_model(model).vit.pool(model.forward_features(torch.from_numpy(pixels).float()))
+    vit = pixel_model(model).vit
+    features = vit.pool(vit.forward_features(torch.from_numpy(pixels).float()))
     away = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
     model.head.weight[:] = away - features.T @ torch.linalg.lstsq(features.T, away).solution
     model.head.bias[:] = 0
