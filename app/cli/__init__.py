@@ -242,7 +242,7 @@ def _interruptible(rows: Rows) -> Iterator[Callable[[Row], None]]:
 
 
 def _describe(settings: Settings) -> dict[str, Any]:
-    from app.serving.service import load
+    from app.serving.loading import load
 
     with watched_start() as on_step:
         checkpoint = load(settings, on_step)

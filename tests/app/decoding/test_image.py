@@ -1,4 +1,4 @@
-"""Decoding: right pixels for every kind of picture, against Pillow and transformers, and a clear no to every bad one."""
+"""ImageDecoder: the pixels of Pillow and transformers for every kind of image, and a clear error for every bad one."""
 
 import io
 import struct
@@ -42,7 +42,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(rows: bytes, size: tuple[int, int], *, interlaced: bool = False, before: bytes = b"") -> bytes:
-    """8-bit grey, of rows as the format has them: each begins with its filter; `before` the pixels come these chunks."""
+    """Make an 8-bit grey PNG of rows that begin with their filter, with the chunks `before` the pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -163,7 +163,7 @@ def test_pixels_equal_those_of_transformers(processor: Any, options: dict[str, A
 
 
 def test_thin_image_is_cropped_before_resize() -> None:
-    preprocessing = Preprocessing(256, (224, 224), "bicubic", HALF, HALF)  # 256 x 16,776,960 pixels, all at once
+    preprocessing = Preprocessing(256, (224, 224), "bicubic", HALF, HALF)  # resized as a whole: 256 x 16,776,960 pixels
     assert decoder(preprocessing).decode(encode(Image.new("L", (1, 65_535)))).shape == (3, 224, 224)
 
 
@@ -247,7 +247,7 @@ def test_pixel_bomb_is_refused_by_header() -> None:
 
 
 def with_scans(jpeg: bytes, more: int) -> bytes:
-    """A progressive JPEG with its last scan repeated."""
+    """Repeat the last scan of a progressive JPEG."""
     last_scan = jpeg.rindex(b"\xff\xda")
     return jpeg[:-2] + jpeg[last_scan:-2] * more + jpeg[-2:]
 
@@ -299,7 +299,7 @@ GREY_PIXELS = [[[10, 20], [30, 40]]] * 3
 
 
 def test_png_profiles_are_not_unpacked() -> None:
-    profile = chunk(b"iCCP", b"a profile\0\0" + zlib.compress(bytes(2_000_000)))  # more than Pillow would take
+    profile = chunk(b"iCCP", b"a profile\0\0" + zlib.compress(bytes(2_000_000)))  # more than Pillow accepts
     assert decode(png(GREY_ROWS, (2, 2), before=profile * 3)).tolist() == GREY_PIXELS
 
 
@@ -338,7 +338,7 @@ def test_animation_decodes_first_frame_only(image_format: str, monkeypatch: pyte
     for kind in {factory for factory, _ in Image.OPEN.values() if isinstance(factory, type)} | {MpoImageFile}:
         for name in ("seek", "n_frames", "is_animated"):
             if name in vars(kind):
-                monkeypatch.setattr(kind, name, property(lambda _: pytest.fail("another frame was looked for")))
+                monkeypatch.setattr(kind, name, property(lambda _: pytest.fail("another frame was read")))
     assert np.array_equal(decode(animated), expected)
 
 
@@ -352,9 +352,9 @@ def adobe_transform(jpeg: bytes, transform: int) -> bytes:
     return jpeg[:at] + bytes([transform]) + jpeg[at + 1 :]
 
 
-@pytest.mark.parametrize("change", [lambda jpeg: jpeg, without_adobe_marker], ids=["with Adobe's marker", "without"])
+@pytest.mark.parametrize("change", [lambda jpeg: jpeg, without_adobe_marker], ids=["with-adobe-marker", "without"])
 def test_cmyk_jpeg_is_inverted(change: Callable[[bytes], bytes]) -> None:
-    # Pillow, and with it every library's processor, takes them so with or without the marker
+    # Pillow, and so every library's processor, inverts with or without the marker
     cmyk = encode(Image.new("CMYK", (16, 16), (255, 102, 0, 51)), "JPEG", quality=100)
     assert close(change(cmyk), [0, 122, 204])  # (255 - ink) * (255 - black) / 255
 
@@ -387,10 +387,10 @@ def test_conversion_in_strips_has_no_seams() -> None:
     "directory",
     [
         struct.pack("<HHHIII", 1, 0x8769, 4, 1, 8, 8),  # points at itself
-        struct.pack("<HHHII", 0xFFFF, 0x0112, 3, 0xFFFFFFFF, 8),  # has more entries, and values, than there are bytes
+        struct.pack("<HHHII", 0xFFFF, 0x0112, 3, 0xFFFFFFFF, 8),  # more entries, and values, than bytes
         b"",
     ],
-    ids=["a loop", "too many entries", "nothing"],
+    ids=["loop", "too-many-entries", "empty"],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_broken_exif_is_ignored(directory: bytes) -> None:

@@ -1,4 +1,4 @@
-"""The quick way from a JPEG to pixels, against the exact one."""
+"""The fast way from a JPEG to pixels, compared with the exact one."""
 
 from typing import Any
 
@@ -28,9 +28,9 @@ def decode(image_bytes: bytes, how: Preprocessing, *, exact: bool, scaled: bool 
 
 
 def differences(image_bytes: bytes, how: Preprocessing) -> Pixels:
-    quick, exact = (decode(image_bytes, how, exact=exact).astype(np.int16) for exact in (False, True))
-    assert quick.shape == exact.shape
-    return np.abs(quick - exact)
+    fast, exact = (decode(image_bytes, how, exact=exact).astype(np.int16) for exact in (False, True))
+    assert fast.shape == exact.shape
+    return np.abs(fast - exact)
 
 
 def jpeg(width: int, height: int, mode: str = "RGB", **options: Any) -> bytes:
@@ -94,7 +94,7 @@ def test_scaled_decoding_keeps_enough_detail(width: int, height: int) -> None:
         (jpeg(4, 900), preprocessing(96, (84, 84))),
         (jpeg(100, 80, "CMYK"), preprocessing((50, 50), None)),
     ],
-    ids=["another filter", "thin", "CMYK"],
+    ids=["other-filter", "thin", "cmyk"],
 )
 def test_jpeg_left_to_pillow_is_exact(image_bytes: bytes, how: Preprocessing) -> None:
     assert not differences(image_bytes, how).any()
@@ -102,8 +102,8 @@ def test_jpeg_left_to_pillow_is_exact(image_bytes: bytes, how: Preprocessing) ->
 
 def test_damaged_jpeg_is_left_to_pillow() -> None:
     sound, how = jpeg(200, 150), preprocessing((50, 50), None)
-    junk_behind_the_picture = sound + b"junk" * 100
-    assert differences(junk_behind_the_picture, how).max() <= 2
+    trailing_junk = sound + b"junk" * 100
+    assert differences(trailing_junk, how).max() <= 2
     with pytest.raises(UndecodableImage):
         decode(sound[: len(sound) // 2], how, exact=False)
 

@@ -1,4 +1,4 @@
-"""Formats that are decoded where they are enabled: the pixels of each, and a clear no where they are not."""
+"""Formats that are off by default: their pixels where they are enabled, and a clear error where they are not."""
 
 import io
 import random
@@ -54,7 +54,7 @@ def as_pixels(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def picture(image_format: str, seed: int = 1) -> bytes:
+def sample(image_format: str, seed: int = 1) -> bytes:
     return encode(random_picture(seed, 120, 80), PILLOW[image_format])
 
 
@@ -64,14 +64,14 @@ def box(kind: bytes, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("image_format", MORE)
 def test_optional_format_equals_pillow(image_format: str) -> None:
-    for image_bytes in (picture(image_format), SAMPLES[image_format]):
+    for image_bytes in (sample(image_format), SAMPLES[image_format]):
         with Image.open(io.BytesIO(image_bytes)) as image:
             assert np.array_equal(decode(image_bytes), as_pixels(image))
 
 
 @pytest.mark.parametrize("image_format", MORE)
 def test_disabled_format_says_how_to_enable_it(image_format: str) -> None:
-    message = refused(picture(image_format), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
+    message = refused(sample(image_format), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
     assert message.startswith(f"{image_format} images are not enabled here; send one of: jpeg.")
     assert f"VIT_IMAGE_FORMATS=jpeg,{image_format}" in message
 
@@ -127,7 +127,7 @@ def test_transparency_becomes_white(image_format: str) -> None:
 def test_turned_photo_is_turned_once(image_format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = random_picture(4, 64, 40).convert("L").convert("RGB")  # colours are stored at half the size
+    stored = random_picture(4, 64, 40).convert("L").convert("RGB")  # without chroma, which is stored at half the size
     turned = encode(stored, PILLOW[image_format], exif=exif.tobytes(), quality=100)
     assert (b"irot" in turned or b"imir" in turned) == (orientation > 1 and image_format != "tiff")
     pixels = decode(turned)
@@ -160,7 +160,7 @@ def test_avif_sequence_decodes_first_frame() -> None:
 
 @pytest.mark.parametrize("image_format", MORE)
 def test_too_many_pixels_are_refused_by_header(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    image_bytes = picture(image_format)
+    image_bytes = sample(image_format)
     assert decoder(max_pixels=120 * 80).decode(image_bytes).shape == (3, 80, 120)
     monkeypatch.setattr(Image, "open", None)
     assert "120 x 80 pixels; at most 9599" in refused(image_bytes, ImageTooLarge, max_pixels=120 * 80 - 1)
@@ -187,7 +187,7 @@ def test_tiled_heic_decodes_its_primary_image() -> None:
     tiled = encode(photo, "HEIF", quality=90, tile_size=64, thumbnails=[64])
     with_another_first = encode(random_picture(2, 64, 64), "HEIF", save_all=True, append_images=[photo], primary_index=1)
     for image_bytes in (alone, tiled, with_another_first):
-        assert 300 * 200 <= (count_pixels(image_bytes) or 0) <= 320 * 256  # encoders fill blocks and tiles up
+        assert 300 * 200 <= (count_pixels(image_bytes) or 0) <= 320 * 256  # encoders pad to whole blocks and tiles
         assert np.abs(decode(image_bytes).astype(int) - as_pixels(photo)).mean() < 6
 
 
@@ -263,7 +263,7 @@ def test_box_flood_is_refused() -> None:
 
 
 def damaged(image_bytes: bytes, number: int) -> Iterator[bytes]:
-    """The same each time: cut off at many lengths, and with some bytes changed, more of them where the header is."""
+    """Yield images cut off at many lengths, and with bytes changed, mostly in the header; the same ones each time."""
     generator = random.Random(number)
     for at in range(number // 2):
         yield image_bytes[: 12 + (len(image_bytes) - 12) * at // (number // 2)]
@@ -288,7 +288,7 @@ def outcomes(image_bytes: bytes, number: int) -> Counter[str]:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("image_format", MORE)
 def test_damaged_files_raise_service_errors_only(image_format: str) -> None:
-    seen = outcomes(picture(image_format), 400)
+    seen = outcomes(sample(image_format), 400)
     assert seen.total() == 600
     assert set(seen) <= {"uint8", "undecodable_image", "image_too_large", "unsupported_image_format"}
     assert seen["undecodable_image"] > 200
@@ -296,7 +296,7 @@ def test_damaged_files_raise_service_errors_only(image_format: str) -> None:
 
 @pytest.mark.parametrize("image_format", MORE)
 def test_truncated_file_is_undecodable(image_format: str) -> None:
-    image_bytes = picture(image_format)
+    image_bytes = sample(image_format)
     for share in (0.2, 0.5, 0.9):
         refused(image_bytes[: int(len(image_bytes) * share)], UndecodableImage)
 
@@ -316,13 +316,13 @@ async def test_workers_decode_within_their_limits(image_format: str, tmp_path: P
     assert (processes == 0) == (image_format != "heic")  # HEIC's decoder needs a thread
     try:
         alone = ImageDecoder(preprocessing, formats=settings.image_formats, max_bytes=10**7, max_pixels=10**6, exact=True)
-        assert np.array_equal(await workers.decode(picture(image_format)), alone.decode(picture(image_format)))
-        for mutant in list(damaged(picture(image_format), 60)):
+        assert np.array_equal(await workers.decode(sample(image_format)), alone.decode(sample(image_format)))
+        for mutant in list(damaged(sample(image_format), 60)):
             try:
                 await workers.decode(mutant)
             except ServiceError as error:
                 assert error.code in {"undecodable_image", "image_too_large", "unsupported_image_format"}
-        assert np.array_equal(await workers.decode(picture(image_format)), alone.decode(picture(image_format)))
+        assert np.array_equal(await workers.decode(sample(image_format)), alone.decode(sample(image_format)))
     finally:
         await workers.close()
     assert not [sample for family in metrics.decoder_restarts.collect() for sample in family.samples if sample.value]
@@ -342,7 +342,7 @@ def test_warm_decoders_start_no_threads(image_format: str) -> None:
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr", "RGBA", "P", "1"])
 def test_tiff_equals_pillow(mode: str, compression: str) -> None:
     if compression == "jpeg" and mode in ("RGBA", "P", "1"):
-        return  # cannot be stored so
+        return  # TIFF has no such JPEG
     image_bytes = encode(random_picture(1, 120, 80).convert(mode), "TIFF", compression=compression)
     with Image.open(io.BytesIO(image_bytes)) as image:
         assert np.array_equal(decode(image_bytes), as_pixels(image))
@@ -355,7 +355,7 @@ def test_16_bit_tiff_is_scaled(order: str) -> None:
 
 
 def tiff(strip: bytes, width: int, height: int, order: str = "<", more: dict[int, int] | None = None) -> bytes:
-    """Grey, black is 0, in one strip behind the header; `more` are tags that are other than those."""
+    """Make a grey TIFF of one strip behind the header; `more` tags replace the usual ones."""
     tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(strip), **(more or {})}
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(strip))

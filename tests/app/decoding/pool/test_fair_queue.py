@@ -1,4 +1,4 @@
-"""FairQueue: turns between requests, and a decoder that heavy images and large batches leave free."""
+"""FairQueue: requests take turns, and heavy images and large batches leave a decoder free."""
 
 import io
 import itertools
@@ -23,8 +23,8 @@ def turns(request: str, count: int, *, heavy: bool = False) -> list[Turn[str]]:
     return [Turn(f"{request}{number}", request, heavy) for number in range(count)]
 
 
-def queue_of(*waiting: list[Turn[str]], decoders: int) -> FairQueue[str]:
-    queue = FairQueue[str](decoders)
+def queue_of(*waiting: list[Turn[str]], workers: int) -> FairQueue[str]:
+    queue = FairQueue[str](workers)
     for turn in itertools.chain(*waiting):
         queue.put(turn)
     return queue
@@ -39,30 +39,30 @@ def take_all(queue: FairQueue[str]) -> list[str]:
 
 
 def test_requests_take_turns() -> None:
-    queue = queue_of(turns("a", 3), turns("b", 2), turns("c", 1), decoders=2)
+    queue = queue_of(turns("a", 3), turns("b", 2), turns("c", 1), workers=2)
     assert take_all(queue) == ["a0", "b0", "c0", "a1", "b1", "a2"]
 
 
 def test_batch_leaves_one_decoder_free() -> None:
-    queue = queue_of(turns("a", 9), decoders=4)
+    queue = queue_of(turns("a", 9), workers=4)
     assert [turn.item for turn in iter(queue.take, None)] == ["a0", "a1", "a2"]
     queue.put(*turns("b", 1))
     assert (queue.take() or Turn("", "", False)).item == "b0"
 
 
-@pytest.mark.parametrize("decoders", [1, 2])
-def test_batch_gets_one_decoder_at_least(decoders: int) -> None:
-    queue = queue_of(turns("a", 9), decoders=decoders)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batch_gets_one_decoder_at_least(workers: int) -> None:
+    queue = queue_of(turns("a", 9), workers=workers)
     assert [turn.item for turn in iter(queue.take, None)] == ["a0"]
 
 
 def test_heavy_images_leave_one_decoder_free() -> None:
-    queue = queue_of(*(turns(name, 1, heavy=True) for name in "abcd"), turns("light", 1), decoders=3)
+    queue = queue_of(*(turns(name, 1, heavy=True) for name in "abcd"), turns("light", 1), workers=3)
     assert [turn.item for turn in iter(queue.take, None)] == ["a0", "b0", "light0"]
 
 
 def test_released_share_is_free_again() -> None:
-    queue = queue_of(turns("a", 2, heavy=True), decoders=2)
+    queue = queue_of(turns("a", 2, heavy=True), workers=2)
     first = queue.take()
     assert first is not None
     assert queue.take() is None
@@ -71,7 +71,7 @@ def test_released_share_is_free_again() -> None:
 
 
 def test_put_back_goes_first() -> None:
-    queue = queue_of(turns("a", 2), turns("b", 1), decoders=2)
+    queue = queue_of(turns("a", 2), turns("b", 1), workers=2)
     lost = queue.take()
     assert lost is not None
     queue.put_back(lost)
@@ -80,7 +80,7 @@ def test_put_back_goes_first() -> None:
 
 def test_discarded_image_is_never_taken() -> None:
     gone, *others = turns("a", 3)
-    queue = queue_of([gone, *others], decoders=1)
+    queue = queue_of([gone, *others], workers=1)
     queue.discard(gone)
     queue.discard(gone)
     assert take_all(queue) == ["a1", "a2"]
@@ -117,7 +117,7 @@ MORE_HEADER: dict[str, dict[str, object]] = {"GIF": {"comment": b"hello", "loop"
 @pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pixels_are_those_of_pillow(image_format: str, mode: str) -> None:
-    width, height = (128, 64) if image_format == "HEIF" else (123, 45)  # its encoder fills blocks up, and decodes those
+    width, height = (128, 64) if image_format == "HEIF" else (123, 45)  # its encoder pads to whole blocks
     assert count_pixels(encode(random_picture(0, width, height).convert(mode), image_format)) == width * height
 
 
@@ -155,7 +155,7 @@ def test_damage_hides_no_pixels_from_the_count(image_format: str) -> None:
         try:
             with Image.open(io.BytesIO(damaged), formats=[image_format]) as opened:
                 size = opened.size
-        except Exception:  # nothing is decoded, whatever its size
+        except Exception:  # never decoded, so that its size does not count
             continue
         assert pixels is None or pixels >= size[0] * size[1] or sniff_format(bytes(damaged)) is None
 
@@ -189,7 +189,7 @@ def test_padding_of_jpeg_is_bounded_as_a_whole() -> None:
 
 def test_hidden_size_counts_as_heavy() -> None:
     jpeg = encode(random_picture(0), "JPEG")
-    hidden = jpeg[:2] + b"\xff\xfe\0\2" * 300 + jpeg[2:]  # comments, in front of the size
+    hidden = jpeg[:2] + b"\xff\xfe\0\2" * 300 + jpeg[2:]  # comments before the size
     assert Image.open(io.BytesIO(hidden)).size == random_picture(0).size
     assert count_pixels(hidden) is None
     assert turn_of(0, hidden, None).heavy

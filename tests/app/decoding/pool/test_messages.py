@@ -1,4 +1,4 @@
-"""What a decoding process may say, and what is not believed."""
+"""Messages of workers: valid ones are read, all others rejected."""
 
 import pytest
 from hypothesis import given
@@ -35,7 +35,7 @@ def test_fault_keeps_class_and_place() -> None:
     assert str(reply.error) == "KeyError at geometry.py:57"
 
 
-@pytest.mark.parametrize("text", ["", "the picture shows a cat", "KeyError at a.py:1\n", f"{'x' * 99} at a.py:1"])
+@pytest.mark.parametrize("text", ["", "the image shows a cat", "KeyError at a.py:1\n", f"{'x' * 99} at a.py:1"])
 def test_fault_with_free_text_is_rejected(text: str) -> None:
     assert read_reply(write_reply(Reply(1, DecodingFault(text)))) is None
 

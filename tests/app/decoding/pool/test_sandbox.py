@@ -1,4 +1,4 @@
-"""Limits of decoding processes that need a process of their own to be seen."""
+"""Limits of workers that are tested in a process of their own."""
 
 import signal
 import subprocess
@@ -8,7 +8,7 @@ from tests.support.models import ROOT
 
 SPINNING = """
 from app.decoding.pool.sandbox import limit_cpu
-limit_cpu(-2)  # and two are spare
+limit_cpu(-2)  # plus 2 s to spare
 while True:
     pass
 """
