@@ -12,6 +12,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import docs, health, metrics, model, predict
 from app.api.middleware import LastResort, RequestContext
+from app.api.payloads.images import BodyLimits
 from app.api.problems import ProblemsOnly, install_problem_handlers, wire_problem_responses
 from app.api.request_log import RequestLog
 from app.auth.access import Access
@@ -22,7 +23,8 @@ from app.http.turns import Turns
 from app.metrics import Metrics
 from app.process.startup import BUG, explain
 from app.serving.classifier import Classifier
-from app.serving.service import Service, load_classifier
+from app.serving.loading import load_classifier
+from app.serving.service import Service
 from app.settings import Settings
 
 _log = structlog.get_logger(__name__)
@@ -73,6 +75,7 @@ def create_app(
     app.state.settings, app.state.service, app.state.metrics = settings, service, measured
     app.state.access = Access(settings, measured)
     app.state.turns = Turns()
+    app.state.body_limits = BodyLimits(settings.max_image_bytes, settings.max_request_bytes, settings.max_images_per_request)
     app.state.limits = _http_limits(settings)
     app.state.connections = Connections(app.state.limits, measured, app.state.turns)
     app.state.http_protocol = partial(HttpProtocol, connections=app.state.connections)

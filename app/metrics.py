@@ -1,8 +1,11 @@
-"""Counters and histograms, each with its unit in its name. Label values come from fixed sets, never from a caller."""
+"""Prometheus metrics, each with its unit in its name. Label values come from fixed sets, never from a client."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,15 +21,17 @@ from prometheus_client.registry import Collector
 
 from app.errors import EngineDead, OutOfMemory, ServiceError
 
-# a time of birth for each series doubles their number and serves nobody
+# the `_created` series double the number of time series
 disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus_client leaves it unannotated
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+Kind = TypeVar("Kind", Counter, Gauge)
+
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 class _ReadCounter(Collector):
-    """A counter whose value is read when the metrics are."""
+    """Counter whose value is read when the metrics are."""
 
     def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         self._name, self._documentation, self._read = name, documentation, read
@@ -36,7 +41,7 @@ class _ReadCounter(Collector):
 
 
 class Metrics:
-    """All that is measured of one service."""
+    """Metrics of one service. Those of a model carry its name as the label `model`."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
@@ -60,79 +65,113 @@ class Metrics:
         self.http_refused = Counter(
             "vit_http_refused", "Requests and connections that were ended before any route.", ("reason",), registry=registry
         )
-        self.images = Counter("vit_images", "Images by outcome: `ok` or what went wrong.", ("outcome",), registry=registry)
-        self.runs = Counter(
-            "vit_batches", "Runs of the model by outcome: `ok` or what went wrong.", ("outcome",), registry=registry
-        )
-        self.decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoder, and decoding, an image.")
         self.decoder_restarts = Counter(
             "vit_decoder_restarts",
-            "Decoding processes that were lost, by reason: `start` ended before they decoded anything.",
+            "Decoding workers lost, by reason: `start` ended before they decoded anything.",
             ("reason",),
             registry=registry,
         )
         for reason in ("timeout", "crashed", "killed", "start"):
             self.decoder_restarts.labels(reason)
-        self.queue_seconds = self._seconds("vit_queue_seconds", "An image's wait for its batch to run.")
-        self.inference_seconds = self._seconds("vit_inference_seconds", "The run of the batch that an image was in.")
-        self.batch_size = Histogram(
-            "vit_batch_size_images", "Images in a run of the model that went well.", buckets=_BATCH_SIZES, registry=registry
+        self.ready = Gauge("vit_ready", "1 while the service takes requests.", registry=registry)
+        self.inflight_requests = Gauge("vit_inflight_requests", "Requests accepted and not yet answered.", registry=registry)
+        self.inflight_images = Gauge("vit_inflight_images", "Images accepted and not yet answered.", registry=registry)
+        self.inflight_bytes = Gauge(
+            "vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer.", registry=registry
+        )
+        self._images = self._of_models(Counter, "vit_images", "Images by outcome: `ok` or an error's code.", "outcome")
+        self._batches = self._of_models(Counter, "vit_batches", "Batches by outcome: `ok` or what went wrong.", "outcome")
+        self._decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoding worker and decoding, by image.")
+        self._queue_seconds = self._seconds("vit_queue_seconds", "Time of an image in the queue.")
+        self._inference_seconds = self._seconds("vit_inference_seconds", "Inference of the batch that an image was in.")
+        self._batch_size = Histogram(
+            "vit_batch_size_images", "Images in a batch that succeeded.", ("model",), buckets=_BATCH_SIZES, registry=registry
+        )
+        self._queued_images = self._of_models(Gauge, "vit_queued_images", "Images that wait for a batch.")
+
+    def of_model(self, name: str) -> "ModelMetrics":
+        """Return the metrics of one model. Calling it again for a name returns the same series."""
+        return ModelMetrics(
+            partial(self._images.labels, name),
+            partial(self._batches.labels, name),
+            self._decode_seconds.labels(name),
+            self._queue_seconds.labels(name),
+            self._inference_seconds.labels(name),
+            self._batch_size.labels(name),
+            self._queued_images.labels(name),
         )
 
-    def _seconds(self, name: str, documentation: str) -> Histogram:
-        return Histogram(name, documentation, buckets=_SECONDS, registry=self.registry)
+    def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        """Register a count that is kept elsewhere and read when the metrics are."""
+        self.registry.register(_ReadCounter(name, documentation, read))
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Register a value that is read when the metrics are."""
         Gauge(name, documentation, registry=self.registry).set_function(read)
 
-    def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        """Register a count that is kept elsewhere, and read when the metrics are."""
-        self.registry.register(_ReadCounter(name, documentation, read))
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _of_models(self, kind: type[Kind], name: str, documentation: str, *labels: str) -> Kind:
+        return kind(name, documentation, ("model", *labels), registry=self.registry)
+
+    def _seconds(self, name: str, documentation: str) -> Histogram:
+        return Histogram(name, documentation, ("model",), buckets=_SECONDS, registry=self.registry)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetrics:
+    """Metrics of one model."""
+
+    _images: Callable[[str], Counter]
+    _batches: Callable[[str], Counter]
+    _decode_seconds: Histogram
+    _queue_seconds: Histogram
+    _inference_seconds: Histogram
+    _batch_size: Histogram
+    queued_images: Gauge
 
     @contextmanager
     def outcome_of_image(self) -> Iterator[None]:
-        """Count what becomes of one image; the label is `ok`, `cancelled`, or the error's code."""
+        """Count the outcome of one image: `ok`, `cancelled`, or the error's code."""
         try:
             yield
         except asyncio.CancelledError:
-            self.images.labels("cancelled").inc()
+            self._images("cancelled").inc()
             raise
         except ServiceError as error:
-            self.images.labels(error.code).inc()
+            self._images(error.code).inc()
             raise
         except Exception:
-            self.images.labels("internal_error").inc()
+            self._images("internal_error").inc()
             raise
         else:
-            self.images.labels("ok").inc()
+            self._images("ok").inc()
 
     @contextmanager
-    def outcome_of_run(self, batch_size: int) -> Iterator[None]:
-        """Count what becomes of one run of the model."""
+    def outcome_of_batch(self, size: int) -> Iterator[None]:
+        """Count the outcome of one batch."""
         try:
             yield
         except asyncio.CancelledError:
-            self.runs.labels("cut_off").inc()
+            self._batches("cut_off").inc()
             raise
         except OutOfMemory:
-            self.runs.labels("out_of_memory").inc()
+            self._batches("out_of_memory").inc()
             raise
         except EngineDead:
-            self.runs.labels("engine_dead").inc()
+            self._batches("engine_dead").inc()
             raise
         except Exception:
-            self.runs.labels("failed").inc()
+            self._batches("failed").inc()
             raise
         else:
-            self.runs.labels("ok").inc()
-            self.batch_size.observe(batch_size)
+            self._batches("ok").inc()
+            self._batch_size.observe(size)
 
     def observe_timings(self, decode_s: float, queue_s: float, inference_s: float) -> None:
-        self.decode_seconds.observe(decode_s)
-        self.queue_seconds.observe(queue_s)
-        self.inference_seconds.observe(inference_s)
-
-    def text(self) -> bytes:
-        """Prometheus' text format."""
-        return generate_latest(self.registry)
+        """Observe the seconds that one image spent in each step."""
+        self._decode_seconds.observe(decode_s)
+        self._queue_seconds.observe(queue_s)
+        self._inference_seconds.observe(inference_s)

@@ -20,7 +20,8 @@ from app.metrics import Metrics
 from app.process.signals import MEANINGLESS, STOP, handled
 from app.process.stderr import dropped_lines
 from app.serving.classifier import Classifier
-from app.serving.service import Service, load_classifier
+from app.serving.loading import load_classifier
+from app.serving.service import Service
 from app.settings import Settings
 
 _FAILED = 1

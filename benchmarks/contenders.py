@@ -18,6 +18,7 @@ import httpx
 from benchmarks.load import Load, Target, ask
 from benchmarks.measure import progress
 from benchmarks.peers import Peer, Server
+from benchmarks.watch import metrics_of
 
 _PATIENCE_S = 120.0
 _BOUNDARY = "vit-serve-benchmark"
@@ -129,9 +130,8 @@ def _first_class(body: bytes) -> dict[str, Any]:
 
 
 def mean_batch_size(contender: Contender) -> float:
-    """Of all runs of ours so far."""
-    text = httpx.get(f"http://127.0.0.1:{contender.target.port}/metrics").text
-    numbers = {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in text.splitlines() if line[:1] != "#"}
+    """Return the mean size of all batches of ours so far."""
+    numbers = metrics_of(httpx.get(f"http://127.0.0.1:{contender.target.port}/metrics").content)
     return numbers["vit_batch_size_images_sum"] / numbers["vit_batch_size_images_count"]
 
 

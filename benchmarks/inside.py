@@ -65,18 +65,21 @@ def _options(name: str, cache: Path) -> EngineOptions:
 def engine_cases(inside: Inside, batch_sizes: Sequence[int], slice_s: float) -> Iterator[Case]:
     """Images a second: a lone image after another, and batches of each size in as many runs as the engine takes."""
     for name, engine in inside.engines.items():
-        yield f"{name}, one image alone", _engine_case(inside, engine, 1, slice_s, alone=True)
+        yield f"{name}, one image alone", _engine_case(inside, engine, 1, slice_s, use_all_cores=True)
         for size in batch_sizes:
-            yield f"{name}, {engine.max_runs} x {size}", _engine_case(inside, engine, size, slice_s, alone=False)
+            yield (
+                f"{name}, {engine.max_concurrent_batches} x {size}",
+                _engine_case(inside, engine, size, slice_s, use_all_cores=False),
+            )
 
 
 def _engine_case(inside: Inside, engine: Engine, size: int, slice_s: float, *, alone: bool) -> Callable[[], float]:
     pixels = np.random.default_rng(0).integers(0, 256, (size, 3, inside.image_size, inside.image_size), dtype=np.uint8)
 
     def one() -> int:
-        return len(engine.run(list(pixels), alone=alone))
+        return len(engine.run(list(pixels), use_all_cores=alone))
 
-    return lambda: rate(one, threads=1 if alone else engine.max_runs, seconds=slice_s)
+    return lambda: rate(one, threads=1 if alone else engine.max_concurrent_batches, seconds=slice_s)
 
 
 def decode_cases(inside: Inside, pictures: dict[str, Sequence[bytes]], slice_s: float) -> Iterator[Case]:
@@ -104,9 +107,9 @@ def pipeline_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Cal
 
     def one() -> int:
         batch = [inside.quick.decode(next(turns)) for _ in range(engine.max_batch_size)]
-        return len(engine.run(batch, alone=False))
+        return len(engine.run(batch, use_all_cores=False))
 
-    return lambda: rate(one, threads=engine.max_runs, seconds=slice_s)
+    return lambda: rate(one, threads=engine.max_concurrent_batches, seconds=slice_s)
 
 
 def lone_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callable[[], float]:
@@ -114,7 +117,7 @@ def lone_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callabl
     turns = itertools.cycle(files)
 
     def one() -> int:
-        return len(inside.engine.run([inside.quick.decode(next(turns))], alone=True))
+        return len(inside.engine.run([inside.quick.decode(next(turns))], use_all_cores=True))
 
     return lambda: 1 / rate(one, threads=1, seconds=slice_s)
 

@@ -1,6 +1,7 @@
 """Watch a server from beside: whether its health is told at once, how much memory it has, what its gauges say."""
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ _PROBES_S = 0.05
 """Between two questions of one kind."""
 
 _SAMPLES_S = 0.25
+
+
+_MODEL = re.compile(r'model="[^"]*",?|,model="[^"]*"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +104,9 @@ def usage(pids: Iterable[int]) -> Usage:
 
 
 def metrics_of(text: bytes) -> dict[str, float]:
-    """Prometheus' text -> value by name with labels, as it is written there."""
+    """Parse Prometheus' text into values by name and labels, without the label `model`: one model is served."""
     lines = (line.rpartition(" ") for line in text.decode().splitlines() if line[:1] != "#")
-    return {name: float(value) for name, _, value in lines}
+    return {_MODEL.sub("", name).replace("{}", ""): float(value) for name, _, value in lines}
 
 
 def resident_bytes(pid: int) -> int:

@@ -3,6 +3,8 @@
 Shapes: B batch, C channels, H W image, P patch, N = (H // P) * (W // P) patches, D embed_dim.
 """
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,14 +38,14 @@ class PatchEmbed(nn.Module):
         return embed_by_convolution(images, self.proj.weight, self.proj.bias)
 
     @torch.no_grad()
-    def absorb_normalisation(self, scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        """Change weight and bias so that raw pixels x give what (x * scale - mean) / std gave before.
+    def fold_normalization(self, scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> "PatchEmbed":
+        """Return a patch embedding that maps raw pixels x to what this one maps (x * scale - mean) / std to.
 
-        The map is linear and has no padding, so this is exact but for rounding; it is done in float64.
-        Afterwards uint8 pixels need only a cast, and no normalised image is ever made.
+        The map is linear and has no padding, so this is exact but for rounding; it is computed in float64. uint8 pixels then
+        need only a cast, and no normalised image is ever made.
 
         Args:
-            scale: what a raw pixel is multiplied by first, 1/255 for uint8.
+            scale: factor for raw pixels, 1/255 for uint8.
             mean: per channel, in units of scaled pixels.
             std: per channel, in units of scaled pixels.
         """
@@ -52,5 +54,7 @@ class PatchEmbed(nn.Module):
         offset = weight.new_tensor(mean).view(1, -1, 1, 1) / per_channel
         bias = torch.zeros(weight.shape[0], dtype=weight.dtype) if self.proj.bias is None else self.proj.bias.double()
         bias = bias - (weight * offset).sum(dim=(1, 2, 3))
-        self.proj.weight.copy_(weight * scale / per_channel)
-        self.proj.bias = nn.Parameter(bias.to(self.proj.weight))
+        folded = copy.deepcopy(self)
+        folded.proj.weight.copy_(weight * scale / per_channel)
+        folded.proj.bias = nn.Parameter(bias.to(folded.proj.weight))
+        return folded

@@ -16,8 +16,8 @@ from transformers import AutoModelForImageClassification
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from app.engines.select import has_vnni
-from app.serving.classifier import Classification
 from app.serving.offline import run, running_classifier
+from app.serving.results import Classification
 from app.settings import BUNDLED_MODEL, read_settings
 from tests.support.models import ROOT, encode, random_picture
 from tests.support.server import Server, running_server

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.serving.classifier import Classification
 from app.serving.offline import run
+from app.serving.results import Classification
 from benchmarks.photographs import WIDTHS, sized
 from tests.support.models import ROOT
 from tests.test_bundled_weights import answers_of_the_service, reference_logits

@@ -1,18 +1,19 @@
-"""What routes are given: a checked caller, an admission with a deadline; and how a vanished caller ends the work.
+"""Dependencies of routes: a checked client, an admitted request with its deadline; and cancelling work for a client that left.
 
-All of it is `async`, though little of it waits: FastAPI calls a plain function in a thread, and each change of thread costs a
-busy machine more than the function. It is few and large for the same reason: FastAPI spends more on each than it does.
+All are `async`, though few of them wait: FastAPI runs a plain function in a thread, which costs a busy machine more than the
+function itself. They are few and large because FastAPI spends more on each dependency than the dependency does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
 
-from app.api.payloads.body import Hold
+from app.api.payloads.body import Body
+from app.api.payloads.images import BodyLimits
 from app.auth.access import Access
 from app.errors import InvalidParameter
 from app.http.numbers import whole_number
@@ -26,21 +27,17 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Admission:
-    """A request with images that was let in before a byte of its body was read."""
+class Admitted:
+    """A request with images that was let in before its body is read."""
 
     settings: Settings
+    limits: BodyLimits
     classifier: Classifier
-    hold: Hold
-    """What the body is accounted by, until the request is answered."""
+    body: Body
     deadline: float
-    """When the answer loses its use, as a time of the event loop's clock."""
+    """Time of the event loop's clock after which the answer is of no use."""
     service: Service
     turns: Turns
-
-    async def upload(self, reading: Awaitable[T]) -> T:
-        """Await the body; see `Service.upload`."""
-        return await self.service.upload(self.deadline, reading)
 
 
 async def get_service(request: Request) -> Service:
@@ -53,12 +50,12 @@ async def get_metrics(request: Request) -> Metrics:
     return metrics
 
 
-async def check_caller(request: Request) -> None:
-    """Let a caller in who may call; everybody, if there are no keys and no limits.
+async def check_client(request: Request) -> None:
+    """Raise if the client may not call. Without keys and limits every client may.
 
     Raises:
-        Unauthorized: no key, or none that is known.
-        RateLimited: there were too many requests from this address or with this key.
+        Unauthorized: the request has no valid key.
+        RateLimited: too many requests came from this address or with this key.
     """
     access: Access = request.app.state.access
     await access.check(request)
@@ -70,24 +67,20 @@ async def admit(
         str | None,
         Header(description="Deadline of this request in milliseconds from its arrival; can only shorten the server's."),
     ] = None,
-) -> AsyncIterator[Admission]:
-    """Let a request in that brings images, if its caller may, the service can, and the queue has room; until it is answered.
+) -> AsyncIterator[Admitted]:
+    """Let a request with images in, until it is answered: its client may, the service is ready, a slot is free.
 
     Raises:
-        Unauthorized, RateLimited: see `check_caller`.
-        NotReady, Draining: see `Service.accept`.
-        QueueFull: as many images wait as may.
+        Unauthorized, RateLimited: see `check_client`.
+        NotReady, Draining, QueueFull: see `Service.accept`.
         InvalidParameter: the deadline is not a positive whole number.
     """
-    await check_caller(request)
-    settings: Settings = request.app.state.settings
-    service: Service = request.app.state.service
-    with service.accept() as classifier:
-        classifier.check_room()
-        timeout_s = _timeout(x_request_timeout_ms, settings.request_timeout_s)
-        arrival: float = request.state.arrival
-        with classifier.bytes_held() as hold:
-            yield Admission(settings, classifier, hold, arrival + timeout_s, service, request.app.state.turns)
+    await check_client(request)
+    state = request.app.state
+    with state.service.accept() as accepted:
+        deadline = request.state.arrival + _timeout(x_request_timeout_ms, state.settings.request_timeout_s)
+        body = Body(request, accepted.reserve_bytes, state.turns)
+        yield Admitted(state.settings, state.body_limits, accepted.classifier, body, deadline, state.service, state.turns)
 
 
 def _timeout(asked_ms: str | None, longest_s: float) -> float:
@@ -101,14 +94,14 @@ def _timeout(asked_ms: str | None, longest_s: float) -> float:
 
 ServiceDep = Annotated[Service, Depends(get_service)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
-AdmissionDep = Annotated[Admission, Depends(admit)]
+AdmittedDep = Annotated[Admitted, Depends(admit)]
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Await the work, and cancel it when the caller goes away. The request's body must have been read.
+    """Await the work, and cancel it if the client disconnects. The request's body must have been read.
 
     Raises:
-        ClientDisconnect: the caller has gone.
+        ClientDisconnect: the client has gone.
     """
     task = asyncio.create_task(work)
     gone = asyncio.create_task(_disconnected(request))

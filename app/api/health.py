@@ -21,5 +21,5 @@ async def live() -> HealthBody:
 @router.get("/health/ready", responses=problem_responses(errors.NotReady, errors.Draining))
 async def ready(service: ServiceDep) -> HealthBody:
     """200 after warm-up, while the worker is alive and the service is not shutting down; a full queue does not matter."""
-    service.check()
+    service.ready_classifier()
     return HealthBody(status="ready")

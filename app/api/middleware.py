@@ -15,7 +15,7 @@ from app.api.problems import last_resort, problem_response
 from app.api.request_log import RequestLog
 from app.errors import ServiceError
 from app.metrics import Metrics
-from app.serving.classifier import Timings
+from app.serving.results import Timings
 from app.serving.service import Service
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")

@@ -1,21 +1,19 @@
-"""GET /model: what is being served."""
-
-from dataclasses import asdict
+"""GET /model: description of the served model."""
 
 from fastapi import APIRouter, Depends
 
 from app import errors
-from app.api.dependencies import ServiceDep, check_caller
+from app.api.dependencies import ServiceDep, check_client
 from app.api.problems import problem_responses
-from app.api.schemas import ModelBody
+from app.serving.results import ModelDescription
 
 _ERRORS = problem_responses(errors.Unauthorized, errors.RateLimited, errors.NotReady, errors.Draining)
 
-router = APIRouter(tags=["model"], dependencies=[Depends(check_caller)])
+router = APIRouter(tags=["model"], dependencies=[Depends(check_client)])
 
 
 @router.head("/model", include_in_schema=False)
 @router.get("/model", responses=_ERRORS)
-async def model(service: ServiceDep) -> ModelBody:
-    """Name, labels, sizes, preprocessing, device and batch sizes of the model."""
-    return ModelBody.model_validate(asdict(service.check().describe()))
+async def model(service: ServiceDep) -> ModelDescription:
+    """Describe the model: name, labels, sizes, preprocessing, device and batch sizes."""
+    return service.ready_classifier().describe()

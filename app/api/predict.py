@@ -10,16 +10,16 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError, to_json
 
 from app import errors
-from app.api.dependencies import Admission, AdmissionDep, while_connected
-from app.api.payloads.body import Body, Image
-from app.api.payloads.images import BodyLimits, read_image, read_images
+from app.api.dependencies import AdmittedDep, while_connected
+from app.api.payloads.body import Image
+from app.api.payloads.images import read_image, read_images
 from app.api.problems import problem_headers, problem_of, problem_responses
 from app.api.schemas import FailedBody, PredictBatchBody, PredictBody
 from app.decoding.limits import check_work
 from app.http.numbers import whole_number
 from app.http.turns import Steps
-from app.serving.classifier import Classification, Classifier, Timings
-from app.settings import Settings
+from app.serving.classifier import Classifier
+from app.serving.results import Classification, Timings
 
 router = APIRouter(tags=["predict"])
 
@@ -32,9 +32,9 @@ def _count(sent: str | int) -> int:
 
 
 TopK = Annotated[
-    int, BeforeValidator(_count), Query(ge=1, description="How many classes to rank; more than there are gives all of them.")
+    int, BeforeValidator(_count), Query(ge=1, description="Number of classes to rank; more than there are gives all of them.")
 ]
-Vectors = Annotated[bool, Query(description="Whether to include the full `logits` and `probabilities`.")]
+Vectors = Annotated[bool, Query(description="Include the full `logits` and `probabilities`.")]
 
 _ERRORS = problem_responses(
     errors.MalformedRequest,
@@ -53,7 +53,7 @@ _ERRORS = problem_responses(
 )
 
 _CLASSES_AT_ONCE = 256
-"""That are written in one step."""
+"""Classes written in one step."""
 
 _TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGP8z4APMOGVHbHSAA0YAQ87n0dIAAAAAElFTkSuQmCC"
 _BINARY = {"type": "string", "format": "binary"}
@@ -98,36 +98,37 @@ def _forms(forms: dict[str, Any]) -> dict[str, Any]:
 @router.post("/predict", response_model=PredictBody, responses=_ERRORS, openapi_extra=_forms(_PREDICT_FORMS))
 async def predict(
     request: Request,
-    admission: AdmissionDep,
+    admitted: AdmittedDep,
     top_k: TopK = 5,
     vectors: Vectors = True,
 ) -> Response:
     """Classify one image, sent as a multipart part `image`, as the raw body, or as base64 in JSON."""
-    classifier, deadline = admission.classifier, admission.deadline
-    image_bytes = await admission.upload(read_image(_body(request, admission), _limits(admission.settings)))
-    classification = await while_connected(request, classifier.classify(image_bytes, deadline))
+    classifier = admitted.classifier
+    async with admitted.service.uploading(admitted.deadline):
+        image_bytes = await read_image(admitted.body, admitted.limits)
+    classification = await while_connected(request, classifier.classify(image_bytes, admitted.deadline))
     request.state.timings = classification.timings
-    result = await admission.turns.work(_result(classification, top_k, vectors))
+    result = await admitted.turns.work(_result(classification, top_k, vectors))
     return _answer(classifier, result.removeprefix(b"{"))
 
 
 @router.post("/predict/batch", response_model=PredictBatchBody, responses=_ERRORS, openapi_extra=_forms(_BATCH_FORMS))
 async def predict_batch(
     request: Request,
-    admission: AdmissionDep,
+    admitted: AdmittedDep,
     top_k: TopK = 5,
     vectors: Vectors = True,
 ) -> Response:
     """Classify several images, sent as multipart parts `images` or as base64 in JSON; a bad one fails alone."""
-    classifier, deadline = admission.classifier, admission.deadline
-    images = await admission.upload(read_images(_body(request, admission), _limits(admission.settings)))
+    classifier, settings = admitted.classifier, admitted.settings
+    async with admitted.service.uploading(admitted.deadline):
+        images = await read_images(admitted.body, admitted.limits)
     encoded = [image for image in images if isinstance(image, bytes)]
-    settings = admission.settings
-    await admission.turns.work(check_work(encoded, settings.max_image_pixels, settings.max_request_pixels))
-    outcomes = await while_connected(request, _classify_all(classifier, images, deadline))
+    await admitted.turns.work(check_work(encoded, settings.max_image_pixels, settings.max_request_pixels))
+    outcomes = await while_connected(request, _classify_all(classifier, images, admitted.deadline))
     done = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
     request.state.timings = _longest([classification.timings for classification in done])
-    results = await admission.turns.work(_results(outcomes, top_k, vectors))
+    results = await admitted.turns.work(_results(outcomes, top_k, vectors))
     refused = max((error for error in outcomes if isinstance(error, errors.Refused)), key=_patience, default=None)
     headers = None if refused is None else problem_headers(refused)
     return _answer(classifier, b'"results":' + results + b"}", headers)
@@ -136,8 +137,7 @@ async def predict_batch(
 async def _classify_all(
     classifier: Classifier, images: list[Image], deadline: float
 ) -> list[Classification | errors.ServiceError]:
-    """Every image's classification or its own error, in order; an error that is no ServiceError fails the request."""
-
+    """Return each image's classification or error, in order. An error that is no ServiceError fails the request."""
     request = object()
 
     async def classify(image: Image) -> Classification | errors.ServiceError:
@@ -157,16 +157,8 @@ def _patience(refusal: errors.Refused) -> float:
     return refusal.retry_after_s
 
 
-def _body(request: Request, admission: Admission) -> Body:
-    return Body(request, admission.hold, admission.turns)
-
-
-def _limits(settings: Settings) -> BodyLimits:
-    return BodyLimits(settings.max_image_bytes, settings.max_request_bytes, settings.max_images_per_request)
-
-
 def _answer(classifier: Classifier, fields: bytes, headers: dict[str, str] | None = None) -> Response:
-    """A `PredictBody` or a `PredictBatchBody`, whose other fields are written already."""
+    """Return a `PredictBody` or `PredictBatchBody` around fields that are JSON already."""
     which = to_json(classifier.name), to_json(classifier.activation)
     return Response(b'{"model":%b,"activation":%b,%b' % (*which, fields), 200, headers, "application/json")
 
@@ -182,16 +174,16 @@ def _results(outcomes: Sequence[Classification | errors.ServiceError], top_k: in
 
 
 def _result(classification: Classification, top_k: int, vectors: bool) -> Steps[bytes]:
-    """A `ResultBody`, in JSON. In steps: of 32 images and 1,000 classes, as many models of pydantic's take a second."""
+    """Return a `ResultBody` as JSON, in steps: 32 images with 1,000 classes take pydantic a second."""
     ranked = classification.ranked(top_k)
-    predictions = yield from _array(classification.predictions(some) for some in _pieces(ranked))
+    predictions = yield from _array(classification.predictions(piece) for piece in _pieces(ranked))
     fields = [b'"predictions":' + predictions]
     if vectors:
-        fields.append(b'"logits":' + (yield from _array(some.tolist() for some in _pieces(classification.logits))))
-        shares = classification.probabilities
+        fields.append(b'"logits":' + (yield from _array(piece.tolist() for piece in _pieces(classification.logits))))
+        probabilities = classification.probabilities
         fields.append(
             b'"probabilities":'
-            + (b"null" if shares is None else (yield from _array(some.tolist() for some in _pieces(shares))))
+            + (b"null" if probabilities is None else (yield from _array(piece.tolist() for piece in _pieces(probabilities))))
         )
     return b"{%b}" % b",".join(fields)
 
@@ -209,7 +201,7 @@ def _pieces(numbers: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _longest(timings: list[Timings]) -> Timings | None:
-    """Return the longest time in each step of images that were worked on side by side."""
+    """Return the longest time in each step, for images that were processed concurrently."""
     if not timings:
         return None
     return Timings(

@@ -25,7 +25,7 @@ def info(model: ModelArgument = None, as_json: AsJson = False) -> None:
 
 
 def _describe(settings: Settings) -> dict[str, Any]:
-    from app.serving.service import load
+    from app.serving.loading import load
 
     with watched_start() as on_step:
         checkpoint = load(settings, on_step)

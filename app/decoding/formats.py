@@ -1,4 +1,4 @@
-"""Formats of pictures: what each is called, what decodes it, and what a caller is told whose picture is in another one."""
+"""Formats: their names, their decoders, and the sentence for an image in one that is not decoded."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -15,7 +15,7 @@ _NEVER_DECODED = {
     "pdf": "PDF documents",
     "svg": "SVG drawings",
 }
-"""What `sniff_format` knows only to call it by its name."""
+"""Names of formats that are recognized and never decoded."""
 
 
 _INSTALL_HEIF = "pip install 'vit-serve[heif]'"
@@ -35,10 +35,10 @@ def refusal(image_format: str | None, enabled: Iterable[str]) -> str:
 
 
 def check_decoders(formats: Iterable[str]) -> None:
-    """Check that there is a decoder for each format, without loading those that most services have no use for.
+    """Check that each format has a decoder, without loading those that are off by default.
 
     Raises:
-        StartError: one is not installed.
+        StartError: a decoder is not installed.
     """
     if "avif" in formats and not features.check("avif"):
         raise StartError("VIT_IMAGE_FORMATS has avif, which this build of Pillow cannot decode: install one of its wheels")
@@ -48,7 +48,7 @@ def check_decoders(formats: Iterable[str]) -> None:
 
 @cache
 def pillow_name(image_format: str) -> str:
-    """Pillow's name of a format, whose decoder is loaded now and starts as few threads as it can: a worker may have none."""
+    """Load the decoder of a format, with as few threads as it can do with, and return Pillow's name of the format."""
     if image_format == "avif":
         from PIL import AvifImagePlugin
 
@@ -62,5 +62,5 @@ def pillow_name(image_format: str) -> str:
 
 
 def needs_threads(formats: Iterable[str]) -> bool:
-    """Tell whether a decoder cannot do without a thread of its own: libde265 starts one for each tile, whatever it is told."""
+    """Return True if a decoder needs a thread of its own: libde265 starts one for each tile in any case."""
     return "heic" in formats

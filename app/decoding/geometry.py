@@ -1,18 +1,16 @@
-"""Where the pixels of a picture end: its size after resizing, and what the crop keeps of that."""
+"""Geometry: the size of an image after resizing, and the window of it that the crop keeps."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from app.decoding.size import Size, area
+from app.pixels import Pixels
 from model.preprocessing import Preprocessing
 
-Size = tuple[int, int]
-"""(width, height) in pixels, in Pillow's order."""
-
 _MAX_CROPPED_AWAY = 4
-"""Resized pixels for each one that the crop keeps."""
+"""Maximum resized pixels for each one that the crop keeps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +23,11 @@ class Geometry:
     top: int
     output: Size
     around: Size
-    """Black columns on the left and rows on top, where the resized picture is smaller than the crop."""
+    """Black columns on the left and rows on top, where the resized image is smaller than the crop."""
 
     @classmethod
     def of(cls, size: Size, preprocessing: Preprocessing) -> "Geometry":
-        """What transformers' processors and timm's and torchvision's transforms do with a picture of this size."""
+        """Compute sizes as transformers' processors and timm's and torchvision's transforms do."""
         full = _resized(size, preprocessing.resize)
         output = full if preprocessing.crop is None else (preprocessing.crop[1], preprocessing.crop[0])
         kept = (min(full[0], output[0]), min(full[1], output[1]))
@@ -40,14 +38,14 @@ class Geometry:
 
     @property
     def is_wasteful(self) -> bool:
-        """Whether little of the resized picture would be kept: one of one pixel's width becomes millions high."""
-        return self.full[0] * self.full[1] > _MAX_CROPPED_AWAY * self.kept[0] * self.kept[1]
+        """True if the crop keeps little of the resized image: one that is a pixel wide becomes millions high."""
+        return area(self.full) > _MAX_CROPPED_AWAY * area(self.kept)
 
-    def crop(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def crop(self, pixels: Pixels) -> Pixels:
         """(C, *full) -> (C, *output)."""
         return self.centre(pixels[:, self.top : self.top + self.kept[1], self.left : self.left + self.kept[0]])
 
-    def centre(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def centre(self, pixels: Pixels) -> Pixels:
         """(C, *kept) -> (C, *output), contiguous."""
         if self.kept == self.output:
             return np.ascontiguousarray(pixels)
@@ -58,12 +56,12 @@ class Geometry:
 
 
 def _margin(difference: int, rounding: str) -> int:
-    """Pixels cut off before the crop, of `difference` in all."""
+    """Return the pixels to cut off before the crop, of `difference` in all."""
     return difference // 2 if rounding == "down" else round(difference / 2)
 
 
 def _resized(size: Size, resize: int | tuple[int, int] | None) -> Size:
-    """Size of the whole image after resizing, rounded as transformers does."""
+    """Return the size of the whole image after resizing, rounded as transformers does."""
     match resize:
         case None:
             return size

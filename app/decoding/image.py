@@ -1,59 +1,31 @@
-"""Encoded bytes -> pixels as the checkpoint's preprocessing wants them, with every limit on what is decoded.
+"""ImageDecoder: encoded bytes to the pixels of the model's input, with every limit on what is decoded.
 
-Nothing here trusts the bytes: the format is told by its first bytes, the size is checked before a pixel is decoded, only the
-first frame and of all metadata only the EXIF orientation is read.
+The bytes are not trusted: the first of them tell the format, the size is checked before a pixel is decoded, and only the first
+frame and the EXIF orientation are read.
 """
 
-import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
 
-from app.decoding.formats import pillow_name, refusal
-from app.decoding.geometry import Geometry, Size
-from app.decoding.headers import (
-    check_jpeg_scans,
-    count_jpeg_scans,
-    isobmff_size,
-    png_without_profiles,
-    sniff_format,
-    webp_size,
-)
-from app.decoding.headers.tiff import check_mode, check_tiff, tiff_size
+from app.decoding.formats import refusal
+from app.decoding.geometry import Geometry
+from app.decoding.headers import heif, png, tiff, webp
+from app.decoding.headers.jpeg import check_scans, count_scans
+from app.decoding.headers.sniff import sniff_format
 from app.decoding.jpeg import decode_jpeg
 from app.decoding.limits import check_length
+from app.decoding.pillow import check_tiff_mode, open_image, orientation, upright_rgb
+from app.decoding.size import Size, area
 from app.errors import ImageTooLarge, UndecodableImage, UnsupportedImageFormat
 from app.pixels import Pixels
 from model.preprocessing import Preprocessing
 
-Image.MAX_IMAGE_PIXELS = None  # ours, which the settings give, is checked before decoding; Pillow's own would only warn
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of what is wrong with a caller's picture
-
 _MAX_SIDE = 65_535
-"""Pixels of a side: as much as JPEG and GIF can say. Pillow keeps more for each row than a row of one pixel holds, so that
-a picture of 1 x 40,000,000 would take gigabytes."""
-
-_STRIP_PIXELS = 1 << 20
-"""Converted at once, so that a large picture is not in memory once for each step of its conversion."""
-
-_EXIF_ORIENTATION = 0x0112
-
-_TURN_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF 2.32, tag 274: how the stored image has to be turned to stand upright."""
-
-_STRAIGHT_ALPHA = {"RGBa": "RGBA", "La": "LA"}
-"""Modes whose colours are stored multiplied by their alpha, and those that they are undone to."""
+"""Maximum pixels of a side, as JPEG and GIF have it. Pillow allocates more for a row than a single pixel needs, so that an
+image of 1 x 40,000,000 would take gigabytes."""
 
 
 class ImageDecoder:
@@ -61,11 +33,11 @@ class ImageDecoder:
 
     Args:
         preprocessing: resize, crop and interpolation of the checkpoint.
-        formats: what is decoded, of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `heic` and `tiff`.
-        max_bytes: of the encoded image.
-        max_pixels: width times height.
-        exact: decode JPEGs to the bit as the checkpoint's library does, not the quick way.
-        scaled: the quick way may decode large JPEGs at a part of their size.
+        formats: enabled formats, of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `heic` and `tiff`.
+        max_bytes: limit on the encoded image.
+        max_pixels: limit on width times height.
+        exact: decode JPEGs to the bit as the checkpoint's library does, not the fast way.
+        scaled: the fast way may decode large JPEGs at a fraction of their size.
     """
 
     def __init__(
@@ -86,7 +58,7 @@ class ImageDecoder:
         self._scaled = scaled
 
     def decode(self, image_bytes: bytes) -> Pixels:
-        """Encoded image -> (3, H, W) uint8, upright, resized and cropped.
+        """Decode an image to (3, H, W) uint8, upright, resized and cropped.
 
         Raises:
             ImageTooLarge: more bytes or pixels than allowed; decided before decoding.
@@ -94,46 +66,46 @@ class ImageDecoder:
             UndecodableImage: truncated or corrupt.
         """
         with self._opened(image_bytes) as (image, image_format):
-            quick = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
-            if quick and (pixels := self._decode_jpeg(image_bytes, image)) is not None:
+            fast = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
+            if fast and (pixels := self._decode_jpeg(image_bytes, image)) is not None:
                 return pixels
-            return _resize_and_crop(_whole(image), self._preprocessing)
+            return _resize_and_crop(upright_rgb(image), self._preprocessing)
 
     def decode_whole(self, image_bytes: bytes) -> Image.Image:
         """Decode an image to RGB at its own size, upright; see `decode`."""
         with self._opened(image_bytes) as (image, _):
-            return _whole(image)
+            return upright_rgb(image)
 
     @contextmanager
     def _opened(self, image_bytes: bytes) -> Iterator[tuple[Image.Image, str]]:
-        """Check all that can be known before decoding, and give the image with the name of its format."""
-        image_format = self._check(image_bytes)
+        """Check all that can be known before decoding, and yield the image with the name of its format."""
+        image_format = self._check_format(image_bytes)
         scans = 1
-        if image_format == "jpeg":
-            scans = count_jpeg_scans(image_bytes)
-        elif image_format == "png":
-            image_bytes = png_without_profiles(image_bytes)
-        elif image_format == "webp" and (size := webp_size(image_bytes)) is not None:
-            self._check_size(size)  # Pillow makes room for it before it tells how large it is
-        elif image_format in ("avif", "heic"):
-            self._check_stated(isobmff_size(image_bytes))
-        elif image_format == "tiff":
-            self._check_stated(tiff_size(image_bytes))
-            check_tiff(image_bytes)
-        with _open(image_bytes, image_format) as image:
+        match image_format:
+            case "jpeg":
+                scans = count_scans(image_bytes)
+            case "png":
+                image_bytes = png.without_profiles(image_bytes)
+            case "webp":
+                if (size := webp.size(image_bytes)) is not None:
+                    self._check_size(size)  # Pillow allocates it before it tells the size
+            case "avif" | "heic":
+                self._check_stated(heif.largest_size(image_bytes))
+            case "tiff":
+                self._check_stated(tiff.size(image_bytes))
+                tiff.check_kind(image_bytes)
+        with open_image(image_bytes, image_format) as image:
             self._check_size(image.size)
-            check_jpeg_scans(scans, image.width * image.height, self._max_pixels)
-            if image_format == "avif":
-                image.info.pop("xmp", None)  # only the container's own turns count (ISO/IEC 23008-12, 6.5.10)
+            check_scans(scans, area(image.size), self._max_pixels)
             if image_format == "tiff":
-                check_mode(image.mode)
+                check_tiff_mode(image)
             yield image, image_format
 
     def _decode_jpeg(self, image_bytes: bytes, image: Image.Image) -> Pixels | None:
-        return decode_jpeg(image_bytes, image.size, _orientation(image), self._preprocessing, scaled=self._scaled)
+        return decode_jpeg(image_bytes, image.size, orientation(image), self._preprocessing, scaled=self._scaled)
 
-    def _check(self, image_bytes: bytes) -> str:
-        """What the number of the bytes and the first of them say; returns the format's name."""
+    def _check_format(self, image_bytes: bytes) -> str:
+        """Check the length and the format; return the name of the format."""
         check_length(image_bytes, self._max_bytes)
         image_format = sniff_format(image_bytes)
         if image_format not in self._formats:
@@ -141,7 +113,7 @@ class ImageDecoder:
         return image_format
 
     def _check_stated(self, size: Size | None) -> None:
-        """Check what a header says, which may be of a tile and so more than Pillow tells."""
+        """Check a size in a header, which may be that of a tile and so larger than the one that Pillow tells."""
         if size is None:
             raise UndecodableImage("The image does not say how large it is.")
         self._check_size(size)
@@ -154,84 +126,13 @@ class ImageDecoder:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {_MAX_SIDE} on a side are allowed.")
 
 
-def _open(image_bytes: bytes, image_format: str) -> Image.Image:
-    name = pillow_name(image_format)  # what is wrong with a decoder's installation is not the image's fault
-    with _decoding_errors():
-        return Image.open(io.BytesIO(image_bytes), formats=[name])
-
-
-@contextmanager
-def _decoding_errors() -> Iterator[None]:
-    """Turn whatever Pillow raises on hostile bytes into one sentence; to be put around its calls alone, not around our code."""
-    try:
-        yield
-    except MemoryError:
-        raise ImageTooLarge("The image does not fit into memory.") from None
-    except Exception as error:
-        raise UndecodableImage("The image is truncated or corrupt.") from error
-
-
-def _whole(image: Image.Image) -> Image.Image:
-    with _decoding_errors():
-        image.load()  # before the metadata: PNG's getexif loads too, and its error would pass for broken EXIF
-    return _to_rgb(_upright(image))
-
-
-def _orientation(image: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 is upright."""
-    try:
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
-    except Exception:  # broken metadata says nothing about the pixels
-        return 1
-    return orientation if isinstance(orientation, int) and orientation in _TURN_UPRIGHT else 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    method = _TURN_UPRIGHT.get(_orientation(image))
-    return image if method is None else image.transpose(method)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode to RGB: what is transparent becomes white, 16-bit grey is scaled to 8 bits."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    converted = Image.new("RGB", image.size)
-    rows = max(1, _STRIP_PIXELS // image.width)
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        converted.paste(_strip_to_rgb(strip), (0, top))
-    return converted
-
-
-def _strip_to_rgb(image: Image.Image) -> Image.Image:
-    transparent = image.info.get("transparency")
-    if image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.uint32)
-        grey = ((levels + 128) // 257).astype(np.uint8)
-        if transparent is not None:
-            grey[levels == transparent] = 255
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode in _STRAIGHT_ALPHA:
-        image = _convert(image, _STRAIGHT_ALPHA[image.mode])
-    if "A" in image.getbands() or transparent is not None:
-        image = _convert(image, "RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
-    return _convert(image, "RGB")
-
-
-def _convert(image: Image.Image, mode: str) -> Image.Image:
-    with _decoding_errors():  # Pillow looks into a palette and its transparency only here
-        return image.convert(mode)
-
-
 def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:
-    """RGB image -> (3, H, W) uint8, to the pixel what transformers' processors give (a thin image: to one step of 255)."""
+    """RGB image -> (3, H, W) uint8, to the pixel as transformers' processors do it (thin images: to one step of 255)."""
     resampling = Image.Resampling[preprocessing.interpolation.upper()]
     geometry = Geometry.of(image.size, preprocessing)
     if not geometry.is_wasteful:
         return geometry.crop(_channels_first(image.resize(geometry.full, resampling)))
-    (width, height), (left, top) = geometry.kept, (geometry.left, geometry.top)  # only what is kept is resized
+    (width, height), (left, top) = geometry.kept, (geometry.left, geometry.top)  # resize only what the crop keeps
     x_scale, y_scale = image.width / geometry.full[0], image.height / geometry.full[1]
     right, bottom = min((left + width) * x_scale, image.width), min((top + height) * y_scale, image.height)
     kept = image.resize(geometry.kept, resampling, box=(left * x_scale, top * y_scale, right, bottom))

@@ -1,7 +1,7 @@
-"""The quick way from a JPEG to pixels; what it cannot do is left to Pillow.
+"""The fast way from a JPEG to pixels, which leaves what it cannot do to Pillow.
 
 libjpeg-turbo decodes without Pillow's copies, and torch resizes with the same filters as Pillow, vectorised (to one step of
-255). Where it is asked for, the inverse DCT gives large images at 1/2, 1/4 or 1/8 of their size at a fraction of the work.
+255). With `scaled`, the inverse DCT gives large images at 1/2, 1/4 or 1/8 of their size for a fraction of the work.
 """
 
 import numpy as np
@@ -10,26 +10,26 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from app.decoding.geometry import Geometry, Size
+from app.decoding.geometry import Geometry
+from app.decoding.size import Size
+from app.pixels import Pixels
 from model.preprocessing import Preprocessing
 
 _SCALES = (8, 4, 2)
 
-_SIDE_LEFT = 4
-"""How many times the resized side a scaled-down side has at least: less would take sharpness that the filter still sees."""
+_MIN_OVERSAMPLING = 4
+"""Minimum ratio of a scaled-down side to the resized one: less would lose sharpness that the filter still sees."""
 
 
-def decode_jpeg(
-    jpeg: bytes, stored: Size, orientation: int, preprocessing: Preprocessing, *, scaled: bool
-) -> NDArray[np.uint8] | None:
+def decode_jpeg(jpeg: bytes, stored: Size, orientation: int, preprocessing: Preprocessing, *, scaled: bool) -> Pixels | None:
     """Decode, turn upright, resize and crop: (3, H, W) uint8; None if Pillow has to.
 
     Args:
         jpeg: grey or with three colours.
         stored: its size by its header, before it is turned.
         orientation: EXIF's, 1 to 8.
-        preprocessing: what to make of it.
-        scaled: decode it smaller where enough is left for resizing: quicker, and other pixels.
+        preprocessing: resize, crop and interpolation.
+        scaled: decode at a fraction of the size where enough is left for resizing: faster, with other pixels.
     """
     if preprocessing.interpolation not in ("bilinear", "bicubic"):
         return None
@@ -37,44 +37,40 @@ def decode_jpeg(
     if geometry.is_wasteful:
         return None
     full = geometry.full if orientation < 5 else (geometry.full[1], geometry.full[0])
-    try:
-        pixels = _decode(jpeg, stored, _scale(stored, full) if scaled else 1)
-    except ValueError:  # something is wrong with it: Pillow decides how wrong
-        return None
-    return geometry.crop(_upright(_resize(pixels, full, preprocessing.interpolation), orientation))
+    pixels = _decode(jpeg, stored, _scale(stored, full) if scaled else 1)
+    return None if pixels is None else geometry.crop(_upright(_resize(pixels, full, preprocessing.interpolation), orientation))
 
 
 def _scale(stored: Size, full: Size) -> int:
     """Return by how much an image of size `stored` may be decoded smaller if it is to be resized to `full`."""
-    left = min(stored[0] / full[0], stored[1] / full[1]) / _SIDE_LEFT
-    return next((scale for scale in _SCALES if left >= scale), 1)
+    spare = min(stored[0] / full[0], stored[1] / full[1]) / _MIN_OVERSAMPLING
+    return next((scale for scale in _SCALES if spare >= scale), 1)
 
 
-def _decode(jpeg: bytes, stored: Size, scale: int) -> NDArray[np.uint8]:
-    """JPEG -> (H, W, 3) uint8, at 1/`scale` of its size.
-
-    Raises:
-        ValueError: not a JPEG of that size, or not a sound one.
-    """
-    height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
-    if (width, height) != stored:
-        raise ValueError("two readers of its header disagree")
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-        jpeg, "RGB", min_height=-(-height // scale), min_width=-(-width // scale)
-    )
+def _decode(jpeg: bytes, stored: Size, scale: int) -> NDArray[np.uint8] | None:
+    """JPEG -> (H, W, 3) uint8, at 1/`scale` of its size; None if it is damaged or of another size: Pillow decides then."""
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+        if (width, height) != stored:
+            return None
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            jpeg, "RGB", min_height=-(-height // scale), min_width=-(-width // scale)
+        )
+    except ValueError:
+        return None
     return pixels
 
 
-def _resize(pixels: NDArray[np.uint8], full: Size, mode: str) -> NDArray[np.uint8]:
+def _resize(pixels: NDArray[np.uint8], full: Size, mode: str) -> Pixels:
     """(H, W, 3) -> (3, *full)."""
-    torch.set_num_threads(1)  # a setting of the calling thread, which is one of several that decode
+    torch.set_num_threads(1)  # holds for the calling thread, which is one of several that decode
     image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
-    resized: NDArray[np.uint8] = F.interpolate(image, size=(full[1], full[0]), mode=mode, antialias=True)[0].numpy()
+    resized: Pixels = F.interpolate(image, size=(full[1], full[0]), mode=mode, antialias=True)[0].numpy()
     return resized
 
 
-def _upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Turn (C, H, W) so that it stands upright. EXIF 2.32, tag 274."""
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn (C, H, W) upright (EXIF 2.32, tag 274)."""
     if orientation >= 5:
         pixels = pixels.transpose(0, 2, 1)
     if orientation in (2, 3, 6, 7):

@@ -1,6 +1,6 @@
-"""Encoded pictures of 16 x 16 pixels in the formats that most services do not decode.
+"""Encoded images of 16 x 16 pixels in the formats that are off by default.
 
-They are kept here because encoders, which would make them, need not be there and cost far more to load than decoders.
+They are kept here because their encoders may be missing, and cost far more to load than decoders.
 """
 
 import base64
@@ -26,4 +26,4 @@ SAMPLES = {
     EAAAABcBBAABAAAATgAAABwBAwABAAAAAQAAAAAAAAAIAAgACAA=
     """),
 }
-"""By format."""
+"""Encoded images by format."""

@@ -1,13 +1,13 @@
-"""Engines: ways to compute logits from pixels; all are the same small interface to the runner.
+"""Inference engines: uint8 pixels to logits, all behind one small interface.
 
-`choice.py` takes one by the settings:
+`select.py` picks one by the settings:
 
-    openvino.py       OpenVINO on a CPU: what a CPU gets by default, because it is the fastest there
-    int8.py           the same with whole numbers in its products of matrices: faster still, and less exact
-    torch_cpu.py      eager torch on a CPU: can do all that the model can
-    torch_staged.py   torch on a GPU: compiled, captured as CUDA graphs, fed from pinned memory
+    openvino.py         OpenVINO on a CPU, the default there because it is the fastest
+    int8.py             dynamic int8 quantization for OpenVINO: faster still, less exact
+    torch_cpu.py        eager torch on a CPU, for everything the model supports
+    torch_cuda.py       torch on a GPU: compiled, captured as CUDA graphs, fed from pinned memory
 
-`pixel_model.py` is what all of them start from, and `kept.py` keeps on disk what was converted.
+`pixel_model.py` is the module that all of them run; `artifact_cache.py` keeps converted models on disk.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from app.pixels import Logits, Pixels
 
 
 class Engine(Protocol):
-    """What the runner asks of an engine, which is ready to run once it is made."""
+    """An inference engine, ready for its first batch once constructed."""
 
     @property
     def name(self) -> str: ...
@@ -27,33 +27,33 @@ class Engine(Protocol):
     def dtype(self) -> str: ...
     @property
     def max_batch_size(self) -> int:
-        """Images in one run; more would be no faster, or not fit."""
+        """Maximum images in a batch; more would be no faster, or not fit into memory."""
         ...
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Sizes that batches are padded to; empty where every size runs as it is."""
+        """Sizes that batches are padded to; empty if every size runs unpadded."""
         ...
 
     @property
-    def max_runs(self) -> int:
-        """Runs worth having under way at once."""
+    def max_concurrent_batches(self) -> int:
+        """Batches worth having in flight at once."""
         ...
 
     @property
-    def side_by_side(self) -> bool:
-        """Whether runs that are under way at once have a core each; on a GPU they only overlap copies."""
+    def independent_streams(self) -> bool:
+        """True if each batch in flight has its own core; on a GPU, concurrent batches only overlap copies."""
         ...
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
-        """Compute logits, in the calling thread; called by up to `max_runs` threads at once. Blocks.
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
+        """Compute logits in the calling thread; up to `max_concurrent_batches` threads may call it at once. Blocks.
 
         Args:
-            images: at least one, at most `max_batch_size`.
-            alone: nothing else is under way, so that this run may have all cores.
+            images: 1 to `max_batch_size` images.
+            use_all_cores: no other batch is in flight, so this one may take every core.
 
         Raises:
             OutOfMemory: the batch does not fit on the device.
-            EngineDead: the device cannot be used any more.
+            EngineDead: this process can no longer use the device.
         """
         ...

@@ -1,4 +1,4 @@
-"""Files that are made once and kept on disk for the next start: whole and unchanged, or not at all."""
+"""Artifacts that are made once and cached on disk for the next start, with atomic writes and digests."""
 
 import fcntl
 import hashlib
@@ -12,46 +12,46 @@ from pathlib import Path
 from model.checkpoints.tensors.regular_file import FileError, exists, open_regular, read_file
 
 _DIGESTS = "sha256"
-"""The file with the digests of all others, in the form of sha256sum."""
+"""File with the digests of all others, in the format of sha256sum."""
 
 _MAX_DIGESTS_BYTES = 4096
-_UNFINISHED = "tmp"
-"""First letters of directories that are not complete yet."""
+_TEMPORARY = "tmp"
+"""Prefix of the names of unfinished directories."""
 
 
-class KeptDirectory:
-    """A directory of files, whose name says what they were made from.
+class CachedDirectory:
+    """A directory of files, named after a fingerprint of its source.
 
-    It is written under another name and then renamed, so that nobody sees half of it. Whoever writes holds a lock that ends
-    with its process: what is unfinished while nobody holds it was left by a process that was killed.
+    It is written under a temporary name and renamed, so a reader never sees half of it. A writer holds a shared file lock,
+    which the kernel releases when the process ends: temporary directories without a lock holder belong to a killed process.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def find(self) -> bool:
-        """Tell whether it is there.
+    def verify(self) -> bool:
+        """Return False if the directory does not exist, True if it is intact.
 
         Raises:
-            FileError, OSError: it cannot be read, or its files are not as they were written.
+            FileError, OSError: it cannot be read, or does not match its digests.
         """
         if not exists(self.path):
             return False
         if read_file(self.path / _DIGESTS, _MAX_DIGESTS_BYTES) != _digests(self.path):
-            raise FileError("it is not as it was written")
+            raise FileError("its files do not match their digests")
         return True
 
-    def keep(self, write: Callable[[Path], None]) -> None:
-        """Have it written, in place of what is there now.
+    def replace(self, write: Callable[[Path], None]) -> None:
+        """Call `write` with an empty directory, then put that directory in place of the current one.
 
         Raises:
-            FileError, OSError: that is not possible. `write` may raise others.
+            FileError, OSError: writing or renaming failed. Exceptions of `write` pass through.
         """
-        beside = self.path.parent
-        beside.mkdir(mode=0o700, parents=True, exist_ok=True)
+        parent = self.path.parent
+        parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with (
             self._lock(fcntl.LOCK_SH),
-            tempfile.TemporaryDirectory(prefix=_UNFINISHED, dir=beside, ignore_cleanup_errors=True) as temporary,
+            tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=parent, ignore_cleanup_errors=True) as temporary,
         ):
             new = Path(temporary, "new")
             new.mkdir()
@@ -61,11 +61,11 @@ class KeptDirectory:
                 os.rename(self.path, Path(temporary, "old"))
             os.rename(new, self.path)
 
-    def sweep(self) -> None:
-        """Remove what processes that were killed have left beside it, unless another one is writing there now."""
+    def remove_stale(self) -> None:
+        """Remove temporary directories that killed processes left, unless another process is writing now."""
         with suppress(OSError), self._lock(fcntl.LOCK_EX):
-            for unfinished in self.path.parent.glob(f"{_UNFINISHED}*/"):  # directories alone: a pipe would be waited for
-                shutil.rmtree(unfinished, ignore_errors=True)
+            for stale in self.path.parent.glob(f"{_TEMPORARY}*/"):  # directories only: opening a pipe would block
+                shutil.rmtree(stale, ignore_errors=True)
 
     @contextmanager
     def _lock(self, kind: int) -> Iterator[None]:
@@ -75,7 +75,7 @@ class KeptDirectory:
                 fcntl.flock(directory, kind | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise
-            except OSError:  # there are no locks on this file system: write, but never sweep
+            except OSError:  # the file system has no locks: writing is still safe, removing is not
                 if kind == fcntl.LOCK_EX:
                     raise
             yield

@@ -1,4 +1,4 @@
-"""OpenVINO on a CPU: the same model, converted when it is first served, and kept on disk."""
+"""OpenVINO on a CPU: the model is converted at its first start and cached on disk."""
 
 import hashlib
 import sys
@@ -11,52 +11,52 @@ import numpy as np
 import structlog
 import torch
 
-from app.engines.artifact_cache import KeptDirectory
+from app.engines.artifact_cache import CachedDirectory
 from app.engines.pixel_model import PixelModel
 from app.errors import StartError
 from app.pixels import Logits, Pixels
 from app.process.startup import OnStep, lacks_memory, too_little_memory
 
-# openvino's packages report their use to their maker. A service has no business there, and goes without: they do, too.
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # how an import is refused
+# openvino's packages report usage statistics; with this module blocked, they skip it
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # makes the import fail
 import openvino  # noqa: E402
 
-from app.engines.int8 import GROUP_SIZE, round_weights  # noqa: E402  # it imports openvino, too
+from app.engines.int8 import GROUP_SIZE, quantize_weights  # noqa: E402  # imports openvino too
 
-_CONVERSION = 2
-"""To be raised when what is kept on disk would be made otherwise."""
+_CONVERSION_VERSION = 2
+"""Part of the fingerprint; raise it whenever the same model would convert differently."""
 
 _TOLERANCES = {"float32": 1e-3, "int8": 0.1}
-"""Of the largest logit: how far those of OpenVINO may be from torch's in float32, by the dtype. Rounding to int8 makes 0.02
-to 0.04 (docs/models.md); what was converted wrong is much farther away."""
+"""Maximum difference from torch's float32 logits, relative to the largest logit, by dtype. int8 quantization makes 0.02 to
+0.04 (docs/models.md); a wrong conversion is much farther off."""
 
 _MODEL = "model.xml"
-"""Beside it, OpenVINO writes `model.bin` with the weights."""
+"""File of the graph; OpenVINO writes the weights beside it, into `model.bin`."""
 
 _log = structlog.get_logger(__name__)
 
 
 class OpenVinoEngine:
-    """The model in OpenVINO, one core a run. A run that is alone gets all cores, from a second copy of the model.
+    """The model in OpenVINO: one core per batch, or all cores, with a second compiled model, for a batch alone in flight.
 
-    The converted model is checked against torch at every start, whether it was just made or was kept.
+    Logits are compared with torch's at every start, whether the model was just converted or came from the cache.
 
     Args:
-        model: on the CPU, in float32. Not kept.
-        dtype: `float32`, or `int8` as `int8.py` has it.
-        max_batch_size: images in one run.
-        threads: cores.
-        cache: directory where the converted model is kept; made if it is not there.
-        on_step: told when it has to be converted.
+        model: on the CPU, in float32; no reference to it is held.
+        dtype: `float32`, or `int8` (see `int8.py`).
+        max_batch_size: maximum images in a batch.
+        threads: number of cores.
+        cache: directory for converted models; created if missing.
+        on_step: called before a conversion.
 
     Raises:
-        StartError: the model cannot be converted, or its logits are not torch's.
+        StartError: OpenVINO cannot convert or run the model, or its logits differ from torch's.
     """
 
     name = "openvino"
     device = "cpu"
     batch_sizes = ()
-    side_by_side = True
+    independent_streams = True
 
     def __init__(
         self,
@@ -70,57 +70,56 @@ class OpenVinoEngine:
     ) -> None:
         self.dtype = dtype
         self.max_batch_size = max_batch_size
-        self.max_runs = threads
-        kept = KeptDirectory(cache / _fingerprint(model, dtype))
+        self.max_concurrent_batches = threads
+        cached = CachedDirectory(cache / _fingerprint(model, dtype))
         reference = _reference(model, threads)
-        kept.sweep()
-        if self._find(kept, *reference):
+        cached.remove_stale()
+        if self._load_cached(cached, *reference):
             return
         on_step("converting the model for OpenVINO")
-        _log.info("converting the model for OpenVINO; the next start finds it", directory=str(kept.path))
+        _log.info("converting the model for OpenVINO; later starts use the cache", directory=str(cached.path))
         try:
             converted = _convert(model, dtype)
-            self._take(converted, *reference)
+            self._compile_and_compare(converted, *reference)
         except StartError:
             raise
-        except Exception as error:  # torch.export and OpenVINO raise whatever they like
+        except Exception as error:  # torch.export and OpenVINO raise exceptions of many types
             if lacks_memory(error):
                 raise too_little_memory("converting the model for OpenVINO") from error
             raise StartError(f"VIT_ENGINE: OpenVINO cannot run this model: {_reason(error)}") from error
-        _keep(converted, kept)
+        _save(converted, cached)
 
-    def _find(self, kept: KeptDirectory, pixels: Pixels, expected: Logits, size: float) -> bool:
-        """Take the model that was kept. Whatever is wrong with it costs a conversion, and never the start."""
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
+        if use_all_cores:
+            return self._infer("all_cores", self._all_cores, np.stack(images))
+        return self._infer("one_core", self._one_core, np.stack(images))
+
+    def _load_cached(self, cached: CachedDirectory, pixels: Pixels, expected: Logits, size: float) -> bool:
+        """Use the cached model if there is one. A bad one costs a conversion and never stops the start."""
         try:
-            if not kept.find():
+            if not cached.verify():
                 return False
-            self._take(openvino.Core().read_model(kept.path / _MODEL), pixels, expected, size)
+            self._compile_and_compare(openvino.Core().read_model(cached.path / _MODEL), pixels, expected, size)
             return True
         except Exception as error:
-            where, reason = str(kept.path), _reason(error)
-            _log.warning("the kept OpenVINO model cannot be used, converting again", directory=where, reason=reason)
+            where, reason = str(cached.path), _reason(error)
+            _log.warning("the cached OpenVINO model is unusable, converting again", directory=where, reason=reason)
             return False
 
-    def _take(self, model: openvino.Model, pixels: Pixels, expected: Logits, size: float) -> None:
-        """Compile a model and check that its logits are the expected ones."""
+    def _compile_and_compare(self, model: openvino.Model, pixels: Pixels, expected: Logits, size: float) -> None:
         self._compile(model)
         self._compare(pixels, expected, size)
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
-        if alone:
-            return self._infer("wide", self._wide, np.stack(images))
-        return self._infer("narrow", self._narrow, np.stack(images))
-
     def _compile(self, model: openvino.Model) -> None:
-        """`narrow` runs in as many streams as there are cores, `wide` once in all of them."""
-        self._requests = threading.local()  # of this model, not of one that was tried before
+        """Compile twice: with one stream per core, and with one stream over all cores."""
+        self._requests = threading.local()  # new, as requests belong to the model they were created from
         model.reshape([-1, *model.inputs[0].get_partial_shape()[1:]])
-        threads = self.max_runs
-        self._narrow = _compiled(model, streams=threads, threads=threads)
-        self._wide = self._narrow if threads == 1 else _compiled(model, streams=1, threads=threads)
+        threads = self.max_concurrent_batches
+        self._one_core = _compiled(model, streams=threads, threads=threads)
+        self._all_cores = self._one_core if threads == 1 else _compiled(model, streams=1, threads=threads)
 
     def _infer(self, name: str, compiled: openvino.CompiledModel, pixels: Pixels) -> Logits:
-        request = getattr(self._requests, name, None)  # each thread has its own
+        request = getattr(self._requests, name, None)  # one per thread
         if request is None:
             request = compiled.create_infer_request()
             setattr(self._requests, name, request)
@@ -128,13 +127,14 @@ class OpenVinoEngine:
         return logits
 
     def _compare(self, pixels: Pixels, expected: Logits, size: float) -> None:
-        for alone in (True, False):
+        """Raise if logits are too far from the expected ones; `size` is defined by `PixelModel.reference`."""
+        for use_all_cores in (True, False):
             with np.errstate(invalid="ignore"):
-                difference = np.abs(self.run(list(pixels), alone=alone) - expected).max()
-            if not difference <= _TOLERANCES[self.dtype] * size:  # nor is NaN
+                difference = np.abs(self.run(list(pixels), use_all_cores=use_all_cores) - expected).max()
+            if not difference <= _TOLERANCES[self.dtype] * size:  # also true for NaN
                 setting, better = ("VIT_DTYPE", "float32") if self.dtype == "int8" else ("VIT_ENGINE", "torch")
                 away = f"logits of OpenVINO in {self.dtype} are {difference:.2g} away from torch's"
-                raise StartError(f"{setting}: {away}; take {better}")
+                raise StartError(f"{setting}: {away}; set {better}")
 
 
 def _compiled(model: openvino.Model, *, streams: int, threads: int) -> openvino.CompiledModel:
@@ -145,36 +145,37 @@ def _compiled(model: openvino.Model, *, streams: int, threads: int) -> openvino.
             "NUM_STREAMS": streams,
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP_SIZE,  # says nothing to a model whose weights are not int8
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP_SIZE,  # no effect unless weights are int8
             "ENABLE_CPU_PINNING": False,  # two containers with a quota each would pin themselves to the same cores
         },
     )
 
 
 def _convert(model: PixelModel, dtype: str) -> openvino.Model:
-    """torch -> OpenVINO, for any number of images."""
+    """Convert the torch model, with a dynamic batch size."""
     pixels = torch.zeros(2, *model.image_shape, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch's own code about itself
+        warnings.simplefilter("ignore")  # torch warns about its own code
         exported = torch.export.export(model, (pixels,), dynamic_shapes={"pixels": {0: torch.export.Dim.DYNAMIC}})
         converted = openvino.convert_model(exported)
     converted.reshape([-1, *model.image_shape])
     if dtype == "int8":
-        round_weights(converted)
+        quantize_weights(converted)
     return converted
 
 
-def _keep(model: openvino.Model, kept: KeptDirectory) -> None:
+def _save(model: openvino.Model, cached: CachedDirectory) -> None:
     try:
-        kept.keep(lambda directory: openvino.save_model(model, directory / _MODEL, compress_to_fp16=False))
+        cached.replace(lambda directory: openvino.save_model(model, directory / _MODEL, compress_to_fp16=False))
     except Exception as error:
-        where, reason = str(kept.path), _reason(error)
-        _log.warning("the OpenVINO model cannot be kept; every start will convert it again", directory=where, reason=reason)
+        where, reason = str(cached.path), _reason(error)
+        _log.warning("cannot cache the OpenVINO model; every start will convert it again", directory=where, reason=reason)
 
 
 def _fingerprint(model: PixelModel, dtype: str) -> str:
-    """A name that no other weights, model, dtype or version of the libraries has."""
-    digest = hashlib.sha256(f"{_CONVERSION} {openvino.get_version()} {torch.__version__} {dtype} {model.config}".encode())
+    """Return a digest of the weights, the configuration, the dtype and the versions of the libraries."""
+    versions = f"{_CONVERSION_VERSION} {openvino.get_version()} {torch.__version__}"
+    digest = hashlib.sha256(f"{versions} {dtype} {model.config}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy())
@@ -182,7 +183,7 @@ def _fingerprint(model: PixelModel, dtype: str) -> str:
 
 
 def _reference(model: PixelModel, threads: int) -> tuple[Pixels, Logits, float]:
-    """Two images, each unlike the other, their logits by torch, and the size of these."""
+    """Return two different random images, torch's logits for them, and the size to judge differences by."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, *model.image_shape), dtype=np.uint8)
     torch.set_num_threads(threads)
     with torch.inference_mode():
@@ -194,6 +195,6 @@ def _reference(model: PixelModel, threads: int) -> tuple[Pixels, Logits, float]:
 
 
 def _reason(error: Exception) -> str:
-    """Return what an error says, without the lines in which OpenVINO tells where it arose."""
+    """Return the first line of a message that does not merely name a place in OpenVINO's source."""
     lines = [line.strip() for line in str(error).splitlines()]
     return next((line for line in lines if line and not line.startswith(("Exception from ", "Check '"))), type(error).__name__)

@@ -1,4 +1,6 @@
-"""PixelModel: the model as engines run it, from raw pixels to float32 logits."""
+"""PixelModel: the module that engines run, from raw pixels to float32 logits."""
+
+import copy
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +13,17 @@ from model.vit import VisionTransformer
 class PixelModel(nn.Module):
     """Raw pixels (B, 3, H, W) uint8 -> logits (B, K) float32, computed in the dtype of the weights.
 
-    Takes the model over: its patch embedding absorbs the normalisation, so that no normalised image is ever made. Whole
-    numbers up to 255 are exact in every dtype, bfloat16 included.
+    Normalisation is folded into a copy of the patch embedding, so no normalised image is ever made: uint8 pixels need only a
+    cast, which is exact in every dtype, bfloat16 included.
+
+    All other weights share the memory of `model`, which stays as it is: a conversion to another dtype or device allocates new
+    memory for this module alone.
     """
 
     def __init__(self, model: VisionTransformer, preprocessing: Preprocessing) -> None:
         super().__init__()
-        model.patch_embed.absorb_normalisation(preprocessing.scale, preprocessing.mean, preprocessing.std)
-        self.vit = model
+        self.vit = _sharing_weights(model)
+        self.vit.patch_embed = model.patch_embed.fold_normalization(preprocessing.scale, preprocessing.mean, preprocessing.std)
         self.eval().requires_grad_(False)
 
     @property
@@ -35,10 +40,10 @@ class PixelModel(nn.Module):
         return logits.float()
 
     def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
-        """Logits to compare others with, and the size by which differences are judged.
+        """Return logits to compare an engine with, and the size that differences are relative to.
 
-        That is the largest logit; but those of a few classes can all be near 0 by chance, and then it is what the head makes
-        of features as large in another direction.
+        The size is the largest logit. But the logits of a few classes can all be near 0 by chance; then it is the size of the
+        head's output for random features of the same norm.
         """
         weight = self.vit.head.weight.float()
         tokens = self.vit.forward_features(pixels.to(self.vit.head.weight.dtype))
@@ -48,8 +53,14 @@ class PixelModel(nn.Module):
         return logits, float(torch.maximum(logits.abs().max(), by_chance))
 
 
+def _sharing_weights(model: VisionTransformer) -> VisionTransformer:
+    """Copy the modules, with new parameters over the same memory."""
+    shared = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in model.parameters()}
+    return copy.deepcopy(model, shared)
+
+
 def parse_dtype(name: str) -> torch.dtype:
-    """`float32`, `bfloat16` or `float16` as torch's."""
+    """Return torch's `float32`, `bfloat16` or `float16`."""
     dtype = getattr(torch, name)
     assert isinstance(dtype, torch.dtype)
     return dtype

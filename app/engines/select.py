@@ -1,4 +1,4 @@
-"""Which engine serves a checkpoint, by the settings and by what is there."""
+"""Choice of the engine for a checkpoint, by the settings and the hardware."""
 
 import math
 import shutil
@@ -13,13 +13,13 @@ import torch
 from app.engines import Engine
 from app.engines.pixel_model import PixelModel
 from app.engines.torch_cpu import TorchCpuEngine
-from app.engines.torch_cuda import staged_engine
+from app.engines.torch_cuda import make_torch_cuda_engine
 from app.errors import StartError
 from app.process.startup import OnStep
 from model.checkpoints.checkpoint import Checkpoint
 
-_TOKENS_IN_A_RUN = 256
-"""On a core: more rows make no product of matrices faster (benchmarks/README.md), and whoever waits, waits longer."""
+_TOKENS_PER_BATCH = 256
+"""Tokens per batch on one core: larger GEMMs gain no throughput (benchmarks/README.md) and only add latency."""
 
 _GPU_BATCH_SIZE = 64
 
@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """What the settings say of the engine; see docs/settings.md."""
+    """The settings that concern engines; docs/settings.md explains them."""
 
     engine: Literal["auto", "torch", "openvino"]
     device: str
@@ -42,10 +42,10 @@ class EngineOptions:
 
 
 def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnStep = lambda step: None) -> Engine:
-    """Make the engine, ready to run. It takes the checkpoint's model over. Blocks, for seconds to minutes.
+    """Make the engine, ready for its first batch. Blocks, for seconds to minutes.
 
     Raises:
-        StartError: the device is not there, or the engine that was asked for cannot do what was asked.
+        StartError: the device does not exist, or the requested engine does not support the other options.
     """
     on_step("preparing the engine")
     device = _device(options.device)
@@ -54,39 +54,39 @@ def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnSte
     model = PixelModel(checkpoint.model, checkpoint.preprocessing)
     if device.type == "cuda":
         if options.engine == "openvino":
-            raise StartError("VIT_ENGINE: openvino is for CPUs; take auto, or set VIT_DEVICE=cpu")
+            raise StartError("VIT_ENGINE: openvino is for CPUs; set auto, or VIT_DEVICE=cpu")
         compile_model = _can_compile() if options.compile == "auto" else options.compile
-        return _staged(model, device, options, on_step, compile_model=compile_model)
+        return _torch_cuda(model, device, options, on_step, compile_model=compile_model)
     if options.compile is True:
         if options.engine == "openvino":
-            raise StartError("VIT_COMPILE: only torch is compiled; leave it out, or set VIT_ENGINE=torch")
-        return _staged(model, device, options, on_step, compile_model=True)
+            raise StartError("VIT_COMPILE: only torch compiles; unset it, or set VIT_ENGINE=torch")
+        return _torch_cuda(model, device, options, on_step, compile_model=True)
     if options.engine == "torch" or (options.engine == "auto" and options.dtype not in ("auto", *_OPENVINO_DTYPES)):
         return _torch_cpu(model, options)
     return _openvino(model, options, on_step)
 
 
 def has_vnni() -> bool:
-    """Whether the CPU has the instructions for products of 8-bit numbers that OpenVINO uses: only with them is int8 faster."""
+    """Return True if the CPU has VNNI, the int8 dot-product instructions without which int8 is not faster than float32."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
 
 
 def _check_int8(device: torch.device, options: EngineOptions) -> None:
     if device.type == "cuda" or options.engine == "torch" or options.compile is True:
-        raise StartError(
-            "VIT_DTYPE: int8 is for OpenVINO on a CPU; set VIT_DEVICE=cpu, and leave out VIT_ENGINE and VIT_COMPILE"
-        )
+        raise StartError("VIT_DTYPE: int8 is for OpenVINO on a CPU; set VIT_DEVICE=cpu, and unset VIT_ENGINE and VIT_COMPILE")
     if not has_vnni():
-        raise StartError("VIT_DTYPE: int8 is faster than float32 only on an x86 CPU with VNNI, which this is not; leave it out")
+        raise StartError("VIT_DTYPE: int8 is faster than float32 only on an x86 CPU with VNNI, which this one lacks; unset it")
 
 
-def _staged(model: PixelModel, device: torch.device, options: EngineOptions, on_step: OnStep, *, compile_model: bool) -> Engine:
+def _torch_cuda(
+    model: PixelModel, device: torch.device, options: EngineOptions, on_step: OnStep, *, compile_model: bool
+) -> Engine:
     if compile_model:
         on_step("compiling the model")
     dtype = ("bfloat16" if device.type == "cuda" else "float32") if options.dtype == "auto" else options.dtype
     size = options.max_batch_size or _GPU_BATCH_SIZE
-    return staged_engine(
+    return make_torch_cuda_engine(
         model, device=device, dtype=dtype, compile_model=compile_model, max_batch_size=size, cache=options.cache
     )
 
@@ -97,11 +97,11 @@ def _torch_cpu(model: PixelModel, options: EngineOptions) -> Engine:
 
 
 def _openvino(model: PixelModel, options: EngineOptions, on_step: OnStep) -> Engine:
-    from app.engines.openvino import OpenVinoEngine  # a large import, for nobody with a GPU
+    from app.engines.openvino import OpenVinoEngine  # a large import that GPUs do not need
 
     dtype = "float32" if options.dtype == "auto" else options.dtype
     if dtype not in _OPENVINO_DTYPES:
-        raise StartError(f"VIT_DTYPE: openvino runs in float32 or int8 here, not in {dtype}; set VIT_ENGINE=torch")
+        raise StartError(f"VIT_DTYPE: OpenVINO runs in float32 or int8 here, not in {dtype}; set VIT_ENGINE=torch")
     size = _cpu_batch_size(model, options)
     try:
         return OpenVinoEngine(
@@ -115,23 +115,23 @@ def _openvino(model: PixelModel, options: EngineOptions, on_step: OnStep) -> Eng
     except StartError as error:
         if options.engine == "openvino" or dtype == "int8":
             raise
-        _log.warning("serving with torch, which is slower", reason=str(error))
+        _log.warning("falling back to torch, which is slower", reason=str(error))
         return _torch_cpu(model, options)
 
 
 def _cpu_batch_size(model: PixelModel, options: EngineOptions) -> int:
-    return options.max_batch_size or math.ceil(_TOKENS_IN_A_RUN / model.config.num_tokens)
+    return options.max_batch_size or math.ceil(_TOKENS_PER_BATCH / model.config.num_tokens)
 
 
 def _device(name: str) -> torch.device:
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise StartError(f"VIT_DEVICE: {name} is not there; CUDA devices found: {torch.cuda.device_count()}")
+        raise StartError(f"VIT_DEVICE: {name} does not exist; CUDA devices found: {torch.cuda.device_count()}")
     return device
 
 
 def _can_compile() -> bool:
-    """Whether torch.compile has what it needs on CUDA: Triton, and a C compiler."""
+    """Return True if torch.compile has its prerequisites on CUDA, Triton and a C compiler; log the missing one."""
     missing = "Triton" if find_spec("triton") is None else "a C compiler" if shutil.which("cc") is None else None
     if missing:
         _log.info("the model is not compiled", missing=missing)

@@ -1,4 +1,4 @@
-"""torch on a device with memory of its own: a batch is staged while the one before it runs."""
+"""torch on a GPU: compiled, captured as CUDA graphs, with the next batch copied while the current one runs."""
 
 import os
 import shutil
@@ -21,34 +21,34 @@ from app.pixels import Logits, Pixels
 from app.process.startup import lacks_memory
 
 _IN_FLIGHT = 2
-"""Batches: one that runs, and one whose pixels are on their way to the device."""
+"""Batches: one that runs, and one whose pixels are being copied to the device."""
 
 _TOLERANCES = {"float32": 0.01, "bfloat16": 0.2, "float16": 0.2}
-"""Of the largest logit: how far those of the compiled model may be from the eager one's, by the dtype. Far more than rounding
-makes, and far less than what a damaged cache does."""
+"""Maximum difference from the eager model's logits, relative to the largest logit, by dtype: far above rounding errors, far
+below what a damaged cache causes."""
 
 _log = structlog.get_logger(__name__)
 
 
-def staged_engine(
+def make_torch_cuda_engine(
     model: PixelModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int, cache: Path
-) -> "StagedTorchEngine":
-    """Make the engine; if it is compiled, with what an earlier start has kept.
+) -> "TorchCudaEngine":
+    """Make the engine, with the compilation cache of earlier starts if it is compiled.
 
     Args:
-        cache: directory where what was compiled is kept. Whatever is wrong with it costs a compilation, and never the start.
+        cache: directory for compiled code. An unusable one costs a compilation and never stops the start.
 
     Raises:
-        StartError: as `StagedTorchEngine`.
+        StartError: as `TorchCudaEngine`.
     """
     make = partial(
-        StagedTorchEngine, model, device=device, dtype=dtype, compile_model=compile_model, max_batch_size=max_batch_size
+        TorchCudaEngine, model, device=device, dtype=dtype, compile_model=compile_model, max_batch_size=max_batch_size
     )
     return _with_cache(make, cache / "torch") if compile_model else make()
 
 
 class _Slot:
-    """The buffers of one batch in flight, for `size` images. On CUDA those of the host are pinned, so that copies overlap."""
+    """The buffers of one batch in flight, for up to `size` images. On CUDA, host buffers are pinned so that copies overlap."""
 
     def __init__(self, model: PixelModel, size: int, device: torch.device) -> None:
         cuda = device.type == "cuda"
@@ -58,19 +58,19 @@ class _Slot:
         self.done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
 
 
-class StagedTorchEngine:
-    """The model on CUDA, captured as one CUDA graph for each batch size; two batches in flight.
+class TorchCudaEngine:
+    """The model on CUDA, captured as one CUDA graph per batch size, with two batches in flight.
 
-    What happens to a batch: its images are stacked in pinned memory; a side stream copies them to the device, while the batch
-    before it runs; the graph of the next larger size runs on the compute stream; the logits come back.
+    Images are stacked in pinned memory. A side stream copies them to the device while the previous batch runs. The graph of
+    the next larger batch size runs on the compute stream, and the logits are copied back.
 
-    On a CPU there are no streams and no graphs, and the rest is the same.
+    `VIT_COMPILE=true` also uses it on a CPU, without streams and graphs.
 
     Args:
         model: on the CPU, in float32.
-        device: where it runs.
+        device: target device.
         dtype: `float32`, `bfloat16` or `float16`.
-        compile_model: compile for each batch size (`torch.compile`).
+        compile_model: apply `torch.compile` for each batch size.
         max_batch_size: images in the largest batch.
 
     Raises:
@@ -78,8 +78,8 @@ class StagedTorchEngine:
     """
 
     name = "torch"
-    max_runs = _IN_FLIGHT
-    side_by_side = False
+    max_concurrent_batches = _IN_FLIGHT
+    independent_streams = False
 
     def __init__(
         self, model: PixelModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int
@@ -90,19 +90,19 @@ class StagedTorchEngine:
         self.batch_sizes = padded_sizes(max_batch_size)
         model = model.to(device, parse_dtype(dtype))
         self._model = _compiled(model, len(self.batch_sizes)) if compile_model else model
-        self._compute = _stream(device)
-        self._copies = _stream(device)
-        self._turn = threading.Lock()  # batches are launched in order
+        self._compute_stream = _stream(device)
+        self._copy_stream = _stream(device)
+        self._launch_lock = threading.Lock()  # streams are shared, so batches launch one after another
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._slots = SimpleQueue[_Slot]()
-        with _explained(device, compile_model, max_batch_size), torch.inference_mode():
+        with _start_errors(device, compile_model, max_batch_size), torch.inference_mode():
             for _ in range(_IN_FLIGHT):
                 self._slots.put(_Slot(model, max_batch_size, device))
             self._prepare(torch.zeros(max_batch_size, *model.image_shape, dtype=torch.uint8, device=device))
             if compile_model:
                 self._compare(model)
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
         slot = self._slots.get()
         try:
             with _device_errors(), torch.inference_mode():
@@ -115,20 +115,20 @@ class StagedTorchEngine:
             self._slots.put(slot)
 
     def _stage(self, slot: _Slot, images: Sequence[Pixels]) -> None:
-        """Stack the images in the slot. Rows behind them keep what they had: nobody reads what becomes of those."""
+        """Stack the images in the slot. Later rows keep old pixels; their logits are ignored."""
         np.stack(images, out=slot.pixels[: len(images)].numpy())
 
     def _launch(self, slot: _Slot, size: int) -> None:
-        """Queue copy, run and copy back; returns at once on CUDA."""
-        with self._turn:
-            with torch.cuda.stream(self._copies):
+        """Queue the copy, the forward pass and the copy back; on CUDA, return at once."""
+        with self._launch_lock:
+            with torch.cuda.stream(self._copy_stream):
                 slot.staged[:size].copy_(slot.pixels[:size], non_blocking=True)
-            if self._compute is not None and self._copies is not None:
-                self._compute.wait_stream(self._copies)
-            with torch.cuda.stream(self._compute):
+            if self._compute_stream is not None and self._copy_stream is not None:
+                self._compute_stream.wait_stream(self._copy_stream)
+            with torch.cuda.stream(self._compute_stream):
                 slot.logits[:size].copy_(self._forward(slot.staged[:size]), non_blocking=True)
                 if slot.done is not None:
-                    slot.done.record(self._compute)
+                    slot.done.record(self._compute_stream)
 
     def _forward(self, pixels: Tensor) -> Tensor:
         """(S, 3, H, W) uint8 -> logits (S, K) float32, both on the device; S is one of `batch_sizes`."""
@@ -141,35 +141,35 @@ class StagedTorchEngine:
         return graph_logits
 
     def _prepare(self, pixels: Tensor) -> None:
-        """Compile and capture every batch size, the largest first: the others then fit into its memory."""
+        """Compile and capture every batch size, the largest first, so that the others reuse its memory pool."""
         pool = None
         for size in reversed(self.batch_sizes):
-            _log.info("preparing", batch_size=size)
-            with torch.cuda.stream(self._compute):
-                for _ in range(2):  # compiles, and lets libraries take their workspaces, before anything is captured
+            _log.info("preparing a batch size", batch_size=size)
+            with torch.cuda.stream(self._compute_stream):
+                for _ in range(2):  # compile, and let libraries allocate their workspaces, before the capture
                     self._model(pixels[:size])
-            if self._compute is None:
+            if self._compute_stream is None:
                 continue
-            self._compute.synchronize()
+            self._compute_stream.synchronize()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=self._compute):
+            with torch.cuda.graph(graph, pool=pool, stream=self._compute_stream):
                 logits = self._model(pixels[:size])
             pool = graph.pool()
             self._graphs[size] = graph, pixels[:size], logits
 
     def _compare(self, model: PixelModel) -> None:
-        """Check each compiled size against the eager model, on the same image in every place."""
+        """Raise if the compiled model and the eager one disagree, at any batch size, on copies of one image."""
         image = np.random.default_rng(0).integers(0, 256, model.image_shape, dtype=np.uint8)
         found, size_of_logits = model.reference(torch.from_numpy(image).to(self.device)[None])
         expected = found.cpu().numpy()
-        if not np.isfinite(expected).all():  # the model's own fault, which the warm-up tells
+        if not np.isfinite(expected).all():  # the model is at fault, and the warm-up reports it
             return
         for size in self.batch_sizes:
             with np.errstate(invalid="ignore"):
-                difference = np.abs(self.run([image] * size, alone=False) - expected).max()
-            if not difference <= _TOLERANCES[self.dtype] * size_of_logits:  # nor is NaN
+                difference = np.abs(self.run([image] * size, use_all_cores=False) - expected).max()
+            if not difference <= _TOLERANCES[self.dtype] * size_of_logits:  # also true for NaN
                 raise StartError(
-                    f"VIT_COMPILE: logits of the compiled model are {difference:.2g} away from torch's; start with false"
+                    f"VIT_COMPILE: logits of the compiled model are {difference:.2g} away from torch's; set it to false"
                 )
 
 
@@ -178,7 +178,7 @@ def _stream(device: torch.device) -> torch.cuda.Stream | None:
 
 
 def padded_sizes(max_batch_size: int) -> tuple[int, ...]:
-    """The short list of batch sizes that are prepared: 1, 2, 4, 8, ... and the largest."""
+    """Return the batch sizes to prepare: powers of two, and the maximum."""
     powers = [1 << exponent for exponent in range(max_batch_size.bit_length())]
     return tuple(sorted({*powers, max_batch_size}))
 
@@ -186,35 +186,35 @@ def padded_sizes(max_batch_size: int) -> tuple[int, ...]:
 def _compiled(model: PixelModel, sizes: int) -> PixelModel:
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, sizes)
-    compiled: PixelModel = torch.compile(model, dynamic=False)  # type: ignore[assignment]  # it behaves as what it wraps
+    compiled: PixelModel = torch.compile(model, dynamic=False)  # type: ignore[assignment]  # it wraps the model
     return compiled
 
 
-def _with_cache(make: Callable[[], StagedTorchEngine], ours: Path) -> StagedTorchEngine:
-    """Compile with what is kept, or without it if it cannot be used; then it is removed, and the next start keeps anew."""
-    kept = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or ours)
-    used = True
+def _with_cache(make: Callable[[], TorchCudaEngine], default: Path) -> TorchCudaEngine:
+    """Compile with the cache; if that fails, compile without it and delete it, so that the next start writes a new one."""
+    cache = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default)
+    filled = True
     try:
-        used = _look_into(kept)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+        filled = _has_files(cache)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
         return make()
     except Exception as error:
-        if not used:
+        if not filled:
             raise
-        _log.warning("the kept compiled model cannot be used, compiling again", directory=str(kept), reason=str(error))
+        _log.warning("the cached compiled model is unusable, compiling again", directory=str(cache), reason=str(error))
     with _empty_cache():
         engine = make()
-    if kept == ours:
+    if cache == default:
         with suppress(OSError):
-            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+            shutil.rmtree(cache) if cache.is_dir() else cache.unlink()
     return engine
 
 
-def _look_into(directory: Path) -> bool:
-    """Tell whether there is anything in it.
+def _has_files(directory: Path) -> bool:
+    """Create the directory if needed, and return True if it holds anything.
 
     Raises:
-        OSError, ValueError: nothing can be written there, or something there would be waited for, such as a pipe.
+        OSError, ValueError: it is not writable, or holds a file that would block its reader, such as a pipe.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=directory):
@@ -222,13 +222,13 @@ def _look_into(directory: Path) -> bool:
     found = list(directory.rglob("*"))
     for path in found:
         if not (path.is_file() or path.is_dir()):
-            raise OSError(f"{path} is no regular file")
+            raise OSError(f"{path} is not a regular file")
     return bool(found)
 
 
 @contextmanager
 def _empty_cache() -> Iterator[None]:
-    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.gettempdir()  # the import below looks whether it is a directory
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.gettempdir()  # the import below needs a valid directory
     from torch._inductor.utils import fresh_cache
 
     torch.compiler.reset()
@@ -243,20 +243,20 @@ def _device_errors() -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         raise OutOfMemory(str(error)) from error
-    except torch.AcceleratorError as error:  # sticky: every later call on this context fails too
+    except torch.AcceleratorError as error:  # sticky: every later call on this CUDA context fails too
         raise EngineDead(str(error)) from error
 
 
 @contextmanager
-def _explained(device: torch.device, compile_model: bool, max_batch_size: int) -> Iterator[None]:
+def _start_errors(device: torch.device, compile_model: bool, max_batch_size: int) -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise StartError(f"VIT_MAX_BATCH_SIZE: {max_batch_size} images do not fit into the memory of {device}") from error
     except StartError:
         raise
-    except Exception as error:  # the compiler raises whatever it likes
+    except Exception as error:  # the compiler raises exceptions of many types
         if not compile_model or lacks_memory(error):
             raise
-        reason = " ".join(str(error).splitlines()[:2])  # the first names the compiler, the second its fault
-        raise StartError(f"VIT_COMPILE: the model cannot be compiled here, start with false: {reason}") from error
+        reason = " ".join(str(error).splitlines()[:2])  # the compiler, and its error
+        raise StartError(f"VIT_COMPILE: the model cannot be compiled here, set it to false: {reason}") from error

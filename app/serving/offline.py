@@ -9,8 +9,9 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from app.errors import ServiceError
 from app.metrics import Metrics
-from app.serving.classifier import Classification, Classifier
-from app.serving.service import load_classifier
+from app.serving.classifier import Classifier
+from app.serving.loading import load_classifier
+from app.serving.results import Classification
 from app.settings import Settings
 
 Key = TypeVar("Key")

@@ -1,4 +1,4 @@
-"""ModelRunner: the threads that an engine runs in, and what becomes of its logits."""
+"""ModelRunner: the threads that an engine runs in, and probabilities from its logits."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ class Scores:
 
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
-    """None where outputs are no classes."""
+    """None if the outputs are not classes."""
 
 
 class ModelRunner:
-    """Runs batches in as many threads as the engine has runs under way at once.
+    """Runs batches, one thread for each that the engine computes concurrently.
 
     Args:
         engine: computes logits.
-        image_shape: (C, H, W) of the pixels that it takes.
-        probabilities: makes them of logits; gives None where outputs are no classes.
+        image_shape: (C, H, W) of its pixels.
+        probabilities: turns logits into probabilities; returns None if the outputs are not classes.
     """
 
     def __init__(
@@ -38,21 +38,24 @@ class ModelRunner:
         self.engine = engine
         self._probabilities = probabilities
         self._image_shape = image_shape
-        self._threads = ThreadPoolExecutor(engine.max_runs, thread_name_prefix="run", initializer=give_way)
-        self._under_way = 0
+        self._threads = ThreadPoolExecutor(engine.max_concurrent_batches, thread_name_prefix="batch", initializer=give_way)
+        self._in_flight = 0
 
     def warm_up(self) -> None:
-        """Run the largest batch and a single image in every thread, so that the first caller waits for nothing. Blocks.
+        """Run the largest batch and a single image in every thread, so that no client waits for a first run. Blocks.
 
         Raises:
-            StartError: the largest batch does not fit, or what comes out is not finite.
+            StartError: the largest batch does not fit, or logits are not finite.
         """
         blank = np.zeros(self._image_shape, np.uint8)
         size = self.engine.max_batch_size
-        for batch, alone in (([blank] * size, False), ([blank], False), ([blank], True)):
-            runs = [self._threads.submit(self.engine.run, batch, alone=alone) for _ in range(self.engine.max_runs)]
+        for batch, use_all_cores in (([blank] * size, False), ([blank], False), ([blank], True)):
+            batches = [
+                self._threads.submit(self.engine.run, batch, use_all_cores=use_all_cores)
+                for _ in range(self.engine.max_concurrent_batches)
+            ]
             try:
-                logits = np.concatenate([run.result() for run in runs])
+                logits = np.concatenate([batch.result() for batch in batches])
             except OutOfMemory as error:
                 reason = f"{size} images do not fit into the memory of {self.engine.device}"
                 raise StartError(f"VIT_MAX_BATCH_SIZE: {reason}") from error
@@ -67,19 +70,20 @@ class ModelRunner:
             OutOfMemory: the batch does not fit on the device.
             EngineDead: the device cannot be used any more.
         """
-        self._under_way += 1
+        self._in_flight += 1
         try:
-            await asyncio.sleep(0)  # so that runs which begin at the same moment know of each other
-            alone = len(images) == 1 and self._under_way == 1
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, images, alone)
+            await asyncio.sleep(0)  # batches that start in the same iteration of the event loop count each other
+            use_all_cores = len(images) == 1 and self._in_flight == 1
+            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, images, use_all_cores)
         finally:
-            self._under_way -= 1
+            self._in_flight -= 1
 
     def close(self) -> None:
-        """Let the threads end after what they are running."""
+        """Stop the threads after their current batch."""
         self._threads.shutdown(wait=False)
 
-    def _run(self, images: Sequence[Pixels], alone: bool) -> list[Scores]:
-        logits = self.engine.run(images, alone=alone)
-        shares = self._probabilities(logits)
-        return [Scores(*row) for row in zip(logits, [None] * len(logits) if shares is None else shares, strict=True)]
+    def _run(self, images: Sequence[Pixels], use_all_cores: bool) -> list[Scores]:
+        logits = self.engine.run(images, use_all_cores=use_all_cores)
+        probabilities = self._probabilities(logits)
+        rows = zip(logits, [None] * len(logits) if probabilities is None else probabilities, strict=True)
+        return [Scores(*row) for row in rows]

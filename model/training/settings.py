@@ -17,9 +17,9 @@ class TrainSettings:
     """Part of all steps in which the learning rate rises from 0; a cosine to 0 follows."""
     label_smoothing: float = 0.1
     image_size: int = 84
-    """Side of the training pictures and of the model's input, in pixels."""
+    """Side of the training images and of the model's input, in pixels."""
     seed: int = 0
     save_every: int = 50
     """Steps between two saved states."""
     workers: int = 0
-    """Processes that decode pictures; 0 decodes in the training process itself."""
+    """Processes that decode images; 0 decodes in the training process itself."""

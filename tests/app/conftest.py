@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from app.main import create_app
-from app.serving.service import Run, load_classifier
+from app.serving.loading import Run, load_classifier
 from app.settings import read_settings
 
 OpenClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]

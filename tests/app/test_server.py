@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from benchmarks.watch import metrics_of
 from tests.support.models import picture
 from tests.support.server import Server, running_server
 
@@ -26,8 +27,7 @@ def server(tiny_checkpoint: Path) -> Iterator[Server]:
 
 
 def metric(server: Server, name: str) -> float:
-    lines = httpx.get(f"{server.url}/metrics").text.splitlines()
-    return next((float(line.split()[-1]) for line in lines if line.startswith(name)), 0.0)
+    return metrics_of(httpx.get(f"{server.url}/metrics").content).get(name, 0.0)
 
 
 async def until(server: Server, name: str, value: float) -> None:
@@ -166,7 +166,7 @@ def test_metrics_have_a_port_of_their_own_until_the_process_ends(tiny_checkpoint
         url = f"http://127.0.0.1:{record['port']}/metrics"
         assert (record["host"], httpx.get(f"{server.url}/metrics").status_code) == ("127.0.0.1", 404)
         httpx.post(f"{server.url}/predict", content=picture(0)).raise_for_status()
-        assert 'vit_images_total{outcome="ok"} 1.0' in httpx.get(url).text
+        assert metrics_of(httpx.get(url).content)['vit_images_total{outcome="ok"}'] == 1
         taken = Server(model=tiny_checkpoint, metrics_port=record["port"])
         told = taken.wait_for_log("vit-serve: VIT_METRICS_PORT: cannot listen on 127.0.0.1")["event"]
         assert told.strip().endswith(f"port {record['port']}: Address already in use")

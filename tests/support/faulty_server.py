@@ -10,8 +10,8 @@ from app.errors import EngineDead
 from app.pixels import Pixels
 from app.process.logs import configure_logging
 from app.server import serve
+from app.serving.loading import Run, load_classifier
 from app.serving.runner import ModelRunner, Scores
-from app.serving.service import Run, load_classifier
 from app.settings import read_settings
 
 
@@ -34,7 +34,7 @@ class Faulty:
 class _Hanging:
     """An engine that does not come back; its thread cannot be interrupted."""
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> None:
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> None:
         time.sleep(3600)
 
 

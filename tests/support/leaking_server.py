@@ -7,8 +7,8 @@ from app.pixels import Pixels
 from app.process.exit import end_process
 from app.process.logs import configure_logging
 from app.server import serve
+from app.serving.loading import load_classifier
 from app.serving.runner import ModelRunner, Scores
-from app.serving.service import load_classifier
 from app.settings import read_settings
 
 

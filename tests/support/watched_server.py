@@ -8,7 +8,7 @@ from app.metrics import Metrics
 from app.process.exit import end_process
 from app.process.logs import configure_logging
 from app.serving.classifier import Classifier
-from app.serving.service import load_classifier
+from app.serving.loading import load_classifier
 from app.settings import Settings, read_settings
 
 _INTERVAL_S = 0.001

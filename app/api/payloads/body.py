@@ -1,7 +1,7 @@
 """Body: the media type of a request's body, and its bytes chunk by chunk, up to a limit."""
 
 import io
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
@@ -10,9 +10,7 @@ from starlette.datastructures import Headers
 from app.errors import ImageTooLarge, MalformedRequest, ServiceError, UnsupportedImageFormat
 from app.http.numbers import whole_number
 from app.http.turns import Turns
-
-Hold = Callable[[int], None]
-"""Reserves the bytes of each chunk before it is kept. Raises `QueueFull` if all bodies together are too large."""
+from app.serving.admission import ReserveBytes
 
 Image = bytes | ServiceError
 """An encoded image, or the error that stands in its place."""
@@ -26,16 +24,16 @@ class Body:
 
     Args:
         request: the request.
-        hold: reserves the bytes.
+        reserve_bytes: accounts for its bytes.
         turns: the queue for work that takes more than a turn, such as parsing.
 
     Raises:
         MalformedRequest: the Content-Type is too long, or there are two.
     """
 
-    def __init__(self, request: Request, hold: Hold, turns: Turns) -> None:
+    def __init__(self, request: Request, reserve_bytes: ReserveBytes, turns: Turns) -> None:
         self._request = request
-        self._hold = hold
+        self._reserve_bytes = reserve_bytes
         self.turns = turns
         self.media_type, self.parameters = _content_type(request.headers)
 
@@ -45,7 +43,7 @@ class Body:
         Raises:
             ImageTooLarge: more than `max_bytes`.
             MalformedRequest: the declared length is not a number.
-            QueueFull: more than `hold` allows.
+            QueueFull: more than `reserve_bytes` allows.
             UnsupportedImageFormat: the body is compressed.
         """
         headers = self._request.headers
@@ -58,7 +56,7 @@ class Body:
             received += len(chunk)
             if received > max_bytes:
                 raise too_large(max_bytes)
-            self._hold(len(chunk))
+            self._reserve_bytes(len(chunk))
             yield chunk
 
     async def read(self, max_bytes: int) -> bytes:

@@ -1,22 +1,25 @@
-"""The size that AV1 frames may have, read from the bits that a decoder reads: the container around them may say another.
+"""Size of AV1 frames as a decoder reads it from the bit stream: the container may state another.
 
-AV1 Bitstream Specification, 5.3 to 5.5: a picture is a row of units; one of them, the sequence header, has the largest size.
+AV1 Bitstream Specification, 5.3 to 5.5: an image is a row of units; one of them, the sequence header, has the largest size.
 """
 
 from app.decoding.headers.bits import Bits, Frame, largest
 
 _MAX_UNITS = 32
-"""A picture has three, or four."""
+"""Maximum units of an image, which has three or four."""
+
+_HEADER_BYTES = 200
+"""Bytes of a unit that are read."""
 
 _SEQUENCE_HEADER, _FRAME_HEADER, _FRAME = 1, 3, 6
 
 
 def largest_frame(units: bytes, *, only_first: bool = False) -> Frame | None:
-    """Read what is announced of the largest frame; None if nothing is, or it is too much to read.
+    """Return the largest frame that is announced; None if none is, or there are too many units to read.
 
     Args:
-        units: the coded picture, or what begins with it.
-        only_first: nothing behind the first frame is decoded.
+        units: the coded image, or its beginning.
+        only_first: only the first frame is decoded.
     """
     frames: list[Frame] = []
     position = 0
@@ -32,13 +35,13 @@ def largest_frame(units: bytes, *, only_first: bool = False) -> Frame | None:
 
 
 def _unit(units: bytes, position: int) -> tuple[int, bytes, int]:
-    """Kind of a unit, the first bytes of its content, and where the next one begins."""
+    """Return the kind of a unit, the first bytes of its content, and the position of the next unit."""
     header = units[position]
     position += 2 if header & 0b100 else 1  # with an extension
     length = len(units) - position
     if header & 0b10:
         length, position = _leb128(units, position)
-    return header >> 3 & 0b1111, units[position : position + min(length, 200)], position + length
+    return header >> 3 & 0b1111, units[position : position + min(length, _HEADER_BYTES)], position + length
 
 
 def _leb128(units: bytes, position: int) -> tuple[int, int]:
@@ -52,21 +55,21 @@ def _leb128(units: bytes, position: int) -> tuple[int, int]:
 
 def _announced(header: bytes) -> Frame:
     bits = Bits(header)
-    bits.read(4)  # profile, and whether it is a still picture
-    short = bool(bits.read(1))
-    if short:  # of a still picture, whose frame says nothing of its size
+    bits.read(4)  # profile and still_picture
+    reduced = bool(bits.read(1))
+    if reduced:  # a still image, whose frame states no size of its own
         bits.read(5)
     else:
         _skip_timing(bits)
     width_bits, height_bits = bits.read(4) + 1, bits.read(4) + 1
     width, height = bits.read(width_bits) + 1, bits.read(height_bits) + 1
-    # with more bits than these sizes need, a frame may say that it is larger
-    certain = short or (1 << width_bits) * (1 << height_bits) <= 4 * width * height
+    # with more bits than these sizes need, a frame may state a larger one
+    certain = reduced or (1 << width_bits) * (1 << height_bits) <= 4 * width * height
     return Frame((width, height), certain)
 
 
 def _skip_timing(bits: Bits) -> None:
-    """5.5.1: the clock, the model of the decoder's buffers, and the operating points."""
+    """Skip the clock, the decoder model and the operating points (5.5.1)."""
     delay_bits = 0
     if bits.read(1):
         bits.read(64)

@@ -1,16 +1,17 @@
-"""Parts that the headers of coded frames have in common: fields of any number of bits, and a size to be read from them."""
+"""Bit fields of coded frames, and the sizes that are read from them."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from app.decoding.geometry import Size
+from app.decoding.size import Size, area
 
 
 class Frame(NamedTuple):
-    """The largest size that is announced, and whether no frame can have a larger one."""
+    """The largest size that is announced for a frame."""
 
     size: Size
     certain: bool
+    """No frame can be larger."""
 
 
 def largest(frames: Iterable[Frame]) -> Frame | None:
@@ -18,12 +19,11 @@ def largest(frames: Iterable[Frame]) -> Frame | None:
     found = list(frames)
     if not found:
         return None
-    size = max((frame.size for frame in found), key=lambda size: size[0] * size[1])
-    return Frame(size, all(frame.certain for frame in found))
+    return Frame(max((frame.size for frame in found), key=area), all(frame.certain for frame in found))
 
 
 class Bits:
-    """Reads bits, the highest of each byte first; behind the end they are 0."""
+    """Reads bits, the highest of each byte first; zeros behind the end."""
 
     def __init__(self, content: bytes) -> None:
         self._number = int.from_bytes(content, "big")
@@ -36,7 +36,7 @@ class Bits:
         return shifted & ((1 << count) - 1)
 
     def read_exponential(self) -> int:
-        """Return the next number in Exp-Golomb code: as many zeros as bits come behind the 1 that ends them."""
+        """Return the next number in Exp-Golomb code: zeros, a one, and as many bits as there were zeros."""
         zeros = 0
         while not self.read(1):
             if (zeros := zeros + 1) == 32:

@@ -1,21 +1,21 @@
-"""The size of HEVC frames, read from the bits that a decoder reads: the container around them may say another.
+"""Size of HEVC frames as a decoder reads it from the bit stream: the container may state another.
 
-ITU-T H.265, 7.3: a picture is a row of units; the sequence parameter sets among them have the size.
+ITU-T H.265, 7.3: an image is a row of units; the sequence parameter sets among them have the size.
 """
 
 from app.decoding.headers.bits import Bits, Frame, largest
 
 _MAX_UNITS = 32
-"""A tile of a phone's photograph is one; what is decoded before it has three or four."""
+"""Maximum units of an image; a tile of a photograph is one, and a configuration has three or four."""
 
-_SEQUENCE_PARAMETERS = 33
+_SEQUENCE_PARAMETER_SET = 33
 
 _MAX_PARAMETER_BYTES = 300
-"""In which the size stands."""
+"""Bytes of a parameter set that are read: the size is among them."""
 
 
 def largest_in_configuration(record: bytes) -> Frame | None:
-    """Read the largest size in a `hvcC` box (ISO/IEC 14496-15, 8.3.3), which is decoded before a picture; None without one."""
+    """Return the largest frame in a `hvcC` box (ISO/IEC 14496-15, 8.3.3), which is decoded first; None if there is none."""
     units: list[bytes] = []
     position = 23
     for _ in range(record[22] if len(record) > 22 else 0):
@@ -30,23 +30,23 @@ def largest_in_configuration(record: bytes) -> Frame | None:
     return largest(_announced(units))
 
 
-def largest_in_units(picture: bytes) -> tuple[Frame | None, bool]:
-    """Read the largest size among the units of a picture, each behind its length of 4 bytes, and whether all were looked at."""
+def largest_in_units(image: bytes) -> tuple[Frame | None, bool]:
+    """Return the largest frame among the units of an image, each behind its length of 4 bytes, and True if all were read."""
     units: list[bytes] = []
     position = 0
-    while position + 4 < len(picture) and len(units) <= _MAX_UNITS:
-        length = int.from_bytes(picture[position : position + 4], "big")
-        units.append(picture[position + 4 : position + 4 + min(length, _MAX_PARAMETER_BYTES)])
+    while position + 4 < len(image) and len(units) <= _MAX_UNITS:
+        length = int.from_bytes(image[position : position + 4], "big")
+        units.append(image[position + 4 : position + 4 + min(length, _MAX_PARAMETER_BYTES)])
         position += 4 + length
     return largest(_announced(units)), len(units) <= _MAX_UNITS
 
 
 def _announced(units: list[bytes]) -> list[Frame]:
-    return [_frame(unit[:_MAX_PARAMETER_BYTES]) for unit in units if unit and unit[0] >> 1 & 63 == _SEQUENCE_PARAMETERS]
+    return [_frame(unit[:_MAX_PARAMETER_BYTES]) for unit in units if unit and unit[0] >> 1 & 63 == _SEQUENCE_PARAMETER_SET]
 
 
 def _frame(unit: bytes) -> Frame:
-    bits = Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))  # 7.3.1.1: the 3 keeps apart what would look like a start
+    bits = Bits(unit[2:].replace(b"\0\0\3", b"\0\0"))  # emulation prevention (7.3.1.1)
     bits.read(4)
     layers = bits.read(3)
     bits.read(1 + 96)

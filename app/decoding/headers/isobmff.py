@@ -1,4 +1,4 @@
-"""The size that an AVIF or HEIC file gives for its pictures, read without a decoder.
+"""Boxes of an AVIF or HEIC: the sizes that they state, and the coded images that they hold.
 
 ISO/IEC 14496-12, 4.2: a file is a row of boxes, each a length, a type of four letters and a content, which may be boxes again.
 """
@@ -8,20 +8,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from app.decoding.geometry import Size
+from app.decoding.size import Size, area
 
 _MAX_BOXES = 2000
-"""A phone's photograph has about 150 where this looks."""
+"""Maximum boxes that are walked; a phone's photograph has about 150 of them."""
 
 _MAX_DEPTH = 8
 
 _TRACK_BYTES = 1000
-"""In which the first frame of a track has begun."""
+"""Bytes of a track in which its first frame has begun."""
 
 _BEFORE_BOXES = {"meta": 4, "iprp": 0, "ipco": 0, "moov": 0, "trak": 0, "mdia": 0, "minf": 0, "stbl": 0, "stsd": 8, "iinf": 6}
-"""Boxes that hold those with a size, and the bytes in front of what they hold."""
+"""Boxes that hold boxes, and the bytes before those."""
 
-_CODED = frozenset({"av01", "hvc1", "hev1"})
+_SAMPLE_ENTRIES = frozenset({"av01", "hvc1", "hev1"})
 """Entries of `stsd`, which describe the frames of a sequence."""
 
 _MAX_BRANDS = 64
@@ -29,17 +29,17 @@ _MAX_BRANDS = 64
 _MAX_EXTENTS = 2000
 
 _MAX_CODED = 300
-"""Tiles of a photograph of 48 million pixels: 192."""
+"""Maximum coded items; a photograph of 48 million pixels has 192 tiles."""
 
 _MAX_TRACKS = 20
 
 
 class TooManyBoxes(Exception):
-    """The file has more boxes, or more within each other, than an honest picture has."""
+    """The file has more boxes, or more within each other, than a real image."""
 
 
 def brands(file: bytes) -> list[bytes]:
-    """Return what the first box says the file is, most important first; empty if it is another kind of file."""
+    """Return the major brand and then the compatible ones; empty if the file does not begin with them."""
     if file[4:8] != b"ftyp":
         return []
     end = min(len(file), int.from_bytes(file[:4], "big"), 16 + 4 * _MAX_BRANDS)
@@ -47,12 +47,12 @@ def brands(file: bytes) -> list[bytes]:
 
 
 def largest_size(file: bytes) -> Size | None:
-    """Width and height of the largest picture, tile or frame that the file says it has; None where it says nothing.
+    """Return the largest size that a box states for an image, a tile or a frame; None if none does.
 
     Raises:
-        TooManyBoxes: it is not read to its end.
+        TooManyBoxes: the file was not read to its end.
     """
-    return max(_sizes(file), key=lambda size: size[0] * size[1], default=None)
+    return max(_sizes(file), key=area, default=None)
 
 
 def _sizes(file: bytes) -> Iterator[Size]:
@@ -62,40 +62,40 @@ def _sizes(file: bytes) -> Iterator[Size]:
                 yield struct.unpack_from(">II", file, start + 4)
             case "tkhd" if end - start >= 84:
                 width, height = struct.unpack_from(">II", file, start + (88 if file[start] == 1 and end - start >= 96 else 76))
-                yield width >> 16, height >> 16  # 16.16
+                yield width >> 16, height >> 16  # 16.16 fixed point
             case "clap" if end - start >= 16:
                 width, width_parts, height, height_parts = struct.unpack_from(">IIII", file, start)
                 if width_parts and height_parts:
                     yield _rounded_up(width, width_parts), _rounded_up(height, height_parts)
-            case _ if kind in _CODED and end - start >= 28:
+            case _ if kind in _SAMPLE_ENTRIES and end - start >= 28:
                 yield struct.unpack_from(">HH", file, start + 24)
 
 
-def _rounded_up(number: int, parts: int) -> int:
-    """A fraction as the most pixels it may become: a cut that begins within a pixel keeps one more."""
-    whole, rest = divmod(number, parts)
+def _rounded_up(numerator: int, denominator: int) -> int:
+    """Return the most pixels that a fraction may become: a crop that begins within a pixel keeps one more."""
+    whole, rest = divmod(numerator, denominator)
     return whole + 2 if rest else whole
 
 
 @dataclass(frozen=True, slots=True)
 class Coded:
-    """Bytes that a decoder of pictures is given."""
+    """Bytes that the decoder of an image is given."""
 
     items: list[bytes]
     tracks: list[bytes]
-    """Only what each begins with."""
+    """The beginnings of tracks."""
     configurations: list[bytes]
-    """`hvcC` boxes: what HEVC's decoder is given first."""
+    """`hvcC` boxes, which an HEVC decoder is given first."""
 
 
-def coded_pictures(file: bytes, coding: bytes) -> Coded | None:
-    """Items with this coding, and tracks of any; None if it is not said plainly where they are.
+def coded_images(file: bytes, coding: bytes) -> Coded | None:
+    """Return the items with this coding, and tracks of any; None if the file does not plainly say where they are.
 
     Raises:
-        TooManyBoxes: it is not read to its end.
+        TooManyBoxes: the file was not read to its end.
     """
     items: set[int] = set()
-    places: dict[int, list[_Place]] = {}
+    extents: dict[int, list[_Extent]] = {}
     tracks: list[bytes] = []
     configurations: list[bytes] = []
     for kind, start, end in _boxes(file):
@@ -104,9 +104,9 @@ def coded_pictures(file: bytes, coding: bytes) -> Coded | None:
             if file[after + 2 : after + 6] == coding:
                 items.add(int.from_bytes(file[start + 4 : after], "big"))
         elif kind == "iloc":
-            if places or (found := _places(file[start:end])) is None:
+            if extents or (found := _extents(file[start:end])) is None:
                 return None
-            places = found
+            extents = found
         elif kind in ("stco", "co64"):
             at = int.from_bytes(file[start + 8 : start + (12 if kind == "stco" else 16)], "big")
             tracks.append(file[at : at + _TRACK_BYTES])
@@ -114,13 +114,13 @@ def coded_pictures(file: bytes, coding: bytes) -> Coded | None:
             configurations.append(file[start:end])
     if len(items) > _MAX_CODED or len(configurations) > _MAX_CODED or len(tracks) > _MAX_TRACKS:
         return None
-    if not items <= places.keys() or _length([place for item in items for place in places[item]], file) > 2 * len(file):
+    if not items <= extents.keys() or _length([extent for item in items for extent in extents[item]], file) > 2 * len(file):
         return None
-    return Coded([b"".join(file[place.start : place.end] for place in places[item]) for item in items], tracks, configurations)
+    return Coded([b"".join(file[part.start : part.end] for part in extents[item]) for item in items], tracks, configurations)
 
 
 class _Fields:
-    """Reads whole numbers one after another."""
+    """Reads integers one after another."""
 
     def __init__(self, content: bytes) -> None:
         self._content = content
@@ -135,46 +135,46 @@ class _Fields:
         return self._at > len(self._content)
 
 
-class _Place(NamedTuple):
+class _Extent(NamedTuple):
     start: int
     end: int | None
     """None for the end of the file."""
 
 
-def _length(places: list[_Place], file: bytes) -> int:
-    return sum(max(0, min(len(file) if place.end is None else place.end, len(file)) - place.start) for place in places)
+def _length(extents: list[_Extent], file: bytes) -> int:
+    return sum(max(0, min(len(file) if part.end is None else part.end, len(file)) - part.start) for part in extents)
 
 
-def _places(iloc: bytes) -> dict[int, list[_Place]] | None:
-    """Find each item, if it is in the file and not in a box (14496-12, 8.11.3); None if that is too much to read."""
+def _extents(iloc: bytes) -> dict[int, list[_Extent]] | None:
+    """Find each item that is in the file and not in a box (14496-12, 8.11.3); None if that is too much to read."""
     fields = _Fields(iloc)
     version = fields.read(4) >> 24
     sizes = fields.read(2)
     offset_size, length_size, base_size = sizes >> 12, sizes >> 8 & 15, sizes >> 4 & 15
     index_size = sizes & 15 if version else 0
     number = 2 if version < 2 else 4
-    found: dict[int, list[_Place]] = {}
-    extents = 0
+    found: dict[int, list[_Extent]] = {}
+    total = 0
     for _ in range(fields.read(number)):
         item = fields.read(number)
         method = fields.read(2) & 15 if version else 0
         fields.read(2)
         base, count = fields.read(base_size), fields.read(2)
-        extents += max(1, count)
-        if fields.ended or extents > _MAX_EXTENTS or item in found:
+        total += max(1, count)
+        if fields.ended or total > _MAX_EXTENTS or item in found:
             return None
-        places = []
+        extents = []
         for _ in range(count):
             fields.read(index_size)
             at, length = base + fields.read(offset_size), fields.read(length_size)
-            places.append(_Place(at, at + length if length else None))
+            extents.append(_Extent(at, at + length if length else None))
         if method == 0:
-            found[item] = places
+            found[item] = extents
     return None if fields.ended else found
 
 
 def _boxes(file: bytes) -> Iterator[tuple[str, int, int]]:
-    """Type, start and end of the content of every box that matters, wherever it is."""
+    """Yield type, start and end of the content of every box, at any depth."""
     seen = 0
     waiting = [(0, len(file), 0)]
     while waiting:
@@ -182,10 +182,8 @@ def _boxes(file: bytes) -> Iterator[tuple[str, int, int]]:
         while end - position >= 8:
             if (seen := seen + 1) > _MAX_BOXES or depth > _MAX_DEPTH:
                 raise TooManyBoxes
-            length, kind = (
-                int.from_bytes(file[position : position + 4], "big"),
-                file[position + 4 : position + 8].decode("latin-1"),
-            )
+            length = int.from_bytes(file[position : position + 4], "big")
+            kind = file[position + 4 : position + 8].decode("latin-1")
             content = position + 8
             if length == 1:
                 length, content = int.from_bytes(file[position + 8 : position + 16], "big"), position + 16

@@ -1,41 +1,38 @@
-"""Facts on the first picture of a TIFF, read without a decoder; and which of the many kinds of TIFF are decoded.
+"""Tags of a TIFF: the size of its first image, and which of the many kinds of TIFF are decoded.
 
-TIFF 6.0, 2: a directory has entries of 12 bytes: a tag, a type, how many values, and the values or where they are.
+TIFF 6.0, 2: a directory has entries of 12 bytes: a tag, a type, a count, and the values or their offset.
 """
 
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from app.decoding.geometry import Size
+from app.decoding.size import Size, area
 from app.errors import UndecodableImage
 
 _MAX_ENTRIES = 1000
-"""Cameras and scanners write 20 to 60."""
+"""Maximum entries of a directory; cameras and scanners write 20 to 60."""
 
 _MAX_STRIPS = 200_000
-"""Strips of one row each, for three planes of the highest picture."""
+"""Maximum strips or tiles: strips of one row for three planes of the highest image."""
 
 _NUMBERS = {1: (1, "B"), 3: (2, "H"), 4: (4, "I")}
-"""Bytes and code of the types that sizes and kinds have: BYTE, SHORT, LONG."""
+"""Bytes and struct code of the types that sizes and kinds have: BYTE, SHORT, LONG."""
 
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
-"""Of a value of each type that Pillow reads."""
+"""Bytes of a value, for each type that Pillow reads."""
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _TILE_WIDTH, _TILE_HEIGHT, _TILES, _SAMPLE_FORMAT = 273, 322, 323, 324, 339
 
 _MAX_VALUES = 8
-"""Of a tag with one for each sample of a pixel."""
+"""Maximum values of a tag that has one for each sample of a pixel."""
 
 _COMPRESSIONS = frozenset({1, 5, 7, 8, 32_773, 32_946})
 """None, LZW, JPEG, Deflate, PackBits, Deflate by its older number."""
 
 _COLOURS = frozenset({0, 1, 2, 3, 5, 6})
 """White is 0, black is 0, RGB, palette, CMYK, YCbCr."""
-
-_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
-"""Pillow's, of what it makes of a TIFF that is decoded here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +43,24 @@ class _Entry:
     values: bytes
 
 
-def tiff_size(tiff: bytes) -> Size | None:
-    """Width and height of the first picture, or of its tiles if those are larger; None where it does not say them plainly."""
+def size(tiff: bytes) -> Size | None:
+    """Return the size of the first image, or of its tiles if those are larger; None where it is not plainly stated."""
     entries = list(_entries(tiff))
-    image, tile = _size(tiff, entries, _WIDTH, _HEIGHT), _size(tiff, entries, _TILE_WIDTH, _TILE_HEIGHT)
+    image, tile = _largest(tiff, entries, _WIDTH, _HEIGHT), _largest(tiff, entries, _TILE_WIDTH, _TILE_HEIGHT)
     if image is None or not any(entry.tag in (_TILE_WIDTH, _TILE_HEIGHT) for entry in entries):
         return image
-    return None if tile is None else max(image, tile, key=lambda size: size[0] * size[1])
+    return None if tile is None else max(image, tile, key=area)
 
 
-def check_tiff(tiff: bytes) -> None:
-    """Check that the first picture is of a kind that is decoded.
+def check_kind(tiff: bytes) -> None:
+    """Raise if the first image is of a kind that is not decoded.
 
     Raises:
-        UndecodableImage: it is not, or its directory has more than an honest one.
+        UndecodableImage: it is, or its directory has more than that of a real image.
     """
     entries = list(_entries(tiff))
     if len(entries) > _MAX_ENTRIES or sum(_length(entry) for entry in entries) > 2 * len(tiff):
-        raise UndecodableImage("The TIFF has more tags than an honest picture has.")
+        raise UndecodableImage("The TIFF has more tags than a real image has.")
     if any(entry.tag in (_STRIPS, _TILES) and entry.count > _MAX_STRIPS for entry in entries):
         raise UndecodableImage(f"The TIFF has more than {_MAX_STRIPS} strips or tiles.")
     bits, colours = _numbers(tiff, entries, _BITS, 1), _numbers(tiff, entries, _PHOTOMETRIC, 0)
@@ -77,18 +74,8 @@ def check_tiff(tiff: bytes) -> None:
         raise UndecodableImage("The TIFF has colours other than grey, RGB, a palette, CMYK or YCbCr.")
 
 
-def check_mode(mode: str) -> None:
-    """Check what Pillow makes of it.
-
-    Raises:
-        UndecodableImage: something whose levels have no fixed meaning.
-    """
-    if mode not in _MODES:
-        raise UndecodableImage("The TIFF has samples of a kind that is not decoded.")
-
-
 def _entries(tiff: bytes) -> Iterator[_Entry]:
-    """Entries of the first directory, as far as it goes: Pillow takes one that is cut off, too."""
+    """Yield the entries of the first directory, even if it is cut off, as Pillow takes it then, too."""
     order = _order(tiff)
     start = int.from_bytes(tiff[4:8], "little" if order == "<" else "big")
     if len(tiff) < start + 2:
@@ -106,8 +93,8 @@ def _length(entry: _Entry) -> int:
     return entry.count * _BYTES.get(entry.kind, 0)
 
 
-def _size(tiff: bytes, entries: list[_Entry], width: int, height: int) -> Size | None:
-    """Return the largest that entries of these two tags say; None if one is missing, or no plain number."""
+def _largest(tiff: bytes, entries: list[_Entry], width: int, height: int) -> Size | None:
+    """Return the largest values of these two tags; None if one is missing or not a single number."""
     found: dict[int, int] = {}
     for entry in entries:
         if entry.tag not in (width, height):
@@ -119,7 +106,7 @@ def _size(tiff: bytes, entries: list[_Entry], width: int, height: int) -> Size |
 
 
 def _numbers(tiff: bytes, entries: list[_Entry], tag: int, default: int) -> set[int]:
-    """All numbers that entries of a tag have; -1 for what is no number."""
+    """Return all numbers that entries of a tag have; -1 for other values."""
     found = {value for entry in entries if entry.tag == tag for value in _values(tiff, entry)}
     return found or {default}
 

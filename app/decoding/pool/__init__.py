@@ -1,1 +1,1 @@
-"""Workers that decode images: sandboxed processes, or threads."""
+"""Pools of workers that decode images: sandboxed processes, or threads."""

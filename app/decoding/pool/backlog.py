@@ -5,7 +5,7 @@ import contextvars
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from app.decoding.pool.attempt import DecodingFault, reported
+from app.decoding.pool.attempt import DecodingFault, attempt, reported
 from app.decoding.pool.fair_queue import FairQueue, Turn, turn_of
 from app.errors import Draining
 from app.pixels import Pixels
@@ -39,15 +39,16 @@ class Backlog:
     async def decode(self, image_bytes: bytes, request: Hashable, preprocessing: int) -> Pixels:
         """Queue an image and await its pixels. Cancelling drops it if it is still queued."""
         image = PendingImage(image_bytes, preprocessing, asyncio.get_running_loop().create_future())
-        turn = turn_of(image, image_bytes, request)
-        self._queue.put(turn)
-        self._dispatch()
         try:
-            return await image.result
+            turn = attempt(turn_of, image, image_bytes, request)
+            self._queue.put(turn)
+            self._dispatch()
+            try:
+                return await image.result
+            finally:
+                self._queue.discard(turn)
         except DecodingFault as fault:
             raise reported(fault) from None
-        finally:
-            self._queue.discard(turn)
 
     def take(self) -> Turn[PendingImage] | None:
         """Take the image whose turn it is, if any; `settle` it or `put_back` later."""

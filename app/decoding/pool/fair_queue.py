@@ -1,51 +1,52 @@
-"""FairQueue: the images that wait for a decoder, served in turn between requests. Knows neither clock nor event loop."""
+"""FairQueue: images that wait for a worker, served in turn between requests. Knows neither clock nor event loop."""
 
 from collections import Counter, deque
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from app.decoding.headers import count_pixels, sniff_format
+from app.decoding.headers import count_pixels
+from app.decoding.headers.sniff import sniff_format
 
 HEAVY_PIXELS = 16_000_000
-"""Images from here on take a decoder for half a second or more; photographs of phones have 12 million pixels."""
+"""Pixels from which an image counts as heavy: it takes half a second or more. A phone's photograph has 12 million."""
 
 _HEAVY_JPEG_PIXELS = 3 * HEAVY_PIXELS
-"""A pixel of a JPEG takes about a third of the time of one of a PNG."""
+"""The same for JPEG, of which a pixel takes about a third of the time."""
 
 Item = TypeVar("Item")
 
 
 @dataclass(eq=False, slots=True)
 class Turn(Generic[Item]):
-    """One image's place in the queue."""
+    """One image in the queue."""
 
     item: Item
     request: Hashable
-    """Images of the same request share their turns."""
+    """Identity of the request; its images share their turns."""
     heavy: bool
 
 
 def turn_of(item: Item, image_bytes: bytes, request: Hashable) -> Turn[Item]:
-    """Make the turn of an encoded image; without a request it is one of its own."""
+    """Make the turn of an encoded image; without a request, it is a request of its own."""
     pixels = count_pixels(image_bytes)
     heavy_pixels = _HEAVY_JPEG_PIXELS if sniff_format(image_bytes) == "jpeg" else HEAVY_PIXELS
     return Turn(item, object() if request is None else request, heavy=pixels is None or pixels >= heavy_pixels)
 
 
 class FairQueue(Generic[Item]):
-    """Serves requests in turn, one image each, and keeps one decoder free of whatever would hold all of them.
+    """Serves requests in turn, one image each, without head-of-line blocking.
 
-    Neither the images of one request nor all heavy images together ever have more than `decoders` less one (at least one) in
-    progress, so that a small image of somebody else never waits behind them.
+    At most `workers` less one (at least one) images of one request are in progress, and as many heavy images, so that a small
+    image of another request never waits behind them.
 
     Args:
-        decoders: images decoded at once.
+        workers: images decoded at once.
     """
 
-    def __init__(self, decoders: int) -> None:
-        self._share = max(1, decoders - 1)
-        self._waiting: dict[Hashable, deque[Turn[Item]]] = {}  # by request, the next one to be served first
+    def __init__(self, workers: int) -> None:
+        self._share = max(1, workers - 1)
+        self._waiting: dict[Hashable, deque[Turn[Item]]] = {}  # by request, in the order of their turns
         self._running: Counter[Hashable] = Counter()
         self._heavy_running = 0
 
@@ -53,18 +54,18 @@ class FairQueue(Generic[Item]):
         return sum(map(len, self._waiting.values()))
 
     def put(self, turn: Turn[Item]) -> None:
-        """Add an image behind the others of its request."""
+        """Add an image, behind the others of its request."""
         self._waiting.setdefault(turn.request, deque()).append(turn)
 
     def put_back(self, turn: Turn[Item]) -> None:
-        """Return an image whose decoder was lost to the front: it has waited already."""
+        """Return an image that lost its worker to the front: it has waited already."""
         self.release(turn)
         others = self._waiting.pop(turn.request, deque())
         others.appendleft(turn)
         self._waiting = {turn.request: others, **self._waiting}
 
     def take(self) -> Turn[Item] | None:
-        """Take the image whose turn it is; None if nothing waits that may be decoded now. `release` it later."""
+        """Take the image whose turn it is; None if none may be decoded now. `release` it later."""
         for request, turns in self._waiting.items():
             if self._may_run(turns[0]):
                 turn = turns.popleft()
@@ -77,14 +78,14 @@ class FairQueue(Generic[Item]):
         return None
 
     def release(self, turn: Turn[Item]) -> None:
-        """Give back the share of an image that was taken and is no longer being decoded."""
+        """Count an image that was taken as no longer in progress."""
         self._running[turn.request] -= 1
         if not self._running[turn.request]:
             del self._running[turn.request]
         self._heavy_running -= turn.heavy
 
     def discard(self, turn: Turn[Item]) -> None:
-        """Drop an image if it still waits."""
+        """Drop an image if it is still queued."""
         turns = self._waiting.get(turn.request)
         if turns is None or turn not in turns:
             return
@@ -93,7 +94,7 @@ class FairQueue(Generic[Item]):
             del self._waiting[turn.request]
 
     def drain(self) -> Iterator[Turn[Item]]:
-        """Take out all that waits, in no order; for a queue that is given up."""
+        """Take out all queued images, in no order."""
         for turns in self._waiting.values():
             yield from turns
         self._waiting = {}

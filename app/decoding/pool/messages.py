@@ -1,7 +1,7 @@
-"""Messages between the service, the zygote and the workers: fixed formats, nothing that is unpickled.
+"""Messages between the service, the zygote and the workers, in fixed formats: nothing is unpickled.
 
-A worker is sent the number of an image and its length, and replies with that number and an outcome: 0, with pixels in shared
-memory, or the kind of an error and its text. A worker that was taken over may send anything: `read_reply` accepts nothing else.
+A worker replies with the number of its image and 0, with the pixels in shared memory, or the kind and text of an error.
+A compromised worker may send anything; `read_reply` accepts nothing else.
 """
 
 import re
@@ -15,11 +15,11 @@ REQUEST = struct.Struct("<III")
 """Number of an image, its length, and the index of its preprocessing; its bytes are at the start of the shared memory."""
 
 COMMAND = struct.Struct("<i")
-"""Tells the zygote to end and reap the worker with this id or, if it is 0, to fork another: with its socket and its memory."""
+"""Command to the zygote: reap the worker with this id or, if it is 0, fork one with the socket and memory that come along."""
 
 ANSWER = struct.Struct("<i")
-"""The zygote's answer: the status of the worker that was ended, as of `os.waitpid`, or -1 if there is none; the id of the new
-worker, or an errno below 0."""
+"""Answer of the zygote: the status of the reaped worker as of `os.waitpid`, or -1 if there is none; the id of the new worker,
+or a negative errno."""
 
 MAX_REPLY_BYTES = 512
 
@@ -27,12 +27,12 @@ _HEAD = struct.Struct("<IB")
 _ERRORS: tuple[type[ServiceError], ...] = (ImageTooLarge, UnsupportedImageFormat, UndecodableImage)
 _FAULT = len(_ERRORS) + 1
 _FAULT_TEXT = re.compile(r"\w{1,80} at [\w.<>-]{1,80}:\d{1,9}", flags=re.ASCII)
-"""Class and place of an exception: what may go into a log, whoever wrote it."""
+"""Class and place of an exception: safe to log, even from a compromised worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Outcome of one image; without an error its pixels are there."""
+    """Outcome of one image; without an error its pixels are in the shared memory."""
 
     number: int
     error: ServiceError | DecodingFault | None
@@ -47,7 +47,7 @@ def write_reply(reply: Reply) -> bytes:
 
 
 def read_reply(message: bytes) -> Reply | None:
-    """Decode what `write_reply` wrote; None if it is anything else."""
+    """Decode a message of `write_reply`; None if it is anything else."""
     if len(message) < _HEAD.size:
         return None
     number, kind = _HEAD.unpack_from(message)

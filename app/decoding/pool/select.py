@@ -1,4 +1,4 @@
-"""Make the decoder that the settings ask for, in two steps: processes start slowly, and may do so while the model loads."""
+"""Decoder of the settings, made in two steps: processes start slowly, and may do so while the model loads."""
 
 import io
 import os
@@ -25,7 +25,7 @@ _log = structlog.get_logger(__name__)
 
 
 class StartingDecoder:
-    """A decoder that has begun to start."""
+    """A decoder whose zygote is starting."""
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         check_decoders(settings.image_formats)
@@ -34,10 +34,10 @@ class StartingDecoder:
         self._zygote = Zygote() if _wants_processes(settings) else None
 
     def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
-        """The decoder, warm. Blocks until it is.
+        """Return the decoder when it is warm. Blocks.
 
         Args:
-            preprocessing: of the checkpoint.
+            preprocessing: the checkpoint's.
             shape: (C, H, W) of the pixels.
 
         Raises:
@@ -60,7 +60,7 @@ class StartingDecoder:
         return decoder
 
     def give_up(self) -> None:
-        """End what has begun."""
+        """End the zygote."""
         if self._zygote is not None:
             self._zygote.close()
 
@@ -70,7 +70,7 @@ class StartingDecoder:
 
 @contextmanager
 def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDecoder]:
-    """Begin to start a decoder; if what is done meanwhile fails, it ends."""
+    """Start a decoder; an exception in the block ends it."""
     starting = StartingDecoder(settings, metrics)
     try:
         yield starting
@@ -80,7 +80,7 @@ def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDec
 
 
 def image_decoder(settings: Settings, preprocessing: Preprocessing) -> ImageDecoder:
-    """Make what decodes one image as the settings say: the same for serving, training and everything else."""
+    """Return the decoder of one image by the settings, for serving, training and all else."""
     return ImageDecoder(
         preprocessing,
         formats=settings.image_formats,
@@ -92,7 +92,7 @@ def image_decoder(settings: Settings, preprocessing: Preprocessing) -> ImageDeco
 
 
 def _probe(formats: frozenset[str]) -> bytes:
-    """A small image, in JPEG where that is decoded: it takes another way than the others."""
+    """Return a small image, as JPEG where that is enabled, because it takes the fast way."""
     probe_format = "jpeg" if "jpeg" in formats else min(formats)
     if probe_format in SAMPLES:
         return SAMPLES[probe_format]

@@ -13,6 +13,7 @@ from app.api.problems import problem_headers
 from app.errors import EngineDead, QueueFull
 from app.pixels import Pixels
 from app.serving.runner import ModelRunner
+from benchmarks.watch import metrics_of
 from tests.app.conftest import OpenClient
 from tests.support.models import encode, picture, random_picture
 
@@ -97,12 +98,11 @@ async def test_200_pictures_at_once_get_what_each_gets_alone(open_client: OpenCl
     async with open_client(max_batch_size=32) as client:
         alone = [(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(200)]
         together = await asyncio.gather(*(client.post("/predict", content=picture(seed)) for seed in range(200)))
-        metrics = (await client.get("/metrics")).text
+        metrics = metrics_of((await client.get("/metrics")).content)
     np.testing.assert_allclose([response.json()["logits"] for response in together], alone, rtol=0, atol=1e-4)
     distances = np.abs(np.array(alone)[:, None] - np.array(alone)[None]).max(axis=-1) + np.eye(200)
     assert distances.min() > 1e-2  # so that an answer to another picture would have been seen
-    runs = float(next(line.split()[1] for line in metrics.splitlines() if line.startswith("vit_batch_size_images_count")))
-    assert runs < 300  # batches did form
+    assert metrics["vit_batch_size_images_count"] < 300  # batches did form
 
 
 async def test_a_corrupt_picture_among_sixteen_fails_alone(client: httpx.AsyncClient) -> None:
@@ -485,7 +485,8 @@ async def test_numbers_that_are_not_finite_are_500(open_client: OpenClient) -> N
 
     async with open_client(burns) as client:
         assert_problem(await client.post("/predict", content=picture(0)), 500, "inference_failed")
-        assert 'vit_images_total{outcome="inference_failed"} 1.0' in (await client.get("/metrics")).text
+        metrics = metrics_of((await client.get("/metrics")).content)
+        assert metrics['vit_images_total{outcome="inference_failed"}'] == 1
 
 
 async def test_a_dead_worker_is_503_and_not_ready(open_client: OpenClient) -> None:

@@ -14,7 +14,8 @@ from app.errors import Draining, StartError
 from app.main import create_app
 from app.metrics import Metrics
 from app.serving.classifier import Classifier
-from app.serving.service import Service, load_classifier
+from app.serving.loading import load_classifier
+from app.serving.service import Service
 from app.settings import Settings, read_settings
 from tests.app.api.test_predict import Held, assert_problem
 from tests.app.conftest import OpenClient
@@ -104,7 +105,12 @@ async def test_an_upload_whose_deadline_passes_in_the_moment_of_closing_does_not
 ) -> None:
     service = Service(read_settings(model=str(tiny_checkpoint)), Metrics())
     now = asyncio.get_running_loop().time()
-    upload = asyncio.create_task(service.upload(now - 1, asyncio.Event().wait()))
+
+    async def arrive() -> None:
+        async with service.uploading(now - 1):
+            await asyncio.Event().wait()
+
+    upload = asyncio.create_task(arrive())
     for _ in range(2):  # it begins; its deadline has been noticed, but not by it
         await asyncio.sleep(0)
     await service.close()
@@ -208,12 +214,12 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
         'vit_http_requests_total{method="POST",route="/predict",status="200"} 1.0',
         'vit_http_requests_total{method="POST",route="/predict",status="415"} 1.0',
         'vit_http_requests_total{method="GET",route="unmatched",status="404"} 2.0',
-        'vit_images_total{outcome="ok"} 1.0',
-        'vit_images_total{outcome="unsupported_image_format"} 1.0',
-        "vit_inference_seconds_count 1.0",
-        "vit_batch_size_images_count 1.0",
+        'vit_images_total{model="tiny-dinov2",outcome="ok"} 1.0',
+        'vit_images_total{model="tiny-dinov2",outcome="unsupported_image_format"} 1.0',
+        'vit_inference_seconds_count{model="tiny-dinov2"} 1.0',
+        'vit_batch_size_images_count{model="tiny-dinov2"} 1.0',
         "vit_inflight_images 0.0",
-        "vit_queued_images 0.0",
+        'vit_queued_images{model="tiny-dinov2"} 0.0',
         "vit_inflight_requests 0.0",
         "vit_ready 1.0",
     ):

@@ -1,4 +1,4 @@
-"""Decoding: right pixels for every kind of picture, against Pillow and transformers, and a clear no to every bad one."""
+"""ImageDecoder: the pixels of Pillow and transformers for every kind of image, and a clear error for every bad one."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ from PIL.MpoImagePlugin import MpoImageFile
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from app.decoding.headers import webp_size
+from app.decoding.headers import webp
 from app.decoding.image import ImageDecoder
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
 from app.pixels import Pixels
@@ -42,7 +42,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(rows: bytes, size: tuple[int, int], *, interlaced: bool = False, before: bytes = b"") -> bytes:
-    """8-bit grey, of rows as the format has them: each begins with its filter; `before` the pixels come these chunks."""
+    """Make an 8-bit grey PNG of rows that begin with their filter, with the chunks `before` the pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
@@ -62,14 +62,14 @@ def as_pixels(image: Image.Image) -> Pixels:
         pytest.param("BMP", {}, id="bmp"),
     ],
 )
-def test_every_format_gives_the_pixels_that_pillow_gives(image_format: str, options: dict[str, Any]) -> None:
+def test_pixels_equal_pillows(image_format: str, options: dict[str, Any]) -> None:
     image_bytes = encode(random_picture(0), image_format, **options)
     with Image.open(io.BytesIO(image_bytes)) as image:
         assert np.array_equal(decode(image_bytes), as_pixels(image))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_turned_photo_stands_upright(orientation: int) -> None:
+def test_turned_photo_stands_upright(orientation: int) -> None:
     upright = random_picture(3)
     turn_back = [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
                  Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE,
@@ -81,7 +81,7 @@ def test_a_turned_photo_stands_upright(orientation: int) -> None:
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
-def test_an_orientation_that_means_nothing_changes_nothing(orientation: int) -> None:
+def test_unknown_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(decode(encode(random_picture(4), "PNG", exif=exif)), as_pixels(random_picture(4)))
@@ -93,7 +93,7 @@ def test_transparency_becomes_white() -> None:
     assert decode(encode(image)).transpose(1, 2, 0).tolist() == [[[200, 100, 50], [255, 255, 255]]]
 
 
-def test_a_palette_with_a_transparent_colour_becomes_white_there() -> None:
+def test_transparent_palette_becomes_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([10, 20, 30, 40, 50, 60])
     image.putdata([0, 1])
@@ -117,13 +117,13 @@ def _turned() -> bytes:
         pytest.param(_turned(), id="turned"),
     ],
 )
-def test_training_sees_the_pixels_that_are_served(image_bytes: bytes) -> None:
+def test_training_sees_the_served_pixels(image_bytes: bytes) -> None:
     whole = decoder().decode_whole(image_bytes)
     assert whole.mode == "RGB"
     np.testing.assert_array_equal(as_pixels(whole), decode(image_bytes))
 
 
-def test_grey_of_sixteen_bits_is_scaled_and_not_clipped() -> None:
+def test_16_bit_grey_is_scaled_not_clipped() -> None:
     levels = np.array([[0, 257, 256 * 128, 65_535]], np.uint16)
     assert decode(encode(Image.fromarray(levels))).tolist() == [[[0, 1, 128, 255]]] * 3
 
@@ -162,8 +162,8 @@ def test_pixels_equal_those_of_transformers(processor: Any, options: dict[str, A
     assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= (1 if thin else 0)
 
 
-def test_a_thin_picture_is_not_blown_up() -> None:
-    preprocessing = Preprocessing(256, (224, 224), "bicubic", HALF, HALF)  # 256 x 16,776,960 pixels, all at once
+def test_thin_image_is_cropped_before_resize() -> None:
+    preprocessing = Preprocessing(256, (224, 224), "bicubic", HALF, HALF)  # resized as a whole: 256 x 16,776,960 pixels
     assert decoder(preprocessing).decode(encode(Image.new("L", (1, 65_535)))).shape == (3, 224, 224)
 
 
@@ -193,11 +193,11 @@ def bad(image_bytes: bytes, error: type[ServiceError], **limits: Any) -> str:
         b"PK\3\4" + bytes(100),
     ],
 )
-def test_what_is_no_image_is_told_so(content: bytes) -> None:
+def test_no_image_is_415(content: bytes) -> None:
     assert "send one of: bmp, gif, jpeg, png, webp" in bad(content, UnsupportedImageFormat)
 
 
-def test_of_a_file_that_is_two_things_the_first_bytes_tell_which() -> None:
+def test_first_bytes_tell_a_polyglot() -> None:
     image_bytes = encode(random_picture(0))
     archive = b"PK\3\4" + bytes(26)
     assert np.array_equal(decode(image_bytes + archive), decode(image_bytes))
@@ -205,75 +205,75 @@ def test_of_a_file_that_is_two_things_the_first_bytes_tell_which() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "GIF", "BMP"])
-def test_a_format_is_never_opened_as_another(image_format: str) -> None:
+def test_format_is_never_opened_as_another(image_format: str) -> None:
     bad(b"\x89PNG\r\n\x1a\n" + encode(random_picture(0), image_format), UndecodableImage)
 
 
-def test_a_format_that_is_not_enabled_is_told_so() -> None:
+def test_disabled_format_is_415() -> None:
     message = bad(encode(random_picture(0), "GIF"), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
     assert message.startswith("gif images are not enabled here; send one of: jpeg.")
     assert message.endswith("VIT_IMAGE_FORMATS=jpeg,gif.")
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
-def test_a_truncated_picture_is_undecodable(image_format: str) -> None:
+def test_truncated_image_is_undecodable(image_format: str) -> None:
     image_bytes = encode(random_picture(7, 200, 200), image_format)
     for share in (0.02, 0.5, 0.9):
         bad(image_bytes[: max(16, int(len(image_bytes) * share))], UndecodableImage)
 
 
-def test_a_corrupt_picture_is_undecodable() -> None:
+def test_corrupt_image_is_undecodable() -> None:
     image_bytes = bytearray(encode(random_picture(8)))
     start = image_bytes.index(b"IDAT") + 100
     image_bytes[start : start + 40] = bytes(40)
     bad(bytes(image_bytes), UndecodableImage)
 
 
-def test_too_many_bytes_are_refused() -> None:
+def test_bytes_over_the_limit_are_413() -> None:
     image_bytes = encode(random_picture(9))
     size = len(image_bytes)
     assert decoder(max_bytes=size).decode(image_bytes).shape == (3, 36, 40)
     assert f"{size} bytes; at most {size - 1}" in bad(image_bytes, ImageTooLarge, max_bytes=size - 1)
 
 
-def test_too_many_pixels_are_refused() -> None:
+def test_pixels_over_the_limit_are_413() -> None:
     image_bytes = encode(random_picture(9))
     assert decoder(max_pixels=36 * 40).decode(image_bytes).shape == (3, 36, 40)
     assert "40 x 36 pixels; at most 1439" in bad(image_bytes, ImageTooLarge, max_pixels=36 * 40 - 1)
 
 
-def test_a_pixel_bomb_is_refused_by_its_header_alone() -> None:
+def test_pixel_bomb_is_refused_by_header() -> None:
     assert "100000 x 100000" in bad(png(b"", (100_000, 100_000)), ImageTooLarge)
 
 
 def with_scans(jpeg: bytes, more: int) -> bytes:
-    """A progressive JPEG with its last scan repeated."""
+    """Repeat the last scan of a progressive JPEG."""
     last_scan = jpeg.rindex(b"\xff\xda")
     return jpeg[:-2] + jpeg[last_scan:-2] * more + jpeg[-2:]
 
 
-def test_a_scan_bomb_is_refused() -> None:
+def test_scan_bomb_is_refused() -> None:
     bomb = with_scans(encode(random_picture(10), "JPEG", progressive=True), 100)
     assert "more than 100 scans" in bad(bomb, UndecodableImage)
 
 
-def test_a_large_picture_may_have_fewer_scans_than_a_small_one() -> None:
+def test_large_image_may_have_fewer_scans() -> None:
     image_bytes = with_scans(encode(random_picture(10), "JPEG", progressive=True), 30)
     assert decoder(max_pixels=2 * 40 * 36).decode(image_bytes).shape == (3, 36, 40)
     assert "40 scans, too many for its size" in bad(image_bytes, UndecodableImage, max_pixels=40 * 36)
 
 
-def test_a_jpeg_that_is_hidden_behind_stray_bytes_is_refused() -> None:
+def test_jpeg_behind_stray_bytes_is_refused() -> None:
     image_bytes = encode(random_picture(10), "JPEG")
     assert np.array_equal(decode(image_bytes[:2] + b"\xff" * 1000 + image_bytes[2:]), decode(image_bytes))
     bad(image_bytes[:2] + b"\xff" * 100_000 + image_bytes[2:], UndecodableImage)
 
 
-def test_a_side_that_no_picture_has_is_refused_before_room_is_made_for_its_rows() -> None:
+def test_one_pixel_wide_bomb_is_refused() -> None:
     assert "1 x 40000000 pixels" in bad(png(b"\0", (1, 40_000_000)), ImageTooLarge, max_pixels=50_000_000)
 
 
-def test_a_canvas_that_is_larger_than_its_frames_is_refused_by_its_header_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_webp_canvas_bomb_is_refused_by_header(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = {"save_all": True, "append_images": [random_picture(2)], "lossless": True}
     webp = bytearray(encode(random_picture(1), "WEBP", **frames))
     webp[24:30] = (16_382).to_bytes(3, "little") * 2
@@ -282,13 +282,13 @@ def test_a_canvas_that_is_larger_than_its_frames_is_refused_by_its_header_alone(
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}, {"lossless": True, "exact": True}])
-def test_the_size_of_a_webp_is_read_from_its_header(options: dict[str, Any]) -> None:
-    assert webp_size(encode(random_picture(1, 44, 36), "WEBP", **options)) == (44, 36)
-    assert webp_size(encode(random_picture(1, 44, 36).convert("RGBA"), "WEBP", **options)) == (44, 36)
-    assert webp_size(b"RIFF\0\0\0\0WEBPVP8X") is None
+def test_webp_size_equals_pillows(options: dict[str, Any]) -> None:
+    assert webp.size(encode(random_picture(1, 44, 36), "WEBP", **options)) == (44, 36)
+    assert webp.size(encode(random_picture(1, 44, 36).convert("RGBA"), "WEBP", **options)) == (44, 36)
+    assert webp.size(b"RIFF\0\0\0\0WEBPVP8X") is None
 
 
-def test_what_follows_a_jpeg_is_nobodys_business() -> None:
+def test_data_behind_a_jpeg_is_ignored() -> None:
     image_bytes = encode(random_picture(10), "JPEG", progressive=True)
     motion_photo = image_bytes + b"\xff\xda" * 500
     assert np.array_equal(decode(motion_photo), decode(image_bytes))
@@ -298,28 +298,28 @@ GREY_ROWS = b"\0\x0a\x14" + b"\0\x1e\x28"
 GREY_PIXELS = [[[10, 20], [30, 40]]] * 3
 
 
-def test_profiles_are_not_unpacked() -> None:
-    profile = chunk(b"iCCP", b"a profile\0\0" + zlib.compress(bytes(2_000_000)))  # more than Pillow would take
+def test_png_profiles_are_not_unpacked() -> None:
+    profile = chunk(b"iCCP", b"a profile\0\0" + zlib.compress(bytes(2_000_000)))  # more than Pillow accepts
     assert decode(png(GREY_ROWS, (2, 2), before=profile * 3)).tolist() == GREY_PIXELS
 
 
-def test_a_text_bomb_is_refused() -> None:
+def test_png_text_bomb_is_refused() -> None:
     bad(png(GREY_ROWS, (2, 2), before=chunk(b"zTXt", b"a text\0\0" + zlib.compress(bytes(20_000_000)))), UndecodableImage)
 
 
-def test_a_flood_of_chunks_is_refused() -> None:
+def test_png_chunk_flood_is_refused() -> None:
     assert decode(png(GREY_ROWS, (2, 2), before=chunk(b"juNk", b"") * 100)).tolist() == GREY_PIXELS
     assert "more than 10000 chunks" in bad(png(GREY_ROWS, (2, 2), before=chunk(b"juNk", b"") * 10_000), UndecodableImage)
 
 
-def test_an_interlaced_png_gives_the_pixels_of_a_plain_one() -> None:
+def test_interlaced_png_equals_a_plain_one() -> None:
     levels = np.arange(64, dtype=np.uint8).reshape(8, 8)
     passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]  # Adam7
     rows = b"".join(b"\0" + row.tobytes() for top, left, y, x in passes for row in levels[top::y, left::x])
     assert decode(png(rows, (8, 8), interlaced=True)).tolist() == [levels.tolist()] * 3
 
 
-def test_a_run_length_encoded_bitmap_gives_its_pixels() -> None:
+def test_run_length_encoded_bmp() -> None:
     palette, runs = bytes([0, 0, 200, 0, 0, 100, 0, 0]), bytes([2, 0, 1, 1, 0, 0, 3, 1, 0, 1])  # from the bottom up, as BGR
     header = struct.pack("<IiiHHIIiiII", 40, 3, 2, 1, 8, 1, len(runs), 0, 0, 2, 0)
     bitmap = b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + 40 + 8) + header + palette + runs
@@ -328,9 +328,7 @@ def test_a_run_length_encoded_bitmap_gives_its_pixels() -> None:
 
 
 @pytest.mark.parametrize("image_format", ["PNG", "GIF", "WEBP", "MPO"])
-def test_of_what_has_many_frames_the_first_counts_and_no_other_is_looked_for(
-    image_format: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_animation_decodes_first_frame_only(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = (random_picture(seed).quantize(64).convert("RGB") for seed in (1, 2))
     options = {"lossless": True} if image_format == "WEBP" else {}
     animated = encode(first, image_format, save_all=True, append_images=[second], **options)
@@ -340,7 +338,7 @@ def test_of_what_has_many_frames_the_first_counts_and_no_other_is_looked_for(
     for kind in {factory for factory, _ in Image.OPEN.values() if isinstance(factory, type)} | {MpoImageFile}:
         for name in ("seek", "n_frames", "is_animated"):
             if name in vars(kind):
-                monkeypatch.setattr(kind, name, property(lambda _: pytest.fail("another frame was looked for")))
+                monkeypatch.setattr(kind, name, property(lambda _: pytest.fail("another frame was read")))
     assert np.array_equal(decode(animated), expected)
 
 
@@ -354,14 +352,14 @@ def adobe_transform(jpeg: bytes, transform: int) -> bytes:
     return jpeg[:at] + bytes([transform]) + jpeg[at + 1 :]
 
 
-@pytest.mark.parametrize("change", [lambda jpeg: jpeg, without_adobe_marker], ids=["with Adobe's marker", "without"])
-def test_four_inks_are_read_inverted_as_adobe_stores_them(change: Callable[[bytes], bytes]) -> None:
-    # Pillow, and with it every library's processor, takes them so with or without the marker
+@pytest.mark.parametrize("change", [lambda jpeg: jpeg, without_adobe_marker], ids=["with-adobe-marker", "without"])
+def test_cmyk_jpeg_is_inverted(change: Callable[[bytes], bytes]) -> None:
+    # Pillow, and so every library's processor, inverts with or without the marker
     cmyk = encode(Image.new("CMYK", (16, 16), (255, 102, 0, 51)), "JPEG", quality=100)
     assert close(change(cmyk), [0, 122, 204])  # (255 - ink) * (255 - black) / 255
 
 
-def test_ycck_becomes_the_colours_of_its_luma_and_chroma() -> None:
+def test_ycck_jpeg_becomes_rgb() -> None:
     stored = Image.new("CMYK", (16, 16), (255 - 150, 255 - 100, 255 - 180, 0))  # Y 150, Cb 100, Cr 180, no black
     ycck = adobe_transform(encode(stored, "JPEG", quality=100), 2)
     assert close(ycck, [255 - 223, 255 - 122, 255 - 100])  # ITU-R BT.601 gives the inks: 150 + 1.402 (180 - 128), ...
@@ -371,12 +369,12 @@ def close(image_bytes: bytes, colour: list[int]) -> bool:
     return bool((np.abs(decode(image_bytes).astype(int) - np.array(colour)[:, None, None]) <= 3).all())
 
 
-def test_transparent_grey_of_sixteen_bits_becomes_white() -> None:
+def test_transparent_16_bit_grey_becomes_white() -> None:
     levels = Image.fromarray(np.array([[257, 65_535 - 257, 514]], np.uint16))
     assert decode(encode(levels, transparency=514)).tolist() == [[[1, 254, 255]]] * 3
 
 
-def test_a_picture_that_is_converted_in_strips_has_no_seams() -> None:
+def test_conversion_in_strips_has_no_seams() -> None:
     colours = random_picture(12, 1200, 1000)
     image = colours.convert("RGBA")
     image.putalpha(random_picture(13, 1200, 1000).convert("L"))
@@ -389,13 +387,13 @@ def test_a_picture_that_is_converted_in_strips_has_no_seams() -> None:
     "directory",
     [
         struct.pack("<HHHIII", 1, 0x8769, 4, 1, 8, 8),  # points at itself
-        struct.pack("<HHHII", 0xFFFF, 0x0112, 3, 0xFFFFFFFF, 8),  # has more entries, and values, than there are bytes
+        struct.pack("<HHHII", 0xFFFF, 0x0112, 3, 0xFFFFFFFF, 8),  # more entries, and values, than bytes
         b"",
     ],
-    ids=["a loop", "too many entries", "nothing"],
+    ids=["loop", "too-many-entries", "empty"],
 )
 @pytest.mark.filterwarnings("ignore")
-def test_a_broken_exif_says_nothing_about_the_pixels(directory: bytes) -> None:
+def test_broken_exif_is_ignored(directory: bytes) -> None:
     image_bytes = encode(random_picture(4), "JPEG")
     exif = b"Exif\0\0II*\0\x08\0\0\0" + directory
     with_exif = image_bytes[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + image_bytes[2:]
@@ -404,7 +402,7 @@ def test_a_broken_exif_says_nothing_about_the_pixels(directory: bytes) -> None:
 
 @given(data=st.data(), image_format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]))
 @settings(max_examples=200, deadline=None)
-def test_flipped_bytes_never_raise_anything_but_our_own_errors(data: st.DataObject, image_format: str) -> None:
+def test_flipped_bytes_raise_service_errors_only(data: st.DataObject, image_format: str) -> None:
     image_bytes = bytearray(encode(random_picture(11), image_format))
     for _ in range(data.draw(st.integers(1, 8))):
         image_bytes[data.draw(st.integers(0, len(image_bytes) - 1))] = data.draw(st.integers(0, 255))

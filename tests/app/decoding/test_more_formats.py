@@ -1,4 +1,4 @@
-"""Formats that are decoded where they are enabled: the pixels of each, and a clear no where they are not."""
+"""Formats that are off by default: their pixels where they are enabled, and a clear error where they are not."""
 
 import io
 import random
@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from app.decoding.formats import check_decoders, pillow_name
-from app.decoding.headers import av1, count_pixels, isobmff, sniff_format
+from app.decoding.headers import av1, count_pixels, isobmff
+from app.decoding.headers.sniff import sniff_format
 from app.decoding.image import ImageDecoder
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.select import begin_decoding
@@ -53,7 +54,7 @@ def as_pixels(image: Image.Image) -> Pixels:
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
-def picture(image_format: str, seed: int = 1) -> bytes:
+def sample(image_format: str, seed: int = 1) -> bytes:
     return encode(random_picture(seed, 120, 80), PILLOW[image_format])
 
 
@@ -62,15 +63,15 @@ def box(kind: bytes, content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("image_format", MORE)
-def test_more_formats_give_the_pixels_that_pillow_gives(image_format: str) -> None:
-    for image_bytes in (picture(image_format), SAMPLES[image_format]):
+def test_optional_format_equals_pillow(image_format: str) -> None:
+    for image_bytes in (sample(image_format), SAMPLES[image_format]):
         with Image.open(io.BytesIO(image_bytes)) as image:
             assert np.array_equal(decode(image_bytes), as_pixels(image))
 
 
 @pytest.mark.parametrize("image_format", MORE)
-def test_a_format_that_is_not_enabled_says_how_it_is(image_format: str) -> None:
-    message = refused(picture(image_format), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
+def test_disabled_format_says_how_to_enable_it(image_format: str) -> None:
+    message = refused(sample(image_format), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
     assert message.startswith(f"{image_format} images are not enabled here; send one of: jpeg.")
     assert f"VIT_IMAGE_FORMATS=jpeg,{image_format}" in message
 
@@ -89,7 +90,7 @@ def test_a_format_that_is_not_enabled_says_how_it_is(image_format: str) -> None:
         (b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- drawn -->\n<svg>", "SVG drawings"),
     ],
 )
-def test_what_is_never_decoded_is_called_by_its_name(first_bytes: bytes, name: str) -> None:
+def test_undecoded_format_is_named(first_bytes: bytes, name: str) -> None:
     message = refused(first_bytes + bytes(100), UnsupportedImageFormat)
     assert message.startswith(f"{name} are not decoded here; send one of: avif, bmp, ")
 
@@ -123,10 +124,10 @@ def test_transparency_becomes_white(image_format: str) -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", MORE)
-def test_a_turned_photo_stands_upright_once(image_format: str, orientation: int) -> None:
+def test_turned_photo_is_turned_once(image_format: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = random_picture(4, 64, 40).convert("L").convert("RGB")  # colours are stored at half the size
+    stored = random_picture(4, 64, 40).convert("L").convert("RGB")  # without chroma, which is stored at half the size
     turned = encode(stored, PILLOW[image_format], exif=exif.tobytes(), quality=100)
     assert (b"irot" in turned or b"imir" in turned) == (orientation > 1 and image_format != "tiff")
     pixels = decode(turned)
@@ -143,12 +144,12 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(upright))
 
 
-def test_a_turn_that_only_a_text_beside_the_picture_tells_of_is_none() -> None:
+def test_orientation_in_xmp_is_ignored() -> None:
     text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
     assert decode(encode(random_picture(4, 64, 40), "AVIF", xmp=text)).shape == (3, 40, 64)
 
 
-def test_of_a_sequence_the_first_frame_counts() -> None:
+def test_avif_sequence_decodes_first_frame() -> None:
     frames = {"save_all": True, "append_images": [random_picture(2)], "quality": 100}
     sequence = encode(random_picture(1), "AVIF", **frames)
     with Image.open(io.BytesIO(sequence)) as image:
@@ -158,14 +159,14 @@ def test_of_a_sequence_the_first_frame_counts() -> None:
 
 
 @pytest.mark.parametrize("image_format", MORE)
-def test_too_many_pixels_are_refused_by_the_header_alone(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    image_bytes = picture(image_format)
+def test_too_many_pixels_are_refused_by_header(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image_bytes = sample(image_format)
     assert decoder(max_pixels=120 * 80).decode(image_bytes).shape == (3, 80, 120)
     monkeypatch.setattr(Image, "open", None)
     assert "120 x 80 pixels; at most 9599" in refused(image_bytes, ImageTooLarge, max_pixels=120 * 80 - 1)
 
 
-def test_the_largest_of_many_sizes_counts_wherever_it_is() -> None:
+def test_largest_stated_size_counts() -> None:
     def size(width: int, height: int) -> bytes:
         return box(b"ispe", struct.pack(">III", 0, width, height))
 
@@ -180,17 +181,17 @@ def test_the_largest_of_many_sizes_counts_wherever_it_is() -> None:
     assert isobmff.largest_size(box(b"free", b"")) is None
 
 
-def test_of_a_phone_photo_in_tiles_the_main_image_counts() -> None:
+def test_tiled_heic_decodes_its_primary_image() -> None:
     photo = random_picture(1, 300, 200).convert("L").convert("RGB")
     alone = encode(photo, "HEIF", quality=90)
     tiled = encode(photo, "HEIF", quality=90, tile_size=64, thumbnails=[64])
     with_another_first = encode(random_picture(2, 64, 64), "HEIF", save_all=True, append_images=[photo], primary_index=1)
     for image_bytes in (alone, tiled, with_another_first):
-        assert 300 * 200 <= (count_pixels(image_bytes) or 0) <= 320 * 256  # encoders fill blocks and tiles up
+        assert 300 * 200 <= (count_pixels(image_bytes) or 0) <= 320 * 256  # encoders pad to whole blocks and tiles
         assert np.abs(decode(image_bytes).astype(int) - as_pixels(photo)).mean() < 6
 
 
-def test_a_frame_that_is_larger_than_its_container_says_counts() -> None:
+def test_avif_frame_beyond_its_container_counts() -> None:
     for options in ({}, {"save_all": True, "append_images": [random_picture(2, 400, 300)]}):
         image_bytes = bytearray(encode(random_picture(1, 400, 300), "AVIF", **options))
         for kind, at, size in ((b"ispe", 8, ">II"), (b"tkhd", 92, ">II"), (b"av01", 28, ">HH")):
@@ -204,7 +205,7 @@ def test_a_frame_that_is_larger_than_its_container_says_counts() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"tile_size": 256}])
-def test_a_heic_frame_that_is_larger_than_its_container_says_counts(options: dict[str, Any]) -> None:
+def test_heic_frame_beyond_its_container_counts(options: dict[str, Any]) -> None:
     image_bytes = bytearray(encode(random_picture(1, 512, 512), "HEIF", **options))
     start = -1
     while (start := image_bytes.find(b"ispe", start + 1)) >= 0:
@@ -219,7 +220,7 @@ def stored(kind: bytes, width: int, height: int) -> tuple[int, int]:
     return (width << 16, height << 16) if kind == b"tkhd" else (width, height)
 
 
-def test_a_frame_that_may_be_larger_than_it_announces_is_not_counted() -> None:
+def test_av1_size_that_may_grow_is_uncertain() -> None:
     def sequence(width_bits: int, width: int) -> bytes:
         bits = f"000{1:b}{0:b}" + "0" + "0" + "0" * 5 + "0" * 12 + "0" * 5
         bits += f"{width_bits - 1:04b}{6 - 1:04b}{width - 1:0{width_bits}b}{63:06b}"
@@ -233,7 +234,7 @@ def test_a_frame_that_may_be_larger_than_it_announces_is_not_counted() -> None:
     assert av1.largest_frame(b"\x12\0" * 1000) is None
 
 
-def test_ten_bits_become_eight() -> None:
+def test_10_bits_become_8() -> None:
     levels = np.asarray(random_picture(1, 64, 64).convert("L"))
     deep = pillow_heif.from_bytes("L;10", (64, 64), (levels.astype("<u2") << 2).tobytes())
     file = io.BytesIO()
@@ -241,7 +242,7 @@ def test_ten_bits_become_eight() -> None:
     assert np.abs(decode(file.getvalue()).astype(int) - levels).mean() < 3
 
 
-def test_heic_without_its_decoder_ends_the_start_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_decoder_is_start_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.decoding.formats.find_spec", lambda _: None)
     check_decoders(DEFAULT | {"avif"})
     with pytest.raises(
@@ -250,7 +251,7 @@ def test_heic_without_its_decoder_ends_the_start_with_how_to_install_it(monkeypa
         check_decoders({"heic"})
 
 
-def test_a_flood_of_boxes_is_refused() -> None:
+def test_box_flood_is_refused() -> None:
     start = SAMPLES["avif"][:32]
     deep = b""
     for _ in range(20):
@@ -262,7 +263,7 @@ def test_a_flood_of_boxes_is_refused() -> None:
 
 
 def damaged(image_bytes: bytes, number: int) -> Iterator[bytes]:
-    """The same each time: cut off at many lengths, and with some bytes changed, more of them where the header is."""
+    """Yield images cut off at many lengths, and with bytes changed, mostly in the header; the same ones each time."""
     generator = random.Random(number)
     for at in range(number // 2):
         yield image_bytes[: 12 + (len(image_bytes) - 12) * at // (number // 2)]
@@ -286,22 +287,22 @@ def outcomes(image_bytes: bytes, number: int) -> Counter[str]:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("image_format", MORE)
-def test_damaged_files_raise_nothing_but_our_own_errors(image_format: str) -> None:
-    seen = outcomes(picture(image_format), 400)
+def test_damaged_files_raise_service_errors_only(image_format: str) -> None:
+    seen = outcomes(sample(image_format), 400)
     assert seen.total() == 600
     assert set(seen) <= {"uint8", "undecodable_image", "image_too_large", "unsupported_image_format"}
     assert seen["undecodable_image"] > 200
 
 
 @pytest.mark.parametrize("image_format", MORE)
-def test_a_truncated_file_is_undecodable(image_format: str) -> None:
-    image_bytes = picture(image_format)
+def test_truncated_file_is_undecodable(image_format: str) -> None:
+    image_bytes = sample(image_format)
     for share in (0.2, 0.5, 0.9):
         refused(image_bytes[: int(len(image_bytes) * share)], UndecodableImage)
 
 
 @pytest.mark.parametrize("image_format", MORE)
-async def test_workers_decode_it_within_their_limits(image_format: str, tmp_path: Path) -> None:
+async def test_workers_decode_within_their_limits(image_format: str, tmp_path: Path) -> None:
     given = {"image_formats": image_format, "decode_isolation": "process", "decode_workers": 1, "cache_dir": tmp_path}
     settings = Settings.model_validate(given)
     preprocessing = Preprocessing((32, 32), None, "bicubic", HALF, HALF)
@@ -315,20 +316,20 @@ async def test_workers_decode_it_within_their_limits(image_format: str, tmp_path
     assert (processes == 0) == (image_format != "heic")  # HEIC's decoder needs a thread
     try:
         alone = ImageDecoder(preprocessing, formats=settings.image_formats, max_bytes=10**7, max_pixels=10**6, exact=True)
-        assert np.array_equal(await workers.decode(picture(image_format)), alone.decode(picture(image_format)))
-        for mutant in list(damaged(picture(image_format), 60)):
+        assert np.array_equal(await workers.decode(sample(image_format)), alone.decode(sample(image_format)))
+        for mutant in list(damaged(sample(image_format), 60)):
             try:
                 await workers.decode(mutant)
             except ServiceError as error:
                 assert error.code in {"undecodable_image", "image_too_large", "unsupported_image_format"}
-        assert np.array_equal(await workers.decode(picture(image_format)), alone.decode(picture(image_format)))
+        assert np.array_equal(await workers.decode(sample(image_format)), alone.decode(sample(image_format)))
     finally:
         await workers.close()
     assert not [sample for family in metrics.decoder_restarts.collect() for sample in family.samples if sample.value]
 
 
 @pytest.mark.parametrize("image_format", ["avif", "tiff"])
-def test_decoders_start_no_threads_and_are_warm_before_workers_are_forked(image_format: str) -> None:
+def test_warm_decoders_start_no_threads(image_format: str) -> None:
     image_bytes = encode(random_picture(1, 1200, 800), PILLOW[image_format])
     _warm_up(decoder().decode)
     with Image.open(io.BytesIO(image_bytes)) as image:
@@ -339,22 +340,22 @@ def test_decoders_start_no_threads_and_are_warm_before_workers_are_forked(image_
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits", "jpeg"])
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "YCbCr", "RGBA", "P", "1"])
-def test_tiffs_give_the_pixels_that_pillow_gives(mode: str, compression: str) -> None:
+def test_tiff_equals_pillow(mode: str, compression: str) -> None:
     if compression == "jpeg" and mode in ("RGBA", "P", "1"):
-        return  # cannot be stored so
+        return  # TIFF has no such JPEG
     image_bytes = encode(random_picture(1, 120, 80).convert(mode), "TIFF", compression=compression)
     with Image.open(io.BytesIO(image_bytes)) as image:
         assert np.array_equal(decode(image_bytes), as_pixels(image))
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_sixteen_bits_of_grey_in_a_tiff_are_scaled(order: str) -> None:
+def test_16_bit_tiff_is_scaled(order: str) -> None:
     levels = np.array([[0, 257, 256 * 128, 65_535]], np.uint16)
     assert decode(tiff(levels.astype(f"{order}u2").tobytes(), 4, 1, order, {258: 16})).tolist() == [[[0, 1, 128, 255]]] * 3
 
 
 def tiff(strip: bytes, width: int, height: int, order: str = "<", more: dict[int, int] | None = None) -> bytes:
-    """Grey, black is 0, in one strip behind the header; `more` are tags that are other than those."""
+    """Make a grey TIFF of one strip behind the header; `more` tags replace the usual ones."""
     tags = {256: width, 257: height, 258: 8, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: len(strip), **(more or {})}
     entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
     head = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}I", 8 + len(strip))
@@ -374,28 +375,28 @@ def tiff(strip: bytes, width: int, height: int, order: str = "<", more: dict[int
         ({258: 16, 262: 0}, "colours other than"),
     ],
 )
-def test_odd_tiffs_are_refused_in_one_sentence(tags: dict[int, int], sentence: str) -> None:
+def test_odd_tiff_is_refused_by_name(tags: dict[int, int], sentence: str) -> None:
     assert decode(tiff(bytes(range(12)), 4, 3)).shape == (3, 3, 4)
     assert sentence in refused(tiff(bytes(48), 4, 3, more=tags), UndecodableImage)
 
 
-def test_floats_are_refused() -> None:
+def test_float_tiff_is_refused() -> None:
     assert "not whole numbers" in refused(encode(random_picture(1).convert("F"), "TIFF"), UndecodableImage)
     assert "not whole numbers" in refused(encode(random_picture(1).convert("I"), "TIFF"), UndecodableImage)
 
 
-def test_of_many_pages_the_first_counts() -> None:
+def test_tiff_decodes_first_page() -> None:
     pages = encode(random_picture(1), "TIFF", save_all=True, append_images=[random_picture(2)])
     assert np.array_equal(decode(pages), as_pixels(random_picture(1)))
 
 
-def test_a_tile_that_is_larger_than_its_picture_counts() -> None:
+def test_tile_beyond_its_tiff_counts() -> None:
     with_tiles = tiff(bytes(12), 4, 3, more={322: 3000, 323: 2000, 324: 8, 325: 12})
     assert count_pixels(with_tiles) == 6_000_000
     assert "3000 x 2000" in refused(with_tiles, ImageTooLarge)
 
 
-def test_floods_of_tags_and_strips_are_refused() -> None:
+def test_tiff_tag_and_strip_floods_are_refused() -> None:
     whole = tiff(bytes(range(12)), 4, 3)
     directory = 8 + 12
     repeated = struct.pack("<HHII", 37_500, 7, len(whole), 0) * 500

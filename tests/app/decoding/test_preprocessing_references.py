@@ -1,4 +1,4 @@
-"""Pixels, against the libraries' own processors: every kind of picture, every shape, every library."""
+"""Pixels compared with the libraries' own processors: every kind of image, every shape, every library."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def palette_with_transparency(image: Image.Image) -> bytes:
     return encode(image.quantize(16), "PNG", transparency=3)
 
 
-PICTURES: dict[str, Callable[[Image.Image], bytes]] = {
+IMAGES: dict[str, Callable[[Image.Image], bytes]] = {
     "jpeg": lambda image: encode(image, "JPEG", quality=92),
     "turned-jpeg": turned,
     "cmyk-jpeg": lambda image: encode(image.convert("CMYK"), "JPEG", quality=92),
@@ -51,7 +51,7 @@ HALF = {"mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def loaded(image_bytes: bytes) -> Image.Image:
-    """As transformers loads a file: upright, and RGB over white."""
+    """Load an image as transformers does: upright, and RGB over white."""
     with Image.open(io.BytesIO(image_bytes)) as image:
         rgb: Any = convert_to_rgb(ImageOps.exif_transpose(image), return_numpy=True)
         return Image.fromarray(rgb)
@@ -101,7 +101,7 @@ def ours(preprocessing: Preprocessing, image_bytes: bytes) -> Pixels:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES)
-def test_pixels_equal_those_of_the_library_for_every_shape(
+def test_every_shape_equals_the_library(
     library: tuple[Preprocessing, Callable[[Image.Image], Any]], shape: tuple[int, int]
 ) -> None:
     preprocessing, reference = library
@@ -109,9 +109,9 @@ def test_pixels_equal_those_of_the_library_for_every_shape(
     assert np.array_equal(ours(preprocessing, image_bytes), reference(loaded(image_bytes)))
 
 
-@pytest.mark.parametrize("kind", PICTURES.values(), ids=PICTURES)
+@pytest.mark.parametrize("kind", IMAGES.values(), ids=IMAGES)
 @pytest.mark.parametrize("library", LIBRARIES.values(), ids=LIBRARIES)
-def test_pixels_equal_those_of_the_library_for_every_kind_of_picture(
+def test_every_kind_equals_the_library(
     library: tuple[Preprocessing, Callable[[Image.Image], Any]], kind: Callable[[Image.Image], bytes]
 ) -> None:
     preprocessing, reference = library
@@ -128,8 +128,8 @@ def test_pixels_equal_those_of_the_library_for_every_kind_of_picture(
     ],
     ids=lambda processor: type(processor).__name__,
 )
-def test_the_fast_processors_are_one_step_away(fast: Any, shape: tuple[int, int]) -> None:
-    """They resize with torch, which rounds otherwise than Pillow; the widest difference that was seen is 1 of 255."""
+def test_fast_processors_are_one_step_away(fast: Any, shape: tuple[int, int]) -> None:
+    """Their torch resize rounds differently from Pillow's; the largest difference seen is 1 of 255."""
     preprocessing, reference = hugging_face(fast)
     image_bytes = encode(random_picture(3, *shape))
     difference = np.abs(ours(preprocessing, image_bytes) - reference(loaded(image_bytes)).astype(float))

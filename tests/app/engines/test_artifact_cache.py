@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 
-from app.engines.artifact_cache import KeptDirectory
+from app.engines.artifact_cache import CachedDirectory
 from model.checkpoints.tensors.regular_file import FileError
 from tests.support.models import ROOT
 
 WRITER = """
 import sys
 from pathlib import Path
-from app.engines.artifact_cache import KeptDirectory
+from app.engines.artifact_cache import CachedDirectory
 
 def write(directory):
     (directory / "half").write_text("of it")
     print("writing", flush=True)
     sys.stdin.read()
 
-KeptDirectory(Path(sys.argv[1])).keep(write)
+CachedDirectory(Path(sys.argv[1])).replace(write)
 """
 
 
@@ -52,23 +52,23 @@ def pipe(file: Path) -> None:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> KeptDirectory:
+def kept(tmp_path: Path) -> CachedDirectory:
     """A directory that was kept."""
-    kept = KeptDirectory(tmp_path / "below" / "made")
-    kept.keep(write)
+    kept = CachedDirectory(tmp_path / "below" / "made")
+    kept.replace(write)
     return kept
 
 
-def beside(kept: KeptDirectory) -> list[str]:
+def beside(kept: CachedDirectory) -> list[str]:
     return sorted(path.name for path in kept.path.parent.iterdir())
 
 
-def test_kept_directory_is_found_again(kept: KeptDirectory) -> None:
+def test_kept_directory_is_found_again(kept: CachedDirectory) -> None:
     assert (kept.path / "weights").read_bytes() == b"12345"
     assert beside(kept) == ["made"]
     assert kept.path.parent.stat().st_mode & 0o777 == 0o700
-    assert kept.find()
-    assert not KeptDirectory(kept.path.with_name("another")).find()
+    assert kept.verify()
+    assert not CachedDirectory(kept.path.with_name("another")).verify()
 
 
 @pytest.mark.parametrize(
@@ -84,61 +84,61 @@ def test_kept_directory_is_found_again(kept: KeptDirectory) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["weights", "sha256"])
-def test_damaged_directory_is_refused(kept: KeptDirectory, name: str, damage: Callable[[Path], object]) -> None:
+def test_damaged_directory_is_refused(kept: CachedDirectory, name: str, damage: Callable[[Path], object]) -> None:
     damage(kept.path / name)
     with pytest.raises((FileError, OSError)):
-        kept.find()
-    kept.keep(write)
-    assert kept.find()
+        kept.verify()
+    kept.replace(write)
+    assert kept.verify()
 
 
-def test_added_file_counts_as_damage(kept: KeptDirectory) -> None:
+def test_added_file_counts_as_damage(kept: CachedDirectory) -> None:
     (kept.path / "more").touch()
-    with pytest.raises(FileError, match="it is not as it was written"):
-        kept.find()
+    with pytest.raises(FileError, match="its files do not match their digests"):
+        kept.verify()
 
 
-def test_pipe_in_its_place_is_replaced(kept: KeptDirectory) -> None:
+def test_pipe_in_its_place_is_replaced(kept: CachedDirectory) -> None:
     kept.path.rename(kept.path.with_name("moved"))
     os.mkfifo(kept.path)
-    kept.keep(write)
-    assert kept.find()
+    kept.replace(write)
+    assert kept.verify()
 
 
-def test_failed_write_leaves_nothing(kept: KeptDirectory) -> None:
+def test_failed_write_leaves_nothing(kept: CachedDirectory) -> None:
     def fails(directory: Path) -> None:
         write(directory)
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        kept.keep(fails)
-    assert kept.find()
+        kept.replace(fails)
+    assert kept.verify()
     assert beside(kept) == ["made"]
 
 
-def test_leftovers_of_a_killed_process_go(kept: KeptDirectory) -> None:
+def test_leftovers_of_a_killed_process_go(kept: CachedDirectory) -> None:
     with writer(kept.path) as process:
         process.send_signal(signal.SIGKILL)
     assert len(beside(kept)) == 2
     os.mkfifo(kept.path.with_name("tmp-pipe"))
-    kept.sweep()
+    kept.remove_stale()
     assert beside(kept) == ["made", "tmp-pipe"]
 
 
-def test_sweep_spares_a_process_that_writes(kept: KeptDirectory) -> None:
+def test_sweep_spares_a_process_that_writes(kept: CachedDirectory) -> None:
     with writer(kept.path) as killed:
         killed.send_signal(signal.SIGKILL)
     with writer(kept.path) as process:
-        kept.sweep()
-        KeptDirectory(kept.path.with_name("another")).keep(write)
+        kept.remove_stale()
+        CachedDirectory(kept.path.with_name("another")).replace(write)
         process.communicate()
         assert process.returncode == 0
-    assert kept.find()
+    assert kept.verify()
     assert (kept.path / "half").read_text() == "of it"
-    kept.sweep()
+    kept.remove_stale()
     assert beside(kept) == ["another", "made"]
 
 
 def test_sweep_without_a_directory(tmp_path: Path) -> None:
-    KeptDirectory(tmp_path / "none" / "made").sweep()
+    CachedDirectory(tmp_path / "none" / "made").remove_stale()
     assert not list(tmp_path.iterdir())

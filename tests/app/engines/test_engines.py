@@ -1,27 +1,33 @@
-"""Every engine gives the logits of the plain model, whatever is under way beside it."""
+"""Logits of every engine, also with batches in flight at once, and the choice of an engine."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from app.engines import Engine
-from app.engines.select import EngineOptions, choose_engine
-from app.engines.torch_cuda import StagedTorchEngine, padded_sizes
+from app.engines.pixel_model import PixelModel
+from app.engines.select import EngineOptions, choose_engine, has_vnni
+from app.engines.torch_cuda import TorchCudaEngine, padded_sizes
 from app.errors import StartError
 from app.pixels import Logits, Pixels
 from model.checkpoints.checkpoint import Checkpoint
+from model.vit import VisionTransformer
 from tests.support.models import TINY_LABELS, TINY_PREPROCESSING, tiny_model
+
+needs_vnni = pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
 
 DEFAULTS = EngineOptions("auto", "cpu", "auto", compile="auto", max_batch_size=4, threads=2, cache=Path("/nowhere"))
 
 
-def engine_of(cache: Path, **options: object) -> Engine:
-    checkpoint = Checkpoint("tiny", "Dinov2ForImageClassification", tiny_model(), TINY_PREPROCESSING, TINY_LABELS)
-    fields = {name: getattr(DEFAULTS, name) for name in EngineOptions.__dataclass_fields__}
-    return choose_engine(checkpoint, EngineOptions(**{**fields, "cache": cache, **options}))
+def engine_of(cache: Path, model: VisionTransformer | None = None, **options: Any) -> Engine:
+    checkpoint = Checkpoint("tiny", "Dinov2ForImageClassification", model or tiny_model(), TINY_PREPROCESSING, TINY_LABELS)
+    return choose_engine(checkpoint, replace(DEFAULTS, cache=cache, **options))
 
 
 def random_pixels(count: int, seed: int = 0) -> list[Pixels]:
@@ -53,22 +59,56 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"max_batch_size": None}, "openvino"),
     ],
 )
-def test_every_engine_gives_the_logits_of_the_plain_model(cache: Path, options: dict[str, object], name: str) -> None:
+def test_every_engine_gives_the_logits_of_the_plain_model(cache: Path, options: dict[str, Any], name: str) -> None:
     engine = engine_of(cache, **options)
     assert (engine.name, engine.device, engine.dtype) == (name, "cpu", "float32")
     for count in (1, 3, engine.max_batch_size):
-        for alone in (True, False):
+        for use_all_cores in (True, False):
             images = random_pixels(count)
-            np.testing.assert_allclose(engine.run(images, alone=alone), expected_logits(images), rtol=0, atol=1e-4)
+            np.testing.assert_allclose(
+                engine.run(images, use_all_cores=use_all_cores), expected_logits(images), rtol=0, atol=1e-4
+            )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"engine": "torch"},
+        {"engine": "torch", "dtype": "bfloat16"},
+        {"engine": "openvino"},
+        pytest.param({"dtype": "int8"}, marks=needs_vnni),
+        {"compile": True},
+        {"compile": True, "dtype": "bfloat16"},
+    ],
+    ids=str,
+)
+def test_checkpoint_is_left_as_it_was(cache: Path, options: dict[str, Any]) -> None:
+    model, images = tiny_model(), torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
+    weights, logits = copy.deepcopy(model.state_dict()), model(images)
+    engine_of(cache, model, **options)
+    torch.testing.assert_close(model.state_dict(), weights, rtol=0, atol=0)
+    assert torch.equal(model(images), logits)
+
+
+def test_pixel_model_shares_all_other_weights() -> None:
+    model = tiny_model()
+    memory = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    copied = {
+        name
+        for name, parameter in PixelModel(model, TINY_PREPROCESSING).vit.named_parameters()
+        if parameter.data_ptr() != memory[name]
+    }
+    assert copied == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("options", [{"engine": "torch"}, {"engine": "openvino"}, {"compile": True}])
-def test_runs_at_once_do_not_mix(cache: Path, options: dict[str, object]) -> None:
+def test_runs_at_once_do_not_mix(cache: Path, options: dict[str, Any]) -> None:
     engine = engine_of(cache, **options)
     batches = [random_pixels(1 + seed % 4, seed) for seed in range(24)]
-    with ThreadPoolExecutor(engine.max_runs) as threads:
-        results = list(threads.map(lambda batch: engine.run(batch, alone=False), batches))
+    with ThreadPoolExecutor(engine.max_concurrent_batches) as threads:
+        results = list(threads.map(lambda batch: engine.run(batch, use_all_cores=False), batches))
     for batch, logits in zip(batches, results, strict=True):
         np.testing.assert_allclose(logits, expected_logits(batch), rtol=0, atol=1e-4)
 
@@ -79,7 +119,7 @@ def test_half_precision_is_torchs_and_stays_close(cache: Path, dtype: str) -> No
     assert (engine.name, engine.dtype) == ("torch", dtype)
     images = random_pixels(3)
     reference = expected_logits(images)
-    np.testing.assert_allclose(engine.run(images, alone=True), reference, rtol=0, atol=0.05 * np.abs(reference).max())
+    np.testing.assert_allclose(engine.run(images, use_all_cores=True), reference, rtol=0, atol=0.05 * np.abs(reference).max())
 
 
 def test_on_a_cpu_a_batch_is_as_large_as_it_pays(cache: Path) -> None:
@@ -95,13 +135,13 @@ def test_batches_are_padded_to_a_short_list_of_sizes() -> None:
 
 def test_a_staged_batch_runs_at_the_next_prepared_size(cache: Path) -> None:
     engine = engine_of(cache, compile=True, max_batch_size=3)
-    assert isinstance(engine, StagedTorchEngine)
+    assert isinstance(engine, TorchCudaEngine)
     assert engine.batch_sizes == (1, 2, 3)
     ran: list[int] = []
     forward = engine._forward
     engine._forward = lambda pixels: (ran.append(len(pixels)), forward(pixels))[1]  # type: ignore[func-returns-value,method-assign]
     for count in (1, 2, 3):
-        engine.run(random_pixels(count), alone=False)
+        engine.run(random_pixels(count), use_all_cores=False)
     assert ran == [1, 2, 3]
 
 
@@ -114,14 +154,14 @@ def test_auto_takes_torch_on_a_gpu_and_openvino_on_a_cpu(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda:63"}, r"VIT_DEVICE: cuda:63 is not there; CUDA devices found: \d+"),
-        ({"engine": "openvino", "dtype": "bfloat16"}, "VIT_DTYPE: openvino runs in float32 or int8 here, not in bfloat16"),
+        ({"device": "cuda:63"}, r"VIT_DEVICE: cuda:63 does not exist; CUDA devices found: \d+"),
+        ({"engine": "openvino", "dtype": "bfloat16"}, "VIT_DTYPE: OpenVINO runs in float32 or int8 here, not in bfloat16"),
         ({"engine": "torch", "dtype": "int8"}, "VIT_DTYPE: int8 is for OpenVINO on a CPU"),
         ({"compile": True, "dtype": "int8"}, "VIT_DTYPE: int8 is for OpenVINO on a CPU"),
-        ({"engine": "openvino", "compile": True}, "VIT_COMPILE: only torch is compiled"),
+        ({"engine": "openvino", "compile": True}, "VIT_COMPILE: only torch compiles"),
     ],
 )
-def test_what_cannot_be_had_stops_the_start(cache: Path, options: dict[str, object], message: str) -> None:
+def test_what_cannot_be_had_stops_the_start(cache: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(StartError, match=message):
         engine_of(cache, **options)
 

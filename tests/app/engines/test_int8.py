@@ -53,7 +53,7 @@ def expected_logits(model: PixelModel) -> Logits:
 )
 def test_logits_are_near_those_of_float32_and_not_the_same(tmp_path: Path, options: dict[str, object]) -> None:
     expected = expected_logits(pixel_model(**options))
-    logits = engine_of(tmp_path, pixel_model(**options)).run(IMAGES, alone=False)
+    logits = engine_of(tmp_path, pixel_model(**options)).run(IMAGES, use_all_cores=False)
     difference = np.abs(logits - expected).max() / np.abs(expected).max()
     assert 1e-3 < difference < 0.05
 
@@ -61,9 +61,9 @@ def test_logits_are_near_those_of_float32_and_not_the_same(tmp_path: Path, optio
 def test_an_answer_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, pixel_model(embed_dim=64, mlp_dim=256))
     dark = [image // 16 for image in IMAGES[1:]]  # smaller numbers: they would share a scale badly
-    for alone in (True, False):
-        single = engine.run(IMAGES[:1], alone=alone)
-        np.testing.assert_allclose(engine.run([IMAGES[0], *dark], alone=False)[:1], single, rtol=0, atol=1e-4)
+    for use_all_cores in (True, False):
+        single = engine.run(IMAGES[:1], use_all_cores=use_all_cores)
+        np.testing.assert_allclose(engine.run([IMAGES[0], *dark], use_all_cores=False)[:1], single, rtol=0, atol=1e-4)
 
 
 def test_weights_are_kept_in_a_file_of_their_own_and_a_quarter_as_large(tmp_path: Path) -> None:
@@ -79,15 +79,15 @@ def test_weights_are_kept_in_a_file_of_their_own_and_a_quarter_as_large(tmp_path
 
 def test_the_second_start_answers_as_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, object] = {"embed_dim": 64, "mlp_dim": 256}
-    first = engine_of(tmp_path, pixel_model(**options)).run(IMAGES, alone=False)
+    first = engine_of(tmp_path, pixel_model(**options)).run(IMAGES, use_all_cores=False)
     monkeypatch.setattr(openvino, "convert_model", lambda _: pytest.fail("converted again"))
-    np.testing.assert_array_equal(engine_of(tmp_path, pixel_model(**options)).run(IMAGES, alone=False), first)
+    np.testing.assert_array_equal(engine_of(tmp_path, pixel_model(**options)).run(IMAGES, use_all_cores=False), first)
 
 
 def test_weights_that_are_all_zero_stay_so(tmp_path: Path) -> None:
     model = pixel_model()
     model.vit.head.weight[0] = 0
-    logits = engine_of(tmp_path, model).run(IMAGES, alone=True)
+    logits = engine_of(tmp_path, model).run(IMAGES, use_all_cores=True)
     np.testing.assert_allclose(logits[:, 0], float(model.vit.head.bias[0]), rtol=0, atol=1e-5)
 
 

@@ -15,8 +15,8 @@ import openvino
 import pytest
 import torch
 
-from app.engines.artifact_cache import KeptDirectory
-from app.engines.openvino import OpenVinoEngine, _convert, _keep, _reference
+from app.engines.artifact_cache import CachedDirectory
+from app.engines.openvino import OpenVinoEngine, _convert, _reference, _save
 from app.engines.pixel_model import PixelModel
 from app.engines.select import has_vnni
 from app.errors import StartError
@@ -40,7 +40,7 @@ def kept(cache: Path) -> list[Path]:
 
 
 def first_logit(engine: OpenVinoEngine) -> float:
-    return float(engine.run([np.zeros((3, 28, 28), np.uint8)], alone=True)[0, 0])
+    return float(engine.run([np.zeros((3, 28, 28), np.uint8)], use_all_cores=True)[0, 0])
 
 
 def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -117,7 +117,7 @@ def test_damaged_cache_costs_one_conversion(
         assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
         assert count_conversions() == 1
         (warning,) = warnings_in(caplog)
-        assert "cannot be used, converting again" in warning
+        assert "is unusable, converting again" in warning
         assert "\n" not in warning
 
 
@@ -126,7 +126,7 @@ def test_cache_of_wrong_logits_is_replaced(tmp_path: Path, cache: Path, caplog: 
     wrong = tiny_model()
     wrong.head.bias[:] = bias
     (entry,) = kept(cache)
-    _keep(_convert(pixel_model(wrong), "float32"), KeptDirectory(tmp_path / entry.name))
+    _save(_convert(pixel_model(wrong), "float32"), CachedDirectory(tmp_path / entry.name))
     assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
     (warning,) = warnings_in(caplog)
     assert "away from torch's" in warning
@@ -136,7 +136,7 @@ def test_cache_of_wrong_logits_is_replaced(tmp_path: Path, cache: Path, caplog: 
 def test_unusable_cache_never_stops_the_start(tmp_path: Path, place: str, caplog: pytest.LogCaptureFixture) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert np.isfinite(first_logit(engine_of(tmp_path / place / "openvino")))
-    assert "cannot be kept; every start will convert it again" in warnings_in(caplog)[-1]
+    assert "cannot cache the OpenVINO model; every start will convert it again" in warnings_in(caplog)[-1]
 
 
 START = """
@@ -162,7 +162,7 @@ def start(*arguments: str | Path) -> tuple[float, list[dict[str, str]]]:
 
 @pytest.mark.parametrize(
     ("mode", "warnings"),
-    [(0o000, ["cannot be used", "cannot be kept"]), (0o500, ["cannot be kept"])],
+    [(0o000, ["is unusable", "cannot cache"]), (0o500, ["cannot cache"])],
     ids=["not-entered", "read-only"],
 )
 def test_cache_permissions_cost_a_conversion(tmp_path: Path, cache: Path, mode: int, warnings: list[str]) -> None:
@@ -178,7 +178,7 @@ def test_cache_permissions_cost_a_conversion(tmp_path: Path, cache: Path, mode: 
 def test_full_disk_costs_one_conversion(tmp_path: Path, cache: Path) -> None:
     logit, (line,) = start(tmp_path, "65536")
     assert logit == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
-    assert "cannot be kept" in line["event"]
+    assert "cannot cache" in line["event"]
     assert kept(tmp_path) == []
 
 
@@ -203,7 +203,8 @@ def test_one_class_whose_logit_is_near_0_is_served(tmp_path: Path, dtype: str) -
     model = VisionTransformer(replace(TINY_DINOV2, num_classes=1)).eval().requires_grad_(False)
     model.load_state_dict({key: value for key, value in tiny_model().state_dict().items() if "head" not in key}, strict=False)
     pixels, *_ = _reference(pixel_model(model), threads=2)
-    features = pixel_model(model).vit.pool(model.forward_features(torch.from_numpy(pixels).float()))
+    vit = pixel_model(model).vit
+    features = vit.pool(vit.forward_features(torch.from_numpy(pixels).float()))
     away = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
     model.head.weight[:] = away - features.T @ torch.linalg.lstsq(features.T, away).solution
     model.head.bias[:] = 0
@@ -253,7 +254,9 @@ def test_every_kind_of_model_is_converted_right(tmp_path: Path, options: dict[st
     images = np.random.default_rng(3).integers(0, 256, (3, 3, 28, 28), dtype=np.uint8)
     expected = reference(torch.from_numpy(images)).numpy()
     engine = OpenVinoEngine(reference, dtype="float32", max_batch_size=4, threads=2, cache=tmp_path)
-    np.testing.assert_allclose(engine.run(list(images), alone=False), expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        engine.run(list(images), use_all_cores=False), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
+    )
 
 
 def test_nothing_is_reported_to_anybody() -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from benchmarks.watch import metrics_of
 from tests.support.models import ROOT, picture
 from tests.support.server import Server, running_server
 
@@ -167,7 +168,7 @@ async def held_request(server: Server, client: httpx.AsyncClient) -> "asyncio.Ta
     """A request that waits in a batch that is held open."""
     request = asyncio.create_task(client.post("/predict", content=picture(0)))
     async with asyncio.timeout(PATIENCE_S):
-        while "vit_queued_images 1.0" not in (await client.get("/metrics")).text:  # noqa: ASYNC110 - in another process
+        while metrics_of((await client.get("/metrics")).content)["vit_queued_images"] != 1:  # noqa: ASYNC110 - in another process
             await asyncio.sleep(0.01)
     return request
 

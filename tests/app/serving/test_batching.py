@@ -1,9 +1,8 @@
-"""The batcher, with a run that a test opens and closes by hand. Items are numbers; the result of n is n * n."""
+"""The batcher around a function that a test holds up. Items are numbers; the result of n is n * n."""
 
 import asyncio
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -11,12 +10,12 @@ import uvloop
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory, QueueFull
-from app.serving.batching import Batcher, Served
+from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory
+from app.serving.batching import Batcher, BatchResult, BatchSlots, next_batch_size
 
 
 class Squares:
-    """A run that squares. It remembers its batches, and waits while its gate is closed."""
+    """Squares its items, remembers its batches, and waits while its gate is closed."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -32,28 +31,29 @@ class Squares:
 
 
 async def started(run: Any, **options: Any) -> Batcher[int, int]:
-    batcher = Batcher[int, int](run, **{"max_batch_size": 4, "max_inflight_images": 100, **options})
+    slots = BatchSlots(options.pop("slots", 1))
+    batcher = Batcher[int, int](run, **{"max_batch_size": 4, "slots": slots, **options})
     batcher.start()
     return batcher
 
 
-def submit(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[Served[int]]]:
+def submit(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[BatchResult[int]]]:
     return [asyncio.create_task(batcher.submit(item)) for item in items]
 
 
-async def results(tasks: list[asyncio.Task[Served[int]]]) -> list[int]:
+async def results(tasks: list[asyncio.Task[BatchResult[int]]]) -> list[int]:
     return [served.result for served in await asyncio.gather(*tasks)]
 
 
-async def while_busy(run: Squares, batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[Served[int]]]:
-    """Submit items while the worker is held up by a run of the item 100."""
+async def while_busy(run: Squares, batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[BatchResult[int]]]:
+    """Submit items while the worker is held up by a batch of the item 100."""
     run.gate.clear()
     run.begun.clear()
     first = submit(batcher, 100)
     await run.begun.wait()
     waiting = submit(batcher, *items)
     await turns(len(items) + 1)
-    assert batcher.waiting == len(items)
+    assert batcher.queued == len(items)
     return first + waiting
 
 
@@ -89,14 +89,14 @@ async def test_the_next_batch_gathers_while_one_runs_and_is_cut_at_its_size() ->
 
 async def test_runs_side_by_side_share_what_waits() -> None:
     run = Squares()
-    batcher = await started(run, max_runs=3, side_by_side=True)
+    batcher = await started(run, slots=3, independent_streams=True)
     tasks = await while_busy(run, batcher)  # one of three is busy
     tasks += submit(batcher, 1, 2, 3, 4, 5)
     await turns(10)
     assert run.batches == [[100], [1, 2, 3], [4, 5]]
     tasks += submit(batcher, 6, 7)
     await turns(10)
-    assert (batcher.waiting, len(run.batches)) == (2, 3)  # no run may begin
+    assert (batcher.queued, len(run.batches)) == (2, 3)  # no run may begin
     run.gate.set()
     assert await results(tasks) == [10_000, 1, 4, 9, 16, 25, 36, 49]
     await batcher.stop()
@@ -104,7 +104,7 @@ async def test_runs_side_by_side_share_what_waits() -> None:
 
 async def test_who_waits_for_full_batches_gets_them() -> None:
     run = Squares()
-    batcher = await started(run, max_runs=2, side_by_side=True, max_queue_delay_s=60)
+    batcher = await started(run, slots=2, independent_streams=True, max_queue_delay_s=60)
     tasks = submit(batcher, 1, 2, 3, 4)
     await turns(10)
     assert run.batches == [[1, 2, 3, 4]]
@@ -115,7 +115,7 @@ async def test_who_waits_for_full_batches_gets_them() -> None:
 
 async def test_a_run_behind_another_takes_all_it_can() -> None:
     run = Squares()
-    batcher = await started(run, max_runs=3)
+    batcher = await started(run, slots=3)
     tasks = await while_busy(run, batcher)
     tasks += submit(batcher, 1, 2, 3, 4, 5)
     await turns(10)
@@ -125,12 +125,36 @@ async def test_a_run_behind_another_takes_all_it_can() -> None:
     await batcher.stop()
 
 
+@pytest.mark.parametrize(("queued", "sharers", "size"), [(1, 1, 1), (4, 1, 4), (9, 1, 4), (5, 2, 3), (1, 3, 1), (100, 3, 4)])
+def test_next_batch_size(queued: int, sharers: int, size: int) -> None:
+    assert next_batch_size(queued, max_batch_size=4, sharers=sharers) == size
+
+
+async def test_batchers_that_share_slots_take_turns() -> None:
+    slots, batches = BatchSlots(1), list[int]()
+
+    async def run(items: Sequence[int]) -> Sequence[int]:
+        batches.append(items[0])
+        await asyncio.sleep(0)
+        return items
+
+    first, second = (Batcher[int, int](run, max_batch_size=1, slots=slots) for _ in range(2))
+    first.start()
+    second.start()
+    await asyncio.gather(*submit(first, 1, 1, 1, 1), *submit(second, 2, 2, 2, 2))
+    assert sorted(batches) == [1] * 4 + [2] * 4
+    assert all(before != after for before, after in pairwise(batches))
+    assert slots.free == 1
+    await first.stop()
+    await second.stop()
+
+
 async def test_a_delay_holds_an_incomplete_batch_until_it_is_full() -> None:
     run = Squares()
     batcher = await started(run, max_queue_delay_s=3600)
     tasks = submit(batcher, 1, 2, 3)
     await turns(5)
-    assert (batcher.waiting, run.batches) == (3, [])
+    assert (batcher.queued, run.batches) == (3, [])
     tasks += submit(batcher, 4)
     await results(tasks)
     assert run.batches == [[1, 2, 3, 4]]
@@ -146,46 +170,6 @@ async def test_a_delay_ends_counted_from_the_oldest_item() -> None:
     await batcher.stop()
 
 
-async def test_a_full_queue_refuses_before_any_work_and_says_when_to_come_back() -> None:
-    run = Squares()
-    batcher = await started(run, max_inflight_images=2)
-    with batcher.place(), batcher.place():
-        with pytest.raises(QueueFull) as refused, batcher.place():
-            pytest.fail("there is no third place")
-        assert refused.value.retry_after_s == 1.0  # nothing was measured yet
-    assert batcher.accepted == 0
-
-
-async def test_the_time_to_come_back_is_what_the_measured_rate_needs() -> None:
-    ran_s: list[float] = []
-
-    async def slow(items: Sequence[int]) -> Sequence[int]:
-        began = time.perf_counter()
-        await asyncio.sleep(0.05)
-        ran_s.append(time.perf_counter() - began)  # a sleep on uvloop may end a little early
-        return items
-
-    batcher = await started(slow, max_inflight_images=10)
-    began = time.perf_counter()
-
-    async def through_a_place(item: int) -> None:
-        with batcher.place():
-            await batcher.submit(item)
-
-    with ExitStack() as others:
-        for _ in range(6):
-            others.enter_context(batcher.place())
-        await asyncio.gather(*(through_a_place(item) for item in range(4)))  # four left after one run
-        for _ in range(100):
-            batcher.check_room()  # nobody leaves by asking
-        for _ in range(4):
-            others.enter_context(batcher.place())
-        with pytest.raises(QueueFull) as refused, batcher.place():
-            pytest.fail("there is no place")
-    assert 10 / 4 * sum(ran_s) <= refused.value.retry_after_s <= 10 / 4 * (time.perf_counter() - began)
-    await batcher.stop()
-
-
 async def test_a_cancelled_item_leaves_the_queue_and_is_not_run() -> None:
     run = Squares()
     batcher = await started(run)
@@ -193,7 +177,7 @@ async def test_a_cancelled_item_leaves_the_queue_and_is_not_run() -> None:
     one.cancel()
     with pytest.raises(asyncio.CancelledError):
         await one
-    assert batcher.waiting == 1
+    assert batcher.queued == 1
     run.gate.set()
     assert await results([first, two]) == [10_000, 4]
     assert run.batches == [[100], [2]]
@@ -235,7 +219,7 @@ async def test_a_culprit_fails_alone() -> None:
             assert isinstance(outcome, InferenceFailed)
             assert "bad luck" not in str(outcome)
         else:
-            assert isinstance(outcome, Served)
+            assert isinstance(outcome, BatchResult)
             assert outcome.result == item * item
     assert batcher.alive
     await batcher.stop()
@@ -284,8 +268,6 @@ async def test_a_dead_engine_fails_all_who_wait_and_refuses_the_next() -> None:
     assert not batcher.alive
     with pytest.raises(NotReady):
         await batcher.submit(1)
-    with pytest.raises(NotReady), batcher.place():
-        pytest.fail("nobody would ever run it")
 
 
 async def test_an_image_that_is_cancelled_in_a_failing_run_is_not_run_again() -> None:
@@ -315,7 +297,7 @@ async def test_an_image_that_is_cancelled_in_a_failing_run_is_not_run_again() ->
 async def test_a_run_that_hangs_is_a_dead_engine_and_whoever_waits_is_told() -> None:
     run, died = Squares(), asyncio.Event()
     run.gate.clear()
-    batcher = Batcher[int, int](run, max_batch_size=1, max_inflight_images=10, max_run_s=0.01)
+    batcher = Batcher[int, int](run, max_batch_size=1, slots=BatchSlots(1), inference_timeout_s=0.01)
     batcher.start(died.set)
     outcomes = await asyncio.gather(*submit(batcher, 1, 2, 3), return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [NotReady] * 3
@@ -327,7 +309,7 @@ async def test_a_run_that_raises_a_timeout_of_its_own_is_only_a_failure() -> Non
     async def late(items: Sequence[int]) -> Sequence[int]:
         raise TimeoutError
 
-    batcher = await started(late, max_run_s=60)
+    batcher = await started(late, inference_timeout_s=60)
     with pytest.raises(InferenceFailed):
         await batcher.submit(1)
     assert batcher.alive
@@ -335,22 +317,8 @@ async def test_a_run_that_raises_a_timeout_of_its_own_is_only_a_failure() -> Non
 
 
 async def test_stopping_is_no_death() -> None:
-    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_inflight_images=1)
+    batcher = Batcher[int, int](Squares(), max_batch_size=1, slots=BatchSlots(1))
     batcher.start(lambda: pytest.fail("it did not die"))
-    await batcher.stop()
-
-
-async def test_bytes_are_bounded_over_all_requests_and_given_back() -> None:
-    batcher = await started(Squares(), max_inflight_bytes=100)
-    with batcher.bytes_held() as first:
-        first(60)
-        with batcher.bytes_held() as second:
-            second(40)
-            with pytest.raises(QueueFull):
-                first(1)
-        assert batcher.held_bytes == 60
-        first(40)
-    assert batcher.held_bytes == 0
     await batcher.stop()
 
 
@@ -362,7 +330,7 @@ async def test_an_engine_that_dies_in_one_run_fails_the_other_runs_too() -> None
             raise EngineDead("the device is gone")
         return await run(items)
 
-    batcher = await started(dies, max_runs=2)
+    batcher = await started(dies, slots=2)
     tasks = await while_busy(run, batcher)
     tasks += submit(batcher, 7)
     outcomes = await asyncio.gather(*tasks, return_exceptions=True)
@@ -375,8 +343,6 @@ async def test_a_stopped_batcher_is_draining_and_not_dead() -> None:
     await batcher.stop()
     with pytest.raises(Draining):
         await batcher.submit(1)
-    with pytest.raises(Draining), batcher.place():
-        pytest.fail("nobody would ever run it")
 
 
 async def test_stopping_fails_what_is_left() -> None:
@@ -388,7 +354,7 @@ async def test_stopping_fails_what_is_left() -> None:
 
 
 async def test_before_the_start_nothing_is_accepted() -> None:
-    batcher = Batcher[int, int](Squares(), max_batch_size=1, max_inflight_images=1)
+    batcher = Batcher[int, int](Squares(), max_batch_size=1, slots=BatchSlots(1))
     with pytest.raises(NotReady):
         await batcher.submit(1)
 
@@ -409,8 +375,8 @@ OPTIONS = st.fixed_dictionaries(
     {
         "max_batch_size": st.integers(1, 5),
         "max_queue_delay_s": st.sampled_from([0.0, 0.001]),
-        "max_runs": st.integers(1, 3),
-        "side_by_side": st.booleans(),
+        "slots": st.integers(1, 3),
+        "independent_streams": st.booleans(),
     }
 )
 
@@ -431,7 +397,7 @@ async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -
         nonlocal under_way
         assert 1 <= len(items) <= options["max_batch_size"]
         under_way += 1
-        assert under_way <= options["max_runs"]
+        assert under_way <= options["slots"]
         await asyncio.sleep(0)
         under_way -= 1
         if any(value % 7 == 0 for _, value in items):
@@ -439,9 +405,9 @@ async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -
         ran.extend(number for number, _ in items)
         return [value * value for _, value in items]
 
-    batcher = Batcher[tuple[int, int], int](run, max_inflight_images=1000, **options)
+    batcher = Batcher[tuple[int, int], int](run, **{**options, "slots": BatchSlots(options["slots"])})
     batcher.start()
-    tasks: list[tuple[str, int, asyncio.Task[Served[int]]]] = []
+    tasks: list[tuple[str, int, asyncio.Task[BatchResult[int]]]] = []
     cancelled: set[int] = set()
     for event, value in events:
         match event:
@@ -458,7 +424,7 @@ async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -
 
     for number, ((event, value, _), outcome) in enumerate(zip(tasks, outcomes, strict=True)):
         match outcome:
-            case Served():
+            case BatchResult():
                 assert outcome.result == value * value
                 assert event == "submit"
                 assert ran.count(number) == 1
@@ -470,6 +436,6 @@ async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -
             case _:
                 assert isinstance(outcome, asyncio.CancelledError)
                 assert number in cancelled
-    assert batcher.waiting == 0
+    assert batcher.queued == 0
     assert batcher.alive
     await batcher.stop()

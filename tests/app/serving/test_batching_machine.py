@@ -1,4 +1,4 @@
-"""Everything that may happen to a batcher, in any order, with a clock that the machine moves and runs that it ends by hand."""
+"""Hypothesis state machine: everything that may happen to admission and batcher, in any order, on a clock moved by hand."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory, QueueFull
-from app.serving.batching import Batcher, Served
+from app.serving.admission import Admission
+from app.serving.batching import Batcher, BatchResult, BatchSlots
 
-MAX_RUN_S = 10.0
-MAX_QUEUE_BYTES = 100
+TIMEOUT_S = 10.0
+MAX_BYTES = 100
 
 _LATE = 20
-"""Callers before the end may come: after it little happens that could go wrong."""
+"""Clients to submit before a stop or death: little can go wrong after it."""
 
 
 class ClockLoop(asyncio.SelectorEventLoop):
@@ -30,23 +31,23 @@ class ClockLoop(asyncio.SelectorEventLoop):
 
 
 @dataclass(eq=False)
-class Caller:
-    """Somebody who submitted the item `number`."""
+class Client:
+    """A client that submitted the item `number`."""
 
     number: int
     deadline: float
     expects_room: bool
-    task: asyncio.Task[Served[int]] | None = None
+    task: asyncio.Task[BatchResult[int]] | None = None
     cancelled: bool = False
     failed_alone: bool = False
-    """A run of this item and no other has failed."""
+    """True if a batch of this item alone has failed."""
 
 
 @dataclass(eq=False)
-class Run:
-    """A run that has begun; it ends when `outcome` is set."""
+class Batch:
+    """A batch in flight; it ends when `outcome` is set."""
 
-    callers: list[Caller]
+    clients: list[Client]
     began: float
     outcome: asyncio.Future[list[int]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -55,8 +56,8 @@ class BatcherMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.loop = ClockLoop()
-        self.callers: list[Caller] = []
-        self.under_way: list[Run] = []
+        self.clients: list[Client] = []
+        self.in_flight: list[Batch] = []
         self.holds: list[AbstractContextManager[Callable[[int], None]]] = []
         self.held = 0
         self.stopped = self.died = False
@@ -73,49 +74,56 @@ class BatcherMachine(RuleBasedStateMachine):
 
         self.loop.run_until_complete(turns())
 
-    # what the batcher calls
+    # called by the batcher
 
     async def run(self, numbers: Sequence[int]) -> Sequence[int]:
-        run = Run([self.callers[number] for number in numbers], self.loop.now)
-        busy = {caller.number for other in self.under_way for caller in other.callers}
-        # noted and not raised: what a run raises, the batcher takes for a failure of the model
+        batch = Batch([self.clients[number] for number in numbers], self.loop.now)
+        busy = {client.number for other in self.in_flight for client in other.clients}
+        # collected, because the batcher takes an exception of `run` for a failure of the model
         if not 1 <= len(numbers) <= self.batcher.max_batch_size:
-            self.violations.append(f"a run of {len(numbers)} items, {self.batcher.max_batch_size} are allowed")
-        for caller in run.callers:
-            if caller.number in busy:
-                self.violations.append(f"two runs of {caller}")
-            if caller.cancelled:
-                self.violations.append(f"a run of {caller}, who has gone")
-            if self.loop.now >= caller.deadline:
-                self.violations.append(f"a run of {caller}, whose deadline has passed")
-        self.under_way.append(run)
+            self.violations.append(f"a batch of {len(numbers)} items, {self.batcher.max_batch_size} are allowed")
+        for client in batch.clients:
+            if client.number in busy:
+                self.violations.append(f"two batches with {client}")
+            if client.cancelled:
+                self.violations.append(f"a batch with {client}, which was cancelled")
+            if self.loop.now >= client.deadline:
+                self.violations.append(f"a batch with {client}, whose deadline has passed")
+        self.in_flight.append(batch)
         try:
-            return await run.outcome
+            return await batch.outcome
         finally:
-            self.under_way.remove(run)
+            self.in_flight.remove(batch)
 
     def on_death(self) -> None:
         if self.stopped:
-            self.violations.append("it died after it was stopped")
+            self.violations.append("died after it was stopped")
         self.died = True
 
-    async def call(self, caller: Caller) -> Served[int]:
-        with self.batcher.place():
-            return await self.batcher.submit(caller.number, caller.deadline)
+    async def call(self, client: Client) -> BatchResult[int]:
+        with self.admission.slot():
+            return await self.batcher.submit(client.number, client.deadline)
 
-    # what may happen
+    # events
 
     @initialize(
         max_batch_size=st.integers(1, 5),
         max_inflight_images=st.integers(1, 12),
-        max_runs=st.integers(1, 3),
-        side_by_side=st.booleans(),
+        slots=st.integers(1, 3),
+        independent_streams=st.booleans(),
     )
     def start(self, **options: Any) -> None:
-        self.max_inflight_images, self.max_runs = options["max_inflight_images"], options["max_runs"]
+        self.max_inflight_images, self.slots = options["max_inflight_images"], options["slots"]
 
         async def start() -> None:
-            self.batcher = Batcher[int, int](self.run, max_inflight_bytes=MAX_QUEUE_BYTES, max_run_s=MAX_RUN_S, **options)
+            self.admission = Admission(max_images=self.max_inflight_images, max_bytes=MAX_BYTES)
+            self.batcher = Batcher[int, int](
+                self.run,
+                max_batch_size=options["max_batch_size"],
+                slots=BatchSlots(self.slots),
+                independent_streams=options["independent_streams"],
+                inference_timeout_s=TIMEOUT_S,
+            )
             self.batcher.start(self.on_death)
 
         self.settle(start())
@@ -124,69 +132,69 @@ class BatcherMachine(RuleBasedStateMachine):
     def submit(self, count: int, patience: float) -> None:
         async def begin() -> None:
             for _ in range(count):
-                room = self.batcher.accepted < self.max_inflight_images
-                caller = Caller(len(self.callers), self.loop.now + patience, room)
-                self.callers.append(caller)
-                caller.task = asyncio.create_task(self.call(caller))
-                await asyncio.sleep(0)  # it takes its place, or finds none
+                room = self.admission.images < self.max_inflight_images
+                client = Client(len(self.clients), self.loop.now + patience, room)
+                self.clients.append(client)
+                client.task = asyncio.create_task(self.call(client))
+                await asyncio.sleep(0)  # it takes its slot, or finds none
 
         self.settle(begin())
 
     @rule(data=st.data())
-    @precondition(lambda self: any(not caller.task.done() for caller in self.callers))
+    @precondition(lambda self: any(not client.task.done() for client in self.clients))
     def cancel(self, data: st.DataObject) -> None:
-        caller = data.draw(st.sampled_from([caller for caller in self.callers if caller.task and not caller.task.done()]))
-        assert caller.task is not None
-        caller.cancelled = True
-        caller.task.cancel()
+        client = data.draw(st.sampled_from([client for client in self.clients if client.task and not client.task.done()]))
+        assert client.task is not None
+        client.cancelled = True
+        client.task.cancel()
         self.settle()
 
     @rule(seconds=st.sampled_from([0.5, 1.0]))
-    def let_time_pass(self, seconds: float) -> None:
+    def advance_clock(self, seconds: float) -> None:
         self.loop.now += seconds
-        hangs = any(self.loop.now >= run.began + MAX_RUN_S for run in self.under_way)
+        hangs = any(self.loop.now >= batch.began + TIMEOUT_S for batch in self.in_flight)
         self.settle()
         assert self.died or not hangs
 
     @rule(data=st.data(), how=st.sampled_from(["well", "well", "failed", "short", "out of memory"]))
-    @precondition(lambda self: self.under_way)
-    def end_a_run(self, data: st.DataObject, how: str) -> None:
-        self.end(data.draw(st.sampled_from(self.under_way)), how)
+    @precondition(lambda self: self.in_flight)
+    def end_batch(self, data: st.DataObject, how: str) -> None:
+        self.end(data.draw(st.sampled_from(self.in_flight)), how)
 
     @rule(data=st.data(), hangs=st.booleans())
-    @precondition(lambda self: self.under_way and len(self.callers) > _LATE)
-    def let_the_engine_die(self, data: st.DataObject, hangs: bool) -> None:
+    @precondition(lambda self: self.in_flight and len(self.clients) > _LATE)
+    def kill_engine(self, data: st.DataObject, hangs: bool) -> None:
         if hangs:
-            self.let_time_pass(MAX_RUN_S)
+            self.advance_clock(TIMEOUT_S)
         else:
-            self.end(data.draw(st.sampled_from(self.under_way)), "dead")
+            self.end(data.draw(st.sampled_from(self.in_flight)), "dead")
 
-    def end(self, run: Run, how: str) -> None:
-        results = [caller.number * 10 for caller in run.callers]
-        if how not in ("well", "dead") and len(run.callers) == 1:
-            run.callers[0].failed_alone = True
+    def end(self, batch: Batch, how: str) -> None:
+        results = [client.number * 10 for client in batch.clients]
+        if how not in ("well", "dead") and len(batch.clients) == 1:
+            batch.clients[0].failed_alone = True
         match how:
             case "well":
-                run.outcome.set_result(results)
+                batch.outcome.set_result(results)
             case "short":
-                run.outcome.set_result(results[1:])
+                batch.outcome.set_result(results[1:])
             case "failed":
-                run.outcome.set_exception(ValueError("it failed"))
+                batch.outcome.set_exception(ValueError("it failed"))
             case "out of memory":
-                run.outcome.set_exception(OutOfMemory())
+                batch.outcome.set_exception(OutOfMemory())
             case "dead":
-                run.outcome.set_exception(EngineDead("the device is gone"))
+                batch.outcome.set_exception(EngineDead("the device is gone"))
         self.settle()
         assert self.died or self.stopped or how != "dead"
 
     @rule(size=st.integers(0, 60))
-    def hold_bytes(self, size: int) -> None:
-        holding = self.batcher.bytes_held()
+    def reserve_bytes_of_a_request(self, size: int) -> None:
+        holding = self.admission.reserve_bytes()
         hold = holding.__enter__()
         try:
             hold(size)
         except QueueFull:
-            assert self.held + size > MAX_QUEUE_BYTES
+            assert self.held + size > MAX_BYTES
             holding.__exit__(None, None, None)
         else:
             self.holds.append(holding)
@@ -202,70 +210,70 @@ class BatcherMachine(RuleBasedStateMachine):
         self.held = 0
 
     @rule()
-    @precondition(lambda self: len(self.callers) > _LATE and not self.stopped)
+    @precondition(lambda self: len(self.clients) > _LATE and not self.stopped)
     def stop(self) -> None:
         self.stopped = True
         self.settle(self.batcher.stop())
 
-    # what always holds
+    # invariants
 
     @invariant()
-    def no_run_is_wrong(self) -> None:
+    def no_batch_is_wrong(self) -> None:
         assert self.violations == []
 
     @invariant()
     def every_bound_is_kept(self) -> None:
         if not hasattr(self, "batcher"):
             return
-        assert self.batcher.accepted <= self.max_inflight_images
-        assert self.batcher.held_bytes == self.held <= MAX_QUEUE_BYTES
-        assert len(self.under_way) <= self.max_runs
-        assert self.batcher.waiting <= self.batcher.accepted
+        assert self.admission.images <= self.max_inflight_images
+        assert self.admission.bytes == self.held <= MAX_BYTES
+        assert len(self.in_flight) <= self.slots
+        assert self.batcher.queued <= self.admission.images
 
     @invariant()
-    def nothing_waits_for_nothing(self) -> None:
+    def nothing_waits_in_vain(self) -> None:
         if not hasattr(self, "batcher"):
             return
         if self.died or self.stopped:
-            assert all(caller.task and caller.task.done() for caller in self.callers)
-            assert self.batcher.waiting == 0
+            assert all(client.task and client.task.done() for client in self.clients)
+            assert self.batcher.queued == 0
         else:
             assert self.batcher.alive
-            assert self.batcher.waiting == 0 or len(self.under_way) == self.max_runs
+            assert self.batcher.queued == 0 or len(self.in_flight) == self.slots
 
     @invariant()
-    def every_outcome_is_ones_own(self) -> None:
-        for caller in self.callers:
-            if caller.task is not None and caller.task.done():
-                self.check(caller, caller.task)
+    def every_outcome_is_its_own(self) -> None:
+        for client in self.clients:
+            if client.task is not None and client.task.done():
+                self.check(client, client.task)
 
-    def check(self, caller: Caller, task: asyncio.Task[Served[int]]) -> None:
+    def check(self, client: Client, task: asyncio.Task[BatchResult[int]]) -> None:
         if task.cancelled():
-            assert caller.cancelled
+            assert client.cancelled
             return
         match task.exception():
             case None:
-                assert task.result().result == caller.number * 10
+                assert task.result().result == client.number * 10
             case InferenceFailed():
-                assert caller.failed_alone
+                assert client.failed_alone
             case DeadlineExceeded():
-                assert self.loop.now >= caller.deadline
+                assert self.loop.now >= client.deadline
             case QueueFull():
-                assert not caller.expects_room
+                assert not client.expects_room
             case NotReady():
                 assert self.died
             case Draining():
                 assert self.stopped
             case error:
-                raise AssertionError(f"{caller} got {error!r}")
+                raise AssertionError(f"{client} got {error!r}")
 
     def teardown(self) -> None:
         if hasattr(self, "batcher"):
-            while self.under_way and not self.died:
-                self.end(self.under_way[0], "well")
+            while self.in_flight and not self.died:
+                self.end(self.in_flight[0], "well")
             if not (self.died or self.stopped):
-                assert all(caller.task and caller.task.done() for caller in self.callers)
-                assert self.batcher.accepted == 0
+                assert all(client.task and client.task.done() for client in self.clients)
+                assert self.admission.images == 0
             self.settle(self.batcher.stop())
         self.loop.close()
 

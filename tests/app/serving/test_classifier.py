@@ -1,4 +1,4 @@
-"""The classifier around a decoder that a test opens and closes by hand; the model and the batcher are real."""
+"""The classifier around a decoder that a test holds up; model and batcher are real."""
 
 import asyncio
 import threading
@@ -13,13 +13,13 @@ from app.errors import DeadlineExceeded, Draining, QueueFull
 from app.metrics import Metrics
 from app.pixels import Pixels
 from app.serving.classifier import Classifier
-from app.serving.service import load_classifier
+from app.serving.loading import load_classifier
 from app.settings import read_settings
 from tests.support.models import TINY_DINOV2, picture
 
 
 class HeldDecode:
-    """Decodes once its gate is open, and counts."""
+    """Waits for its gate, then decodes and counts."""
 
     def __init__(self) -> None:
         self.begun, self.gate, self.decoded = threading.Semaphore(0), threading.Event(), 0
@@ -34,9 +34,8 @@ class HeldDecode:
 @pytest.fixture
 async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDecode]]:
     settings = read_settings(model=str(tiny_checkpoint), max_inflight_images=3)
-    classifier = load_classifier(settings, Metrics())
     decoder = HeldDecode()
-    classifier._decoder = ThreadDecoder(decoder, threads=1)
+    classifier = load_classifier(settings, Metrics(), decoder=ThreadDecoder(decoder, threads=1))
     classifier.start()
     yield classifier, decoder
     decoder.gate.set()
@@ -44,7 +43,7 @@ async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDec
 
 
 async def begin(classifier: Classifier, decoder: HeldDecode) -> asyncio.Task[object]:
-    """Start an image, and wait until it holds the only decoding thread."""
+    """Start an image and wait until it holds the only decoding thread."""
     first: asyncio.Task[object] = asyncio.create_task(classifier.classify(picture(0)))
     await asyncio.to_thread(decoder.begun.acquire)
     return first
@@ -78,12 +77,12 @@ async def test_images_that_are_decoded_count_as_accepted(held: tuple[Classifier,
     first = await begin(classifier, decoder)
     others = [asyncio.create_task(classifier.classify(picture(seed))) for seed in (1, 2)]
     await asyncio.sleep(0)
-    for refusal in (classifier.check_room, lambda: classifier.classify(picture(3)).send(None)):
+    for refusal in (classifier.admission.check_room, lambda: classifier.classify(picture(3)).send(None)):
         with pytest.raises(QueueFull):
             refusal()
     decoder.gate.set()
     await asyncio.gather(first, *others)
-    classifier.check_room()
+    classifier.admission.check_room()
 
 
 async def test_closing_tells_images_in_every_stage_that_it_is_draining(held: tuple[Classifier, HeldDecode]) -> None:
@@ -96,4 +95,24 @@ async def test_closing_tells_images_in_every_stage_that_it_is_draining(held: tup
     outcomes = await asyncio.gather(decoding, waiting, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Draining, Draining]
     with pytest.raises(Draining):
-        classifier.check_room()
+        await classifier.classify(picture(2))
+
+
+async def test_classify_pixels_skips_decoding(held: tuple[Classifier, HeldDecode]) -> None:
+    classifier, decoder = held
+    pixels = np.zeros((3, TINY_DINOV2.image_size, TINY_DINOV2.image_size), np.uint8)
+    of_pixels = await classifier.classify_pixels(pixels)
+    decoder.gate.set()
+    of_bytes = await classifier.classify(picture(0))  # decodes to the same pixels
+    np.testing.assert_allclose(of_pixels.logits, of_bytes.logits, rtol=0, atol=1e-5)
+    assert (decoder.decoded, of_pixels.timings.decode_s) == (1, 0.0)
+
+
+async def test_a_second_load_shares_the_metrics(tiny_checkpoint: Path) -> None:
+    settings, metrics = read_settings(model=str(tiny_checkpoint)), Metrics()
+    for _ in range(2):
+        classifier = load_classifier(settings, metrics)
+        classifier.start()
+        await classifier.classify(picture(0))
+        await classifier.close()
+    assert f'vit_images_total{{model="{classifier.name}",outcome="ok"}} 2.0' in metrics.text().decode()

@@ -16,17 +16,17 @@ class Echo:
 
     name, device, dtype = "echo", "cpu", "float32"
     batch_sizes = ()
-    side_by_side = True
+    independent_streams = True
 
-    def __init__(self, *, max_runs: int = 1, gathered: int = 1) -> None:
-        self.max_batch_size, self.max_runs = 4, max_runs
+    def __init__(self, *, max_concurrent_batches: int = 1, gathered: int = 1) -> None:
+        self.max_batch_size, self.max_concurrent_batches = 4, max_concurrent_batches
         self.calls: list[tuple[int, bool]] = []
         self.threads: set[int] = set()
         self._gathering = threading.Barrier(gathered)
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
         self._gathering.wait(60)
-        self.calls.append((len(images), alone))
+        self.calls.append((len(images), use_all_cores))
         self.threads.add(threading.get_ident())
         return np.stack([image.ravel()[:3] for image in images]).astype(np.float32)
 
@@ -34,8 +34,8 @@ class Echo:
 class Failing(Echo):
     """An engine for which two images are too many, or whose logits are no numbers."""
 
-    def run(self, images: Sequence[Pixels], *, alone: bool) -> Logits:
-        if len(images) > self.max_runs:
+    def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
+        if len(images) > self.max_concurrent_batches:
             raise OutOfMemory
         return np.full((len(images), 3), np.nan, np.float32)
 
@@ -59,7 +59,7 @@ async def test_outputs_that_are_no_classes_have_no_probabilities() -> None:
 
 
 async def test_a_lone_image_may_have_all_cores() -> None:
-    engine = Echo(max_runs=2)
+    engine = Echo(max_concurrent_batches=2)
     runner = ModelRunner(engine, (3, 2, 2), softmax)
     await runner.run([image(1)])
     await runner.run([image(1), image(2)])
@@ -67,7 +67,7 @@ async def test_a_lone_image_may_have_all_cores() -> None:
 
 
 async def test_runs_under_way_at_once_share_the_cores() -> None:
-    engine = Echo(max_runs=2, gathered=2)
+    engine = Echo(max_concurrent_batches=2, gathered=2)
     runner = ModelRunner(engine, (3, 2, 2), softmax)
     await asyncio.gather(runner.run([image(1)]), runner.run([image(2)]))
     assert engine.calls == [(1, False), (1, False)]
@@ -75,14 +75,14 @@ async def test_runs_under_way_at_once_share_the_cores() -> None:
 
 
 async def test_one_run_at_a_time_takes_turns_in_one_thread() -> None:
-    engine = Echo(max_runs=1)
+    engine = Echo(max_concurrent_batches=1)
     runner = ModelRunner(engine, (3, 2, 2), softmax)
     await asyncio.gather(*(runner.run([image(value)]) for value in range(6)))
     assert len(engine.threads) == 1
 
 
 def test_warming_up_runs_everything_that_a_caller_will_in_every_thread() -> None:
-    engine = Echo(max_runs=2, gathered=2)  # a thread that did not take part would be waited for
+    engine = Echo(max_concurrent_batches=2, gathered=2)  # a thread that did not take part would be waited for
     ModelRunner(engine, (3, 2, 2), softmax).warm_up()
     assert set(engine.calls) == {(4, False), (1, False), (1, True)}
     assert len(engine.threads) == 2
@@ -95,4 +95,4 @@ def test_a_batch_that_does_not_fit_stops_the_start() -> None:
 
 def test_a_model_that_only_gives_nan_stops_the_start() -> None:
     with pytest.raises(StartError, match="VIT_MODEL: the model gives logits that are not finite, in float32 on cpu"):
-        ModelRunner(Failing(max_runs=4), (3, 2, 2), softmax).warm_up()
+        ModelRunner(Failing(max_concurrent_batches=4), (3, 2, 2), softmax).warm_up()

@@ -1,4 +1,4 @@
-"""A decoder that does what its picture says: what decoding processes run in tests."""
+"""Decoder that obeys its image: the job of worker processes in tests."""
 
 import inspect
 import os
@@ -9,25 +9,22 @@ import time
 from contextlib import suppress
 
 import numpy as np
-from numpy.typing import NDArray
 
 from app.decoding.pool.messages import Reply, write_reply
 from app.errors import UndecodableImage
-
-Pixels = NDArray[np.uint8]
-"""As in `app/decoding/image.py`, whose imports take a second."""
+from app.pixels import Pixels
 
 SHAPE = (3, 2, 2)
 
 _poisoned = False
 
 
-def decode(picture: bytes) -> Pixels:
-    """`good N` gives N in every pixel; `is it so?` gives 1 or 0; the rest goes wrong."""
+def decode(image: bytes) -> Pixels:
+    """Give N in every pixel for `good N`, 1 or 0 for `can X`, and go wrong in other ways."""
     if _poisoned:
         os.kill(os.getpid(), signal.SIGSEGV)
-    what, _, argument = picture.partition(b" ")
-    match what:
+    command, _, argument = image.partition(b" ")
+    match command:
         case b"good":
             return np.full(SHAPE, int(argument), np.uint8)
         case b"wait":
@@ -38,7 +35,7 @@ def decode(picture: bytes) -> Pixels:
                 pass
         case b"signal":
             os.kill(os.getpid(), int(argument))
-        case b"reply-and":  # reply, and end by this signal
+        case b"reply-and":  # reply, then die by this signal
             _say(write_reply(Reply(_number(), None)))
             os.kill(os.getpid(), int(argument))
         case b"exit":
@@ -57,14 +54,14 @@ def decode(picture: bytes) -> Pixels:
         case b"say-next":
             _say(write_reply(Reply(int(argument), None)))
             return np.zeros(SHAPE, np.uint8)
-        case b"break":  # the code around the decoder, which then fails by itself
+        case b"break":  # break the code around the decoder
             sys.modules["__main__"].write_reply = None  # type: ignore[attr-defined]
             return np.zeros(SHAPE, np.uint8)
         case b"shape":
             return np.zeros((3, 9, 9), np.uint8)
-        case b"is":
-            return np.full(SHAPE, _is(argument.decode()), np.uint8)
-    raise UndecodableImage("This is no picture.")
+        case b"can":
+            return np.full(SHAPE, _can(argument.decode()), np.uint8)
+    raise UndecodableImage("Unknown command.")
 
 
 def _poison() -> Pixels:
@@ -74,7 +71,7 @@ def _poison() -> Pixels:
 
 
 def _number() -> int:
-    """The number of this image, from where the worker keeps it."""
+    """Return the number of this image from the worker's frame."""
     frame = inspect.currentframe()
     while frame is not None and "number" not in frame.f_locals:
         frame = frame.f_back
@@ -83,23 +80,23 @@ def _number() -> int:
 
 
 def _say(message: bytes) -> None:
-    """Write to every socket that is open: one of them is the service's."""
+    """Write to every open socket, one of which is the service's."""
     for fd in range(3, 64):
         with suppress(OSError):
             os.write(fd, message)
 
 
-def _is(what: str) -> bool:
-    """Whether this process has, or can do, what it should not."""
-    if what == "key":
+def _can(action: str) -> bool:
+    """Return True if this process may do what a worker must not."""
+    if action == "read key":
         return any(name.startswith("VIT_") for name in os.environ)
     try:
-        match what:
-            case "file":
+        match action:
+            case "open file":
                 os.close(os.open("/etc/hostname", os.O_RDONLY))
-            case "socket":
+            case "open socket":
                 socket.socket().close()
-            case "ignoring":
+            case "ignore signals":
                 os.kill(os.getpid(), signal.SIGTERM)
                 os.kill(os.getpid(), signal.SIGINT)
     except OSError:
@@ -107,18 +104,18 @@ def _is(what: str) -> bool:
     return True
 
 
-def decode_to(shape: tuple[int, int, int], picture: bytes) -> Pixels:
-    """Decode, to pixels of another shape."""
-    return np.full(shape, decode(picture).flat[0], np.uint8)
+def decode_to(shape: tuple[int, int, int], image: bytes) -> Pixels:
+    """Decode to pixels of another shape."""
+    return np.full(shape, decode(image).flat[0], np.uint8)
 
 
-def decode_unless(file: str, picture: bytes) -> Pixels:
-    """Decode, or end the process as long as a file exists."""
+def decode_unless(file: str, image: bytes) -> Pixels:
+    """Decode, or end the process while a file exists."""
     if os.path.exists(file):
         os._exit(3)
-    return decode(picture)
+    return decode(image)
 
 
-def abort(picture: bytes) -> Pixels:
-    """Not even warming up succeeds."""
+def abort(image: bytes) -> Pixels:
+    """End the process, even while it warms up."""
     os.abort()

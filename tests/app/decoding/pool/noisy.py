@@ -1,4 +1,4 @@
-"""A module for decoding processes that writes more to standard error than a pipe holds."""
+"""Module that writes more to standard error than a pipe holds, for a zygote to import."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""FairQueue: turns between requests, and a decoder that heavy images and large batches leave free."""
+"""FairQueue: requests take turns, and heavy images and large batches leave a decoder free."""
 
 import io
 import itertools
@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 from app.decoding.formats import pillow_name
-from app.decoding.headers import count_jpeg_scans, count_pixels, sniff_format
+from app.decoding.headers import count_pixels
+from app.decoding.headers.jpeg import count_scans
+from app.decoding.headers.sniff import sniff_format
 from app.decoding.limits import check_work
 from app.decoding.pool.fair_queue import HEAVY_PIXELS, FairQueue, Turn, turn_of
 from app.errors import ImageTooLarge, UndecodableImage
@@ -21,8 +23,8 @@ def turns(request: str, count: int, *, heavy: bool = False) -> list[Turn[str]]:
     return [Turn(f"{request}{number}", request, heavy) for number in range(count)]
 
 
-def queue_of(*waiting: list[Turn[str]], decoders: int) -> FairQueue[str]:
-    queue = FairQueue[str](decoders)
+def queue_of(*waiting: list[Turn[str]], workers: int) -> FairQueue[str]:
+    queue = FairQueue[str](workers)
     for turn in itertools.chain(*waiting):
         queue.put(turn)
     return queue
@@ -37,30 +39,30 @@ def take_all(queue: FairQueue[str]) -> list[str]:
 
 
 def test_requests_take_turns() -> None:
-    queue = queue_of(turns("a", 3), turns("b", 2), turns("c", 1), decoders=2)
+    queue = queue_of(turns("a", 3), turns("b", 2), turns("c", 1), workers=2)
     assert take_all(queue) == ["a0", "b0", "c0", "a1", "b1", "a2"]
 
 
 def test_batch_leaves_one_decoder_free() -> None:
-    queue = queue_of(turns("a", 9), decoders=4)
+    queue = queue_of(turns("a", 9), workers=4)
     assert [turn.item for turn in iter(queue.take, None)] == ["a0", "a1", "a2"]
     queue.put(*turns("b", 1))
     assert (queue.take() or Turn("", "", False)).item == "b0"
 
 
-@pytest.mark.parametrize("decoders", [1, 2])
-def test_batch_gets_one_decoder_at_least(decoders: int) -> None:
-    queue = queue_of(turns("a", 9), decoders=decoders)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batch_gets_one_decoder_at_least(workers: int) -> None:
+    queue = queue_of(turns("a", 9), workers=workers)
     assert [turn.item for turn in iter(queue.take, None)] == ["a0"]
 
 
 def test_heavy_images_leave_one_decoder_free() -> None:
-    queue = queue_of(*(turns(name, 1, heavy=True) for name in "abcd"), turns("light", 1), decoders=3)
+    queue = queue_of(*(turns(name, 1, heavy=True) for name in "abcd"), turns("light", 1), workers=3)
     assert [turn.item for turn in iter(queue.take, None)] == ["a0", "b0", "light0"]
 
 
 def test_released_share_is_free_again() -> None:
-    queue = queue_of(turns("a", 2, heavy=True), decoders=2)
+    queue = queue_of(turns("a", 2, heavy=True), workers=2)
     first = queue.take()
     assert first is not None
     assert queue.take() is None
@@ -69,7 +71,7 @@ def test_released_share_is_free_again() -> None:
 
 
 def test_put_back_goes_first() -> None:
-    queue = queue_of(turns("a", 2), turns("b", 1), decoders=2)
+    queue = queue_of(turns("a", 2), turns("b", 1), workers=2)
     lost = queue.take()
     assert lost is not None
     queue.put_back(lost)
@@ -78,7 +80,7 @@ def test_put_back_goes_first() -> None:
 
 def test_discarded_image_is_never_taken() -> None:
     gone, *others = turns("a", 3)
-    queue = queue_of([gone, *others], decoders=1)
+    queue = queue_of([gone, *others], workers=1)
     queue.discard(gone)
     queue.discard(gone)
     assert take_all(queue) == ["a1", "a2"]
@@ -115,7 +117,7 @@ MORE_HEADER: dict[str, dict[str, object]] = {"GIF": {"comment": b"hello", "loop"
 @pytest.mark.parametrize("image_format", FORMATS)
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pixels_are_those_of_pillow(image_format: str, mode: str) -> None:
-    width, height = (128, 64) if image_format == "HEIF" else (123, 45)  # its encoder fills blocks up, and decodes those
+    width, height = (128, 64) if image_format == "HEIF" else (123, 45)  # its encoder pads to whole blocks
     assert count_pixels(encode(random_picture(0, width, height).convert(mode), image_format)) == width * height
 
 
@@ -127,7 +129,7 @@ def test_pixels_of_jpeg_with_long_header(options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_any_prefix_and_damage_is_counted_or_unknown(image_format: str) -> None:
+def test_damaged_header_is_counted_or_unknown(image_format: str) -> None:
     rng, image = random.Random(0), encode(random_picture(1), image_format)
     for length in range(min(len(image), 400)):
         count_pixels(image[:length])
@@ -141,7 +143,7 @@ def test_any_prefix_and_damage_is_counted_or_unknown(image_format: str) -> None:
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("image_format", FORMATS)
-def test_no_damage_hides_pixels_that_pillow_would_decode(image_format: str) -> None:
+def test_damage_hides_no_pixels_from_the_count(image_format: str) -> None:
     rng, image = random.Random(1), encode(random_picture(1), image_format, **MORE_HEADER.get(image_format, {}))
     for _ in range(2000):
         damaged = bytearray(image)
@@ -153,7 +155,7 @@ def test_no_damage_hides_pixels_that_pillow_would_decode(image_format: str) -> N
         try:
             with Image.open(io.BytesIO(damaged), formats=[image_format]) as opened:
                 size = opened.size
-        except Exception:  # nothing is decoded, whatever its size
+        except Exception:  # never decoded, so that its size does not count
             continue
         assert pixels is None or pixels >= size[0] * size[1] or sniff_format(bytes(damaged)) is None
 
@@ -171,16 +173,23 @@ def test_gif_with_hidden_frame_is_heavy() -> None:
     assert turn_of(0, gif, None).heavy
 
 
+def test_any_prefix_of_gif_is_counted_or_unknown() -> None:
+    gif = encode(Image.new("P", (70, 50)), "GIF", comment=b"a comment", loop=0)
+    assert b"!" in gif
+    for length in range(len(gif)):
+        assert count_pixels(gif[:length]) in (0, 70 * 50, None)
+
+
 def test_padding_of_jpeg_is_bounded_as_a_whole() -> None:
     padded = b"\xff\xd8" + (b"\xff" * 60_000 + b"\xe0\0\2") * 3 + encode(random_picture(0), "JPEG")[2:]
     assert count_pixels(padded) == 0
     with pytest.raises(UndecodableImage):
-        count_jpeg_scans(padded)
+        count_scans(padded)
 
 
 def test_hidden_size_counts_as_heavy() -> None:
     jpeg = encode(random_picture(0), "JPEG")
-    hidden = jpeg[:2] + b"\xff\xfe\0\2" * 300 + jpeg[2:]  # comments, in front of the size
+    hidden = jpeg[:2] + b"\xff\xfe\0\2" * 300 + jpeg[2:]  # comments before the size
     assert Image.open(io.BytesIO(hidden)).size == random_picture(0).size
     assert count_pixels(hidden) is None
     assert turn_of(0, hidden, None).heavy

@@ -1,4 +1,4 @@
-"""Worker processes killed at every step of a request: the pool is afterwards what it was before."""
+"""Workers killed at every step of a request: the pool recovers completely."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ from app.errors import InternalError, NotReady, ServiceError, UndecodableImage
 from tests.app.decoding.pool import faults
 from tests.app.decoding.pool.test_processes import JOB, LIGHT, exists, pids, settled
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 PROCESSES = 2
 
 Opened = tuple[ProcessDecoder, Counter[str]]
@@ -49,7 +49,7 @@ async def opened(**job: Any) -> Opened:
 async def open_pool(**job: Any) -> AsyncIterator[Opened]:
     decoder, restarts = await opened(**job)
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(TIMEOUT_S):
             yield decoder, restarts
     finally:
         await decoder.close()
@@ -65,11 +65,11 @@ async def value(decoder: ProcessDecoder, number: int) -> int:
 
 
 def workers_of(decoder: ProcessDecoder) -> list[int]:
-    """The processes that the zygote has forked, as the kernel has them."""
+    """Return the ids of the zygote's children, as the kernel lists them."""
     zygote = decoder._spawner.zygote._process.pid
     try:
         children = Path(f"/proc/{zygote}/task/{zygote}/children").read_text().split()
-    except OSError:  # they have ended together
+    except OSError:  # the zygote has ended
         return []
     return [int(pid) for pid in children if exists(int(pid))]
 
@@ -86,7 +86,7 @@ def kill(pid: int) -> None:
 
 
 async def is_sound(decoder: ProcessDecoder, restarts: Counter[str]) -> None:
-    """Wait until nothing is being replaced; then all is at rest, every image right, and no process lost or left over."""
+    """Wait for all replacements; then check that images are right, and that no process is lost or left over."""
     await until(lambda: sorted(pids(decoder)) == sorted(workers_of(decoder)) and len(pids(decoder)) == PROCESSES)
     before = restarts.total()
     for _ in range(3):
@@ -98,7 +98,7 @@ async def is_sound(decoder: ProcessDecoder, restarts: Counter[str]) -> None:
     assert not decoder._backlog._queue._running
 
 
-async def test_two_deaths_and_one_client_leave_pool_sound() -> None:
+async def test_all_workers_crash_at_once() -> None:
     async with open_pool() as (decoder, restarts):
         for _ in range(20):
             calls = [asyncio.create_task(decoder.decode(b"signal 11")) for _ in range(PROCESSES)]
@@ -204,7 +204,7 @@ async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypa
 
         monkeypatch.setattr(decoder._spawner, "_on_failure", count)
         file.touch()
-        waiting = asyncio.create_task(decoder.decode(b"good 1"))  # its two workers end on it, or it waits
+        waiting = asyncio.create_task(decoder.decode(b"good 1"))  # two workers die on it, or it waits
         for pid in workers_of(decoder):
             kill(pid)
         await until(lambda: decoder.why_not_ready is not None)
@@ -215,7 +215,7 @@ async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypa
         with pytest.raises(NotReady):
             await decoder.decode(b"good 1")
         await until(lambda: restarts["start"] >= 12)
-        assert all(second - first > 0.09 for first, second in pairwise(pauses[6:]))  # timers may end a little early
+        assert all(second - first > 0.09 for first, second in pairwise(pauses[6:]))  # timers may fire a little early
         file.unlink()
         await until(lambda: decoder.why_not_ready is None)
         await is_sound(decoder, restarts)
@@ -249,7 +249,7 @@ async def test_deaths_without_decoded_image_back_off(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("raises", [1, 5])
-async def test_pool_is_sound_where_no_thread_can_be_started(raises: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_thread_for_a_replacement(raises: int, monkeypatch: pytest.MonkeyPatch) -> None:
     to_thread, left = asyncio.to_thread, [0]
 
     async def scarce(function: Any, *arguments: Any) -> Any:
@@ -280,7 +280,7 @@ async def test_close_does_not_wait_for_the_backoff(tmp_path: Path, monkeypatch: 
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Whatever is sent, cancelled and killed in whatever order: each image gets its own outcome, and the pool ends sound."""
+    """Images sent and cancelled, processes killed, in any order: each image gets its outcome, and the pool recovers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -333,7 +333,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         try:
-            self.runner.run(asyncio.wait_for(self._end(), PATIENCE_S))
+            self.runner.run(asyncio.wait_for(self._end(), TIMEOUT_S))
         finally:
             self.runner.run(self.decoder.close())
             assert not self.decoder._workers
@@ -344,22 +344,22 @@ class PoolMachine(RuleBasedStateMachine):
         for (image, call), outcome in zip(self.calls, outcomes, strict=True):
             if call not in self.cancelled:
                 assert _is_right(image, outcome), (image, outcome)
-        await until(lambda: len(idle(self.decoder)) == PROCESSES)  # of cancelled calls, too
-        await asyncio.gather(*(self.decoder.decode(b"good 1") for _ in range(20)), return_exceptions=True)  # ends the poisoned
+        await until(lambda: len(idle(self.decoder)) == PROCESSES)  # also those with cancelled calls
+        await asyncio.gather(*(self.decoder.decode(b"good 1") for _ in range(20)), return_exceptions=True)
         await is_sound(self.decoder, self.restarts)
 
 
 def _is_right(image: bytes, outcome: object) -> bool:
-    """Whether that may have become of an image, whatever was killed meanwhile."""
+    """Return True if this may be the outcome of an image, with workers killed meanwhile."""
     if isinstance(outcome, NotReady):
         return True  # killed again and again
     match image.partition(b" ")[0]:
-        case b"good":  # or it came twice behind one that broke its worker
+        case b"good":  # or twice it followed an image that broke its worker
             right = isinstance(outcome, np.ndarray) and (outcome == int(image.partition(b" ")[2])).all()
             return bool(right) or isinstance(outcome, UndecodableImage | InternalError)
         case b"raise":
             return isinstance(outcome, InternalError | UndecodableImage)
-        case b"no" | b"exit" | b"signal" | b"say" | b"break":  # behind one that broke its worker, it is that one's fault
+        case b"no" | b"exit" | b"signal" | b"say" | b"break":  # or an error of the one before
             return isinstance(outcome, InternalError | UndecodableImage)
     return isinstance(outcome, np.ndarray | ServiceError)
 

@@ -1,4 +1,4 @@
-"""What a decoding process may say, and what is not believed."""
+"""Messages of workers: valid ones are read, all others rejected."""
 
 import pytest
 from hypothesis import given
@@ -10,7 +10,7 @@ from app.errors import ImageTooLarge, ServiceError, UndecodableImage, Unsupporte
 
 
 @pytest.mark.parametrize("kind", [ImageTooLarge, UnsupportedImageFormat, UndecodableImage])
-def test_an_error_is_read_as_it_was_written(kind: type[ServiceError]) -> None:
+def test_error_survives_the_wire(kind: type[ServiceError]) -> None:
     reply = read_reply(write_reply(Reply(7, kind("The image has 9 x 9 pixels."))))
     assert reply is not None
     assert reply.number == 7
@@ -18,7 +18,7 @@ def test_an_error_is_read_as_it_was_written(kind: type[ServiceError]) -> None:
     assert str(reply.error) == "The image has 9 x 9 pixels."
 
 
-def test_pixels_are_announced_by_the_number_alone() -> None:
+def test_success_is_a_number_alone() -> None:
     assert read_reply(write_reply(Reply(2**32 - 1, None))) == Reply(2**32 - 1, None)
 
 
@@ -35,17 +35,17 @@ def test_fault_keeps_class_and_place() -> None:
     assert str(reply.error) == "KeyError at geometry.py:57"
 
 
-@pytest.mark.parametrize("text", ["", "the picture shows a cat", "KeyError at a.py:1\n", f"{'x' * 99} at a.py:1"])
-def test_fault_with_other_text_is_not_believed(text: str) -> None:
+@pytest.mark.parametrize("text", ["", "the image shows a cat", "KeyError at a.py:1\n", f"{'x' * 99} at a.py:1"])
+def test_fault_with_free_text_is_rejected(text: str) -> None:
     assert read_reply(write_reply(Reply(1, DecodingFault(text)))) is None
 
 
 @pytest.mark.parametrize("message", [b"", b"\0\0\0\0", b"\0\0\0\0\x05text", b"\0\0\0\0\x03\x1b[31m", b"\0\0\0\0\x03\xff\xfe"])
-def test_what_no_decoder_would_say_is_not_believed(message: bytes) -> None:
+def test_invalid_reply_is_rejected(message: bytes) -> None:
     assert read_reply(message) is None
 
 
 @given(st.binary(max_size=MAX_REPLY_BYTES))
-def test_anything_that_is_said_is_understood_or_not_believed(message: bytes) -> None:
+def test_random_bytes_are_parsed_or_rejected(message: bytes) -> None:
     reply = read_reply(message)
     assert reply is None or reply.error is None or str(reply.error).isprintable()

@@ -1,4 +1,4 @@
-"""Faults of the service's own code while it decodes: answered 500 and logged by class and place, never blamed on the image."""
+"""Exceptions in the service's own code while it decodes: 500, logged by class and place, never the image's fault."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.decoding import headers, jpeg, pillow
 from app.decoding import image as images
-from app.decoding import jpeg
 from app.decoding.geometry import Geometry
 from app.decoding.image import ImageDecoder
 from app.decoding.pool.threads import ThreadDecoder
 from app.errors import InternalError, UndecodableImage
+from benchmarks.watch import metrics_of
 from model.preprocessing import Preprocessing
 from tests.app.conftest import OpenClient, open_client
 from tests.support.models import encode, picture, random_picture
@@ -38,23 +39,23 @@ def decoder(**options: Any) -> Callable[[bytes], Any]:
     ("module", "name"),
     [
         (images, "_resize_and_crop"),
-        (images, "_upright"),
-        (images, "_to_rgb"),
-        (images, "check_jpeg_scans"),
+        (pillow, "_upright"),
+        (pillow, "_to_rgb"),
+        (images, "check_scans"),
         (images, "sniff_format"),
-        (images, "pillow_name"),
+        (pillow, "pillow_name"),
         (Geometry, "of"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )
-def test_fault_of_ours_is_not_the_images(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_fault_is_not_the_images(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, broken)
     with pytest.raises(KeyError):
         decoder(exact=True)(encode(random_picture(0), "JPEG"))
 
 
 @pytest.mark.parametrize("name", ["_resize", "_upright"])
-def test_fault_of_the_quick_way_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_fault_in_fast_jpeg_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg, name, broken)
     with pytest.raises(KeyError):
         decoder()(encode(random_picture(0), "JPEG"))
@@ -76,6 +77,14 @@ async def test_fault_in_a_thread_is_logged_by_place(caplog: pytest.LogCaptureFix
     assert "secret" not in caplog.text
 
 
+async def test_fault_in_header_is_500_for_its_image(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(headers._SIZE, "gif", broken)
+    parts = [("images", picture(0)), ("images", encode(random_picture(1), "GIF")), ("images", picture(2))]
+    async with open_client() as client:
+        results = (await client.post("/predict/batch", files=parts)).json()["results"]
+    assert [result.get("error", {}).get("code") for result in results] == [None, "internal_error", None]
+
+
 async def test_fault_is_500_for_its_image_alone(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     resize_and_crop = images._resize_and_crop
 
@@ -86,13 +95,22 @@ async def test_fault_is_500_for_its_image_alone(open_client: OpenClient, monkeyp
     parts = [("images", picture(0)), ("images", encode(random_picture(1, 400, 40))), ("images", picture(2))]
     async with open_client() as client:
         response = await client.post("/predict/batch", files=parts)
-        text = (await client.get("/metrics")).text
+        metrics = metrics_of((await client.get("/metrics")).content)
     results = response.json()["results"]
     assert response.status_code == 200
     assert [result.get("error", {}).get("code") for result in results] == [None, "internal_error", None]
     assert results[1]["error"]["status"] == 500
     assert "secret" not in response.text
-    assert 'vit_images_total{outcome="internal_error"} 1.0' in text
+    assert metrics['vit_images_total{outcome="internal_error"}'] == 1
+
+
+async def test_threads_preprocess_as_they_are_told() -> None:
+    threads = ThreadDecoder(lambda _: np.zeros((3, 2, 2), np.uint8), lambda _: np.ones((3, 4, 4), np.uint8), threads=1)
+    for index, shape in enumerate([(3, 2, 2), (3, 4, 4)]):
+        pixels = await threads.decode(b"", preprocessing=index)
+        assert pixels.shape == shape
+        assert (pixels == index).all()
+    await threads.close()
 
 
 async def test_closed_threads_refuse_what_waits() -> None:
@@ -120,7 +138,7 @@ async def test_thread_that_cannot_start_fails_one_image(monkeypatch: pytest.Monk
     await threads.close()
 
 
-async def test_image_whose_caller_has_gone_is_not_begun() -> None:
+async def test_cancelled_image_is_never_begun() -> None:
     begun = list[bytes]()
 
     def decode(encoded: bytes) -> Any:
@@ -131,7 +149,7 @@ async def test_image_whose_caller_has_gone_is_not_begun() -> None:
     first, second, third = (asyncio.create_task(threads.decode(name)) for name in (b"first", b"second", b"third"))
     await asyncio.sleep(0)
     second.cancel()
-    threads._free += 1  # a thread ends its work before the call knows that it is cancelled
+    threads._free += 1  # a thread becomes free before the call has run its cancellation
     threads._dispatch()
     await asyncio.gather(first, third)
     await threads.close()

@@ -1,4 +1,4 @@
-"""Decoding processes that hang, crash, lie and die: only the picture that they had is lost, and the next one is right."""
+"""Workers that hang, crash, lie and die: only the image that they had is lost, and the next one is right."""
 
 import asyncio
 import errno
@@ -39,14 +39,14 @@ JOB = Job(
     (Preprocessor(faults.decode, faults.SHAPE),), max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0"
 )
 LIGHT = "app.errors"
-"""What their zygote imports: these decoders need neither torch nor Pillow."""
+"""Module for the zygote to import: these decoders need neither torch nor Pillow."""
 
 Open = Callable[..., Awaitable[tuple[ProcessDecoder, Counter[str]]]]
 
 
 @pytest.fixture
 async def open_decoder() -> AsyncIterator[Open]:
-    """`decoder, restarts = await open_decoder(processes=1, timeout_s=...)`, ready."""
+    """Open decoders: `decoder, restarts = await open_decoder(processes=1, timeout_s=...)`."""
     decoders = []
 
     async def open_decoder(*, processes: int = 1, **job: Any) -> tuple[ProcessDecoder, Counter[str]]:
@@ -64,9 +64,9 @@ async def open_decoder() -> AsyncIterator[Open]:
         await decoder.close()
 
 
-async def value(decoder: ProcessDecoder, picture: bytes) -> int:
-    """What every pixel of the picture is."""
-    pixels = await decoder.decode(picture)
+async def value(decoder: ProcessDecoder, image: bytes) -> int:
+    """Return the value of every pixel of the image."""
+    pixels = await decoder.decode(image)
     assert pixels.shape == faults.SHAPE
     return int(np.unique(pixels).item())
 
@@ -82,19 +82,19 @@ async def settled(decoder: ProcessDecoder) -> None:
 
 
 def stop(pid: int) -> None:
-    """Until it is stopped it may be awake still, and take what comes."""
+    """Stop a process, and wait until it is: it might read an image before."""
     os.kill(pid, signal.SIGSTOP)
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         os.sched_yield()
 
 
-async def test_every_picture_gets_its_own_pixels(open_decoder: Open) -> None:
+async def test_each_image_gets_its_own_pixels(open_decoder: Open) -> None:
     decoder, _ = await open_decoder(processes=2)
     numbers = list(range(200))
     assert await asyncio.gather(*(value(decoder, b"good %d" % number) for number in numbers)) == numbers
 
 
-async def test_pixels_stay_as_they_are_when_others_follow(open_decoder: Open) -> None:
+async def test_next_image_leaves_pixels_alone(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     first = await decoder.decode(b"good 1")
     await decoder.decode(b"good 2")
@@ -113,10 +113,10 @@ async def test_models_share_a_pool(open_decoder: Open) -> None:
     assert not restarts
 
 
-@pytest.mark.parametrize("picture", [b"spin", b"wait 3600"])
-async def test_a_picture_that_hangs_is_refused_and_its_process_replaced(open_decoder: Open, picture: bytes) -> None:
+@pytest.mark.parametrize("image", [b"spin", b"wait 3600"])
+async def test_hanging_image_is_refused(open_decoder: Open, image: bytes) -> None:
     decoder, restarts = await open_decoder(timeout_s=0.3)
-    hung, others = decoder.decode(picture), [value(decoder, b"good %d" % number) for number in (1, 2, 3)]
+    hung, others = decoder.decode(image), [value(decoder, b"good %d" % number) for number in (1, 2, 3)]
     outcomes = await asyncio.gather(hung, *others, return_exceptions=True)
     assert isinstance(outcomes[0], UndecodableImage)
     assert str(outcomes[0]) == "The image takes too long to decode."
@@ -125,25 +125,25 @@ async def test_a_picture_that_hangs_is_refused_and_its_process_replaced(open_dec
 
 
 @pytest.mark.parametrize(
-    "picture", [b"signal %d" % signal.SIGSEGV, b"signal %d" % signal.SIGKILL, b"signal %d" % signal.SIGABRT, b"exit"], ids=str
+    "image", [b"signal %d" % signal.SIGSEGV, b"signal %d" % signal.SIGKILL, b"signal %d" % signal.SIGABRT, b"exit"], ids=str
 )
-async def test_a_picture_that_ends_its_process_is_refused_and_the_next_is_right(open_decoder: Open, picture: bytes) -> None:
+async def test_crashing_image_is_refused(open_decoder: Open, image: bytes) -> None:
     decoder, restarts = await open_decoder()
-    crash, good = await asyncio.gather(decoder.decode(picture), value(decoder, b"good 5"), return_exceptions=True)
+    crash, good = await asyncio.gather(decoder.decode(image), value(decoder, b"good 5"), return_exceptions=True)
     assert good == 5
-    killed = picture == b"signal 9"  # by the kernel, for all that is known: not the image's fault
+    killed = image == b"signal 9"  # as the kernel kills when memory runs out: not the image's fault
     assert isinstance(crash, NotReady if killed else UndecodableImage)
     assert restarts == ({"killed": 5} if killed else {"crashed": 2})
 
 
-async def test_a_picture_does_not_suffer_from_what_the_one_before_has_left_behind(open_decoder: Open) -> None:
+async def test_damage_by_the_image_before_is_retried(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     assert await value(decoder, b"poison") == 7
     assert await value(decoder, b"good 8") == 8
     assert restarts == {"crashed": 1}
 
 
-async def test_a_picture_that_eats_memory_is_refused(open_decoder: Open) -> None:
+async def test_memory_eater_is_refused(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     with pytest.raises(ImageTooLarge, match="does not fit into memory"):
         await decoder.decode(b"eat")
@@ -152,14 +152,14 @@ async def test_a_picture_that_eats_memory_is_refused(open_decoder: Open) -> None
 
 
 @pytest.mark.parametrize(
-    ("picture", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at job.py")]
+    ("image", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at job.py")]
 )
 async def test_own_fault_is_internal_error(
-    open_decoder: Open, picture: bytes, place: str, caplog: pytest.LogCaptureFixture
+    open_decoder: Open, image: bytes, place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     decoder, restarts = await open_decoder()
     with pytest.raises(InternalError) as raised:
-        await decoder.decode(picture)
+        await decoder.decode(image)
     assert place in caplog.text
     assert "secret" not in caplog.text + str(raised.value)
     assert not restarts
@@ -173,38 +173,36 @@ async def test_fault_outside_decoding_is_exit_1(open_decoder: Open, caplog: pyte
     assert caplog.text.count("'ended': 'exit status 1'") == restarts["crashed"] == 2
 
 
-@pytest.mark.parametrize("picture", [b"say nonsense", b"say-next 99"])
-async def test_a_process_that_does_not_say_what_it_should_is_replaced(open_decoder: Open, picture: bytes) -> None:
+@pytest.mark.parametrize("image", [b"say nonsense", b"say-next 99"])
+async def test_lying_worker_is_replaced(open_decoder: Open, image: bytes) -> None:
     decoder, restarts = await open_decoder()
     with pytest.raises(UndecodableImage):
-        await decoder.decode(picture)
+        await decoder.decode(image)
     assert await value(decoder, b"good 4") == 4
     assert restarts["crashed"] >= 1
 
 
-async def test_an_answer_that_nobody_asked_for_is_not_the_next_pictures(open_decoder: Open) -> None:
+async def test_unasked_reply_is_not_the_next_images(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
-    assert await value(decoder, b"say-next 1") == 0  # its own number: a second answer follows when it is done
+    assert await value(decoder, b"say-next 1") == 0  # with its own number: a second reply follows
     assert await value(decoder, b"good 6") == 6
     assert restarts == {"crashed": 1}
 
 
-async def test_more_bytes_than_the_shared_memory_takes_are_refused(open_decoder: Open) -> None:
+async def test_more_bytes_than_shared_memory_are_413(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     with pytest.raises(ImageTooLarge, match="100001 bytes; at most 100000"):
         await decoder.decode(bytes(100_001))
 
 
-@pytest.mark.parametrize("what", ["key", "file", "socket"])
-async def test_a_process_has_nothing_that_decoding_does_not_need(
-    open_decoder: Open, what: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("action", ["read key", "open file", "open socket"])
+async def test_worker_has_no_keys_files_or_sockets(open_decoder: Open, action: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIT_API_KEYS", "secret")
     decoder, _ = await open_decoder()
-    assert await value(decoder, b"is " + what.encode()) == 0
+    assert await value(decoder, b"can " + action.encode()) == 0
 
 
-def test_the_variables_of_a_process_are_those_that_decoding_needs() -> None:
+def test_environment_holds_no_secrets() -> None:
     secrets = (
         *("AWS_SECRET_ACCESS_KEY", "VIT_API_KEYS", "LANGCHAIN_API_KEY", "LANGFUSE_SECRET_KEY", "HOMEBREW_GITHUB_API_TOKEN"),
         *("HOME_ASSISTANT_TOKEN", "PATHWAY_LICENSE_KEY", "PYTHONANYWHERE_TOKEN", "TMPDIR_KEY", "LC", "LDAP_PASSWORD"),
@@ -215,9 +213,9 @@ def test_the_variables_of_a_process_are_those_that_decoding_needs() -> None:
     }  # fmt: skip
 
 
-async def test_a_machine_without_memory_ends_decoders_first(open_decoder: Open) -> None:
+async def test_workers_are_first_to_be_oom_killed(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
-    await value(decoder, b"good 1")  # by then it has what it shall have
+    await value(decoder, b"good 1")  # by now it is confined
     (pid,) = pids(decoder)
     assert expendable(pid)
 
@@ -226,11 +224,11 @@ def expendable(pid: int) -> bool:
     return Path(f"/proc/{pid}/oom_score_adj").read_text() == "1000\n"
 
 
-async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_names_request_that_ended_a_worker(open_decoder: Open, caplog: pytest.LogCaptureFixture) -> None:
     decoder, _ = await open_decoder()
-    for request_id, picture in (("innocent", b"good 1"), ("culprit", b"exit"), ("another", b"good 2")):
+    for request_id, image in (("innocent", b"good 1"), ("culprit", b"exit"), ("another", b"good 2")):
         with structlog.contextvars.bound_contextvars(request_id=request_id), suppress(UndecodableImage):
-            await decoder.decode(picture)
+            await decoder.decode(image)
     for pid in pids(decoder):
         os.kill(pid, signal.SIGKILL)
         wait_until_gone(pid)
@@ -239,16 +237,16 @@ async def test_the_log_tells_whose_image_ended_a_decoder(open_decoder: Open, cap
     assert [restart.get("request_id") for restart in restarts if isinstance(restart, dict)] == ["culprit", "culprit", None]
 
 
-async def test_signals_that_are_for_the_service_end_no_decoder(open_decoder: Open) -> None:
+async def test_service_signals_end_no_worker(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     for pid in (decoder._spawner.zygote._process.pid, *pids(decoder)):
         for sig in SERVICE_SIGNALS:
             os.kill(pid, sig)
-    assert await value(decoder, b"is ignoring") == 1
+    assert await value(decoder, b"can ignore signals") == 1
     assert not restarts
 
 
-async def test_a_call_that_is_cancelled_before_its_turn_is_never_begun(open_decoder: Open) -> None:
+async def test_cancelled_in_queue_is_never_begun(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     busy = asyncio.create_task(decoder.decode(b"wait 0.3"))
     waiting = asyncio.create_task(decoder.decode(b"exit"))
@@ -261,7 +259,7 @@ async def test_a_call_that_is_cancelled_before_its_turn_is_never_begun(open_deco
     assert not restarts
 
 
-async def test_a_call_that_is_cancelled_while_it_is_decoded_gives_its_place_back(open_decoder: Open) -> None:
+async def test_cancelled_while_decoding_frees_worker(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder()
     busy = asyncio.create_task(decoder.decode(b"wait 0.3"))
     await asyncio.sleep(0)
@@ -270,17 +268,17 @@ async def test_a_call_that_is_cancelled_while_it_is_decoded_gives_its_place_back
     assert not restarts
 
 
-async def test_a_process_that_ended_while_it_was_idle_costs_nothing(open_decoder: Open) -> None:
+async def test_death_while_idle_costs_no_image(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder(processes=2)
     for pid in pids(decoder):
         os.kill(pid, signal.SIGKILL)
-        wait_until_gone(pid)  # the event loop has not heard of it
+        wait_until_gone(pid)  # unnoticed by the event loop
     assert await asyncio.gather(*(value(decoder, b"good %d" % number) for number in range(4))) == [0, 1, 2, 3]
     await settled(decoder)
     assert restarts == {"killed": 2}
 
 
-async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open_decoder: Open) -> None:
+async def test_unread_image_goes_to_next_worker(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder(processes=2)
     stopped = set(pids(decoder))
     for pid in stopped:
@@ -297,20 +295,20 @@ async def test_a_picture_that_no_process_has_begun_is_given_to_the_next_one(open
     assert restarts == {"killed": 2}
 
 
-async def test_when_the_zygote_ends_another_one_takes_its_place(open_decoder: Open) -> None:
+async def test_dead_zygote_is_replaced(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     (pid,) = pids(decoder)
     os.kill(decoder._spawner.zygote._process.pid, signal.SIGKILL)
     async with asyncio.timeout(60):
-        while pids(decoder) == [pid] or not pids(decoder):  # noqa: ASYNC110 - it ends by itself, as its parent has
+        while pids(decoder) == [pid] or not pids(decoder):  # noqa: ASYNC110 - it ends when its parent has
             await asyncio.sleep(0.01)
     assert await value(decoder, b"good 2") == 2
 
 
-async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> None:
+async def test_close_fails_all_and_leaves_no_process(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     left = [decoder._spawner.zygote._process.pid, *pids(decoder)]
-    calls = [asyncio.create_task(decoder.decode(picture)) for picture in (b"spin", b"good 1")]
+    calls = [asyncio.create_task(decoder.decode(image)) for image in (b"spin", b"good 1")]
     await asyncio.sleep(0)
     await decoder.close()
     assert [type(outcome) for outcome in await asyncio.gather(*calls, return_exceptions=True)] == [Draining, Draining]
@@ -319,9 +317,7 @@ async def test_closing_tells_all_and_leaves_no_process(open_decoder: Open) -> No
     assert not any(exists(pid) for pid in left)
 
 
-async def test_without_room_for_another_process_those_that_work_go_on(
-    open_decoder: Open, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_no_descriptor_for_a_replacement(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, restarts = await open_decoder(processes=2)
     zygote, make, refused = decoder._spawner.zygote, forking._shared_memory, asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -343,7 +339,7 @@ async def test_without_room_for_another_process_those_that_work_go_on(
     assert killed not in pids(decoder)
 
 
-async def test_closing_while_a_process_is_made_leaves_nothing_open(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_close_during_a_fork_leaves_nothing(open_decoder: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder, _ = await open_decoder()
     fork, made, closed = decoder._spawner.zygote._fork, asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
@@ -389,8 +385,8 @@ uvloop.run(main())
 """
 
 
-@pytest.mark.parametrize("wait", [False, True], ids=["while it starts", "while it decodes"])
-def test_when_the_service_is_killed_no_process_is_left(wait: bool) -> None:
+@pytest.mark.parametrize("wait", [False, True], ids=["starting", "decoding"])
+def test_killed_service_leaves_no_process(wait: bool) -> None:
     command = [sys.executable, "-c", SERVICE.format(wait=wait)]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as service:
         assert service.stdout is not None
@@ -405,11 +401,11 @@ def wait_until_gone(pid: int) -> None:
     give_up_at = time.monotonic() + 30
     while exists(pid):
         assert time.monotonic() < give_up_at
-        time.sleep(0.01)  # nobody tells of it
+        time.sleep(0.01)
 
 
 def exists(pid: int) -> bool:
-    """Whether it runs, and does not only wait to be reaped."""
+    """Return True if a process runs, and is no zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
@@ -432,7 +428,7 @@ async def test_failed_probe_is_start_error(job: dict[str, Any], why: str) -> Non
     await decoder.close()
 
 
-def test_nobody_can_make_the_shared_memory_smaller() -> None:
+def test_shared_memory_cannot_be_resized() -> None:
     memory = _shared_memory(4096)
     try:
         with pytest.raises(PermissionError):
@@ -449,9 +445,7 @@ def image_decoder() -> ImageDecoder:
     return ImageDecoder(how, formats=formats, max_bytes=100_000, max_pixels=1_000_000, exact=False)
 
 
-async def test_real_pictures_broken_at_random_cost_nobody_else_anything(
-    open_decoder: Open, image_decoder: ImageDecoder
-) -> None:
+async def test_damaged_images_cost_no_worker(open_decoder: Open, image_decoder: ImageDecoder) -> None:
     memory_bytes = needed_bytes(1_000_000, 100_000)
     job = {"probe": encode(random_picture(1)), "preprocessors": (Preprocessor(image_decoder.decode, (3, 28, 28)),)}
     decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)
@@ -468,11 +462,11 @@ async def test_real_pictures_broken_at_random_cost_nobody_else_anything(
     assert not restarts
 
 
-def broken(picture: bytes, rng: random.Random) -> bytes:
-    """Cut off somewhere, or with up to 16 of its bytes changed."""
+def broken(image: bytes, rng: random.Random) -> bytes:
+    """Cut an image off, or change up to 16 of its bytes."""
     if rng.random() < 0.3:
-        return picture[: rng.randrange(1, len(picture))]
-    changed = bytearray(picture)
+        return image[: rng.randrange(1, len(image))]
+    changed = bytearray(image)
     for _ in range(rng.randint(1, 16)):
         changed[rng.randrange(len(changed))] = rng.randrange(256)
     return bytes(changed)

@@ -1,0 +1,124 @@
+"""Composition root: settings -> a checkpoint on its engine, behind a queue, with decoders in front: a `Classifier`."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from app.decoding import Decoder
+from app.decoding.pool.select import begin_decoding
+from app.engines import Engine
+from app.engines.select import EngineOptions, choose_engine
+from app.errors import StartError
+from app.metrics import Metrics
+from app.pixels import Pixels
+from app.process.startup import OnStep, watched_start
+from app.serving.admission import Admission
+from app.serving.batching import Batcher, BatchSlots
+from app.serving.classifier import Classifier
+from app.serving.results import ModelDescription
+from app.serving.runner import ModelRunner, Scores
+from app.settings import Settings
+from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from model.head import probabilities
+
+Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
+
+
+def load(settings: Settings, on_step: OnStep) -> Checkpoint:
+    """Load the checkpoint that the settings name.
+
+    Raises:
+        StartError: it cannot be served.
+    """
+    try:
+        return load_checkpoint(settings.model, settings.architecture, settings.image_size, on_step, settings.activation)
+    except CheckpointError as error:
+        raise StartError(f"VIT_MODEL: {error}") from error
+
+
+def load_classifier(
+    settings: Settings, metrics: Metrics, *, run: Run = ModelRunner.run, decoder: Decoder | None = None
+) -> Classifier:
+    """Load the checkpoint onto its engine and warm it up. Blocks, for seconds to minutes.
+
+    Args:
+        settings: settings of the service.
+        metrics: metrics of the service.
+        run: runs a batch on the runner.
+        decoder: replaces the one that the settings ask for.
+
+    Raises:
+        StartError: the checkpoint cannot be served, or the device is missing.
+    """
+    with watched_start() as on_step:
+        on_step("starting the decoders")
+        with begin_decoding(settings, metrics) as decoding:
+            checkpoint = load(settings, on_step)
+            config, parameters = checkpoint.model.config, checkpoint.parameters  # engines may fold and cast the model
+            image_shape = (config.num_channels, config.image_size, config.image_size)
+            engine = choose_engine(checkpoint, _engine_options(settings), on_step)
+            runner = ModelRunner(engine, image_shape, partial(probabilities, activation=checkpoint.activation))
+            on_step("warming up")
+            runner.warm_up()
+            on_step("starting the decoders")
+            decoder = decoder or decoding.finish(checkpoint.preprocessing, image_shape)
+            return _classifier(
+                settings, metrics, _describe(checkpoint, parameters, engine), decoder, runner, partial(run, runner)
+            )
+
+
+def _classifier(
+    settings: Settings,
+    metrics: Metrics,
+    description: ModelDescription,
+    decoder: Decoder,
+    runner: ModelRunner,
+    run: Callable[[Sequence[Pixels]], Awaitable[Sequence[Scores]]],
+) -> Classifier:
+    engine = runner.engine
+    of_model = metrics.of_model(description.name)
+    admission = Admission(max_images=settings.max_inflight_images, max_bytes=settings.max_inflight_bytes)
+    batcher = Batcher(
+        run,
+        max_batch_size=engine.max_batch_size,
+        slots=BatchSlots(engine.max_concurrent_batches),
+        max_queue_delay_s=settings.max_queue_delay_ms / 1000,
+        independent_streams=engine.independent_streams,
+        inference_timeout_s=settings.inference_timeout_s,
+        observe=of_model.outcome_of_batch,
+    )
+    metrics.inflight_images.set_function(lambda: admission.images)
+    metrics.inflight_bytes.set_function(lambda: admission.bytes)
+    of_model.queued_images.set_function(lambda: batcher.queued)
+    return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=of_model)
+
+
+def _engine_options(settings: Settings) -> EngineOptions:
+    return EngineOptions(
+        engine=settings.engine,
+        device=settings.device,
+        dtype=settings.dtype,
+        compile=settings.compile,
+        max_batch_size=settings.max_batch_size,
+        threads=settings.inference_threads,
+        cache=settings.cache_dir,
+    )
+
+
+def _describe(checkpoint: Checkpoint, parameters: int, engine: Engine) -> ModelDescription:
+    config = checkpoint.model.config
+    return ModelDescription(
+        name=checkpoint.name,
+        architecture=checkpoint.architecture,
+        labels=checkpoint.labels,
+        labels_source=checkpoint.labels_source,
+        activation=checkpoint.activation,
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        parameters=parameters,
+        engine=engine.name,
+        device=engine.device,
+        dtype=engine.dtype,
+        preprocessing=checkpoint.preprocessing.describe(),
+        max_batch_size=engine.max_batch_size,
+        compiled_batch_sizes=engine.batch_sizes,
+    )

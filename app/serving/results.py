@@ -1,0 +1,89 @@
+"""Results of classification, and the description of the model they come from. pydantic reads both for OpenAPI."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from model.head import HeadActivation
+
+Activation = Annotated[
+    HeadActivation,
+    Field(description="Function that turns logits into probabilities; `none` for measured values, which have none."),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds that one image spent in each step."""
+
+    decode_s: float
+    """Seconds of waiting for a decoding worker and of decoding."""
+    queue_s: float
+    inference_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One class with its scores."""
+
+    label: str
+    class_index: int
+    probability: Annotated[float | None, Field(description="null if `activation` is `none`.")]
+    logit: float
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """Scores of one image."""
+
+    labels: tuple[str, ...]
+    logits: NDArray[np.float32]
+    """(K,) in class order."""
+    probabilities: NDArray[np.float32] | None
+    """(K,) by the model's activation; None if the outputs are not classes."""
+    timings: Timings
+
+    def top(self, k: int) -> list[Prediction]:
+        """Return the `k` classes with the largest logits, best first; ties go to the lower class index."""
+        return self.predictions(self.ranked(k))
+
+    def ranked(self, k: int) -> NDArray[np.intp]:
+        """Return the indices of these classes, in the same order."""
+        return np.argsort(-self.logits, kind="stable")[:k]
+
+    def predictions(self, classes: NDArray[np.intp]) -> list[Prediction]:
+        """Return a prediction for each class index."""
+        probabilities = [None] * len(classes) if self.probabilities is None else self.probabilities[classes].tolist()
+        rows = zip(classes.tolist(), probabilities, self.logits[classes].tolist(), strict=True)
+        return [Prediction(self.labels[index], index, probability, logit) for index, probability, logit in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """Name, labels, sizes, preprocessing and device of the model."""
+
+    name: str
+    architecture: str
+    labels: Annotated[tuple[str, ...], Field(description="Labels in class order.")]
+    labels_source: Annotated[
+        str,
+        Field(
+            description="`config.json`, `labels.txt`, the published list of the data set and where it was named, or "
+            "`none`: then classes have numbers."
+        ),
+    ]
+    activation: Activation
+    image_size: Annotated[int, Field(description="Side of the model's square input, in pixels.")]
+    patch_size: Annotated[int, Field(description="Side of a patch, in pixels.")]
+    parameters: int
+    engine: Annotated[str, Field(description="`torch` or `openvino`.")]
+    device: str
+    dtype: Annotated[str, Field(description="`float32`, `bfloat16`, `float16` or `int8`.")]
+    preprocessing: str
+    max_batch_size: Annotated[int, Field(description="Images in one batch.")]
+    compiled_batch_sizes: Annotated[
+        tuple[int, ...], Field(description="Sizes that batches are padded to; empty if every size runs as it is.")
+    ]
