@@ -343,8 +343,9 @@ def test_file_gets_rows_beside_a_progress_bar(
 def test_terminal_gets_rows_as_they_come(folder: Path, tiny_checkpoint: Path, terminal: tuple[int, int]) -> None:
     os.mkfifo(folder / "waits")
     screen, file = terminal
-    arguments = ["classify", ".", "waits", "--model", tiny_checkpoint]
-    with subprocess.Popen([COMMAND, *arguments], stdout=file, stderr=file, cwd=folder) as process:
+    with subprocess.Popen(
+        [COMMAND, "classify", ".", "waits", "--model", tiny_checkpoint], stdout=file, stderr=file, cwd=folder
+    ) as process:
         output = shown(screen, "deeper/b.png")
         process.send_signal(signal.SIGTERM)
         shown(screen, "interrupted after 2 images")
