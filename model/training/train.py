@@ -1,7 +1,7 @@
-"""Fine-tune a checkpoint on a labelled image set. Made the bundled weights.
+"""Fine-tuning of a checkpoint on labelled images, as used for the bundled weights.
 
-Interrupt it at any time: called again with the same output folder it goes on from the last saved step, through the very
-same pictures.
+Training can be interrupted at any time: with the same output folder it resumes from the last saved step, with the same images
+in the same order.
 """
 
 import json
@@ -9,7 +9,7 @@ import math
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,41 +20,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from model.checkpoints.checkpoint import load_backbone, save_checkpoint
-from model.preprocessing import Preprocessing
+from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from model.training.augment import random_view
 from model.training.dataset import Decode, LabelledImages
-from model.training.learning_curve import draw_learning_curve
+from model.training.settings import TrainSettings
 from model.vit import VisionTransformer
 
 
 class TrainError(Exception):
-    """A training that cannot go on; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """The recipe. Defaults made the bundled weights."""
-
-    epochs: float = 2.0
-    batch_size: int = 64
-    learning_rate: float = 4e-4
-    """Peak, for the head; each block below learns `layer_decay` times slower than the one above it."""
-    layer_decay: float = 0.8
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    """Part of all steps in which the learning rate rises from 0; a cosine to 0 follows."""
-    label_smoothing: float = 0.1
-    image_size: int = 84
-    """Side of the training pictures and of the model's input, in pixels."""
-    seed: int = 0
-    save_every: int = 50
-    """Steps between two saved states."""
-    workers: int = 0
-    """Processes that decode pictures; 0 decodes in the training process itself."""
+    """Training cannot start or continue; the message says why."""
 
 
 class AugmentedStream(Dataset[tuple[Tensor, int]]):
-    """An endless shuffled, augmented reading of a data set: what stands at a position depends on it and the seed alone."""
+    """An endless shuffled, augmented stream over a data set; each item depends on its position and the seed alone."""
 
     def __init__(self, images: LabelledImages, decode: Decode, image_size: int, seed: int) -> None:
         self.images, self.decode, self.image_size, self.seed = images, decode, image_size, seed
@@ -69,10 +47,9 @@ class AugmentedStream(Dataset[tuple[Tensor, int]]):
         image_bytes, target = self.images.read(index)
         try:
             image = self.decode(image_bytes)
-        except Exception as error:  # decoders raise whatever they like
-            raise TrainError(
-                f"{self.images.name(index)} cannot be decoded any more: {error or type(error).__name__}"
-            ) from error
+        except Exception as error:  # decoders raise exceptions of many types
+            reason = str(error) or type(error).__name__
+            raise TrainError(f"{self.images.name(index)} can no longer be decoded: {reason}") from error
         return random_view(image, self.image_size, random.Random(f"{self.seed}/{position}")), target
 
 
@@ -84,35 +61,34 @@ def train(
     preprocessing: Preprocessing,
     settings: TrainSettings,
 ) -> VisionTransformer:
-    """Fine-tune the encoder in `start` with a new head, and save it as a checkpoint in `output`.
+    """Fine-tune the encoder of `start` with a new head, and save the result as a checkpoint in `output`.
 
-    Writes `history.jsonl` (a line a step: loss, accuracy on the augmented batch, learning rate) as it goes, and at the end
-    `learning_curve.svg`, drawn from it, and `recipe.json`.
+    Also writes `recipe.json`, and `history.jsonl` with each step's loss, accuracy on the augmented batch and learning rate.
 
     Raises:
-        CheckpointError: `start` holds no encoder that can be read.
-        TrainError: `output` holds an interrupted training of another kind, or one that cannot be read.
+        CheckpointError: `start` has no readable encoder.
+        TrainError: `output` has the state of a training with another recipe, or an unreadable one.
     """
     output.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_backbone(start, len(images.labels), settings.image_size).to(device).train()
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), fused=device.type == "cuda")
-    state_file = output / "training_state.pt"
-    total = math.ceil(settings.epochs * len(images) / settings.batch_size)
     recipe = {"settings": asdict(settings), "labels": list(images.labels), "images": len(images), "start": str(start)}
+    state_file, history_file = output / "training_state.pt", output / "history.jsonl"
     step = _restore(state_file, recipe, model, optimizer, device)
-    _forget_after(output / "history.jsonl", step)
+    _truncate_history(history_file, step)
 
+    total = math.ceil(settings.epochs * len(images) / settings.batch_size)
     stream = AugmentedStream(images, decode, settings.image_size, settings.seed)
-    with _progress() as progress, (output / "history.jsonl").open("a", encoding="utf-8") as history:
+    with _progress() as progress, history_file.open("a", encoding="utf-8") as history:
         task = progress.add_task("training", total=total, completed=step, loss=math.nan, accuracy=math.nan)
         for pixels, targets in _batches(stream, settings, step, total):
-            learning_rate = schedule(step, total, settings.warmup)
-            _set_learning_rate(optimizer, settings.learning_rate * learning_rate)
-            loss, accuracy = _step(model, optimizer, _normalise(pixels.to(device), preprocessing), targets.to(device), settings)
+            factor = _set_learning_rate(optimizer, settings, step, total)
+            inputs = _normalise(pixels.to(device), preprocessing)
+            loss, accuracy = _step(model, optimizer, inputs, targets.to(device), settings.label_smoothing)
             step += 1
-            line = {"step": step, "loss": round(loss, 4), "accuracy": round(accuracy, 4), "learning_rate": learning_rate}
+            line = {"step": step, "loss": round(loss, 4), "accuracy": round(accuracy, 4), "learning_rate": factor}
             history.write(json.dumps(line) + "\n")
             progress.update(task, completed=step, loss=loss, accuracy=accuracy)
             if step % settings.save_every == 0 or step == total:
@@ -120,29 +96,32 @@ def train(
                 _save(state_file, recipe, model, optimizer, step)
 
     save_checkpoint(output, model, preprocessing, images.labels, torch.float16)
-    draw_learning_curve(output / "history.jsonl", output / "learning_curve.svg")
     (output / "recipe.json").write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
     return model
 
 
-def _set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+def _set_learning_rate(optimizer: torch.optim.Optimizer, settings: TrainSettings, step: int, total: int) -> float:
+    """Set the learning rate of each group for this step; return its factor of the peak."""
+    factor = schedule(step, total, settings.warmup)
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["scale"]
+        group["lr"] = settings.learning_rate * factor * group["scale"]
+    return factor
 
 
 def training_preprocessing(image_size: int) -> Preprocessing:
-    """Return the preprocessing at inference of a model that was trained here; ImageNet's mean and deviation, as DINOv2."""
+    """Return the inference preprocessing of a model trained here, with ImageNet's mean and standard deviation, as DINOv2's."""
     return Preprocessing(
         resize=image_size,
         crop=(image_size, image_size),
         interpolation="bicubic",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     )
 
 
 def parameter_groups(model: VisionTransformer, settings: TrainSettings) -> list[dict[str, Any]]:
-    """One group for each depth and kind: `scale` falls by `layer_decay` a block towards the input; only matrices decay."""
+    """Return one group per block and kind of parameter: `scale` falls by `layer_decay` per block towards the input, and only
+    matrices have weight decay."""
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     depth = model.config.depth
     for name, parameter in model.named_parameters():
@@ -164,7 +143,7 @@ def parameter_groups(model: VisionTransformer, settings: TrainSettings) -> list[
 
 
 def schedule(step: int, total: int, warmup: float) -> float:
-    """Share of the peak learning rate: a linear rise, then a cosine to 0."""
+    """Return the factor of the peak learning rate: linear warm-up, then a cosine to 0."""
     rise = max(1, round(total * warmup))
     if step < rise:
         return (step + 1) / rise
@@ -179,7 +158,7 @@ def _batches(stream: AugmentedStream, settings: TrainSettings, step: int, total:
 
 
 def _normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, 3, H, W) uint8 -> float32 as the model takes it."""
+    """(B, 3, H, W) uint8 -> normalised float32."""
     mean, std = (
         pixels.new_tensor(values, dtype=torch.float32).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std)
     )
@@ -187,11 +166,12 @@ def _normalise(pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, settings: TrainSettings
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, targets: Tensor, label_smoothing: float
 ) -> tuple[float, float]:
+    """Train on one batch; return its loss and accuracy."""
     with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
         logits = model(images)
-    loss = F.cross_entropy(logits.float(), targets, label_smoothing=settings.label_smoothing)
+    loss = F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -203,29 +183,34 @@ def _save(path: Path, recipe: dict[str, Any], model: nn.Module, optimizer: torch
     temporary = path.with_suffix(".tmp")
     state = {"step": step, "recipe": recipe, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save(state, temporary)
-    os.replace(temporary, path)  # an interruption leaves the old state or the new one, never half a file
+    os.replace(temporary, path)  # atomic: an interruption leaves the old state or the new one
 
 
 def _restore(
     path: Path, recipe: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
 ) -> int:
+    """Load the saved state, if there is one; return the number of steps done.
+
+    Raises:
+        TrainError: the state cannot be read, or its recipe differs.
+    """
     if not path.exists():
         return 0
     try:
         state = torch.load(path, map_location=device, weights_only=True)
-        begun = state["recipe"]
+        saved = state["recipe"]
     except Exception as error:
-        raise TrainError(f"{path} cannot be read; remove it to begin again") from error
-    if begun != recipe:
-        other = ", ".join(key for key in recipe if begun.get(key) != recipe[key])
-        raise TrainError(f"{path} is of a training with other {other}; remove it, or write to another folder")
+        raise TrainError(f"{path} cannot be read; remove it to start again") from error
+    if saved != recipe:
+        other = ", ".join(key for key in recipe if saved.get(key) != recipe[key])
+        raise TrainError(f"{path} is from a training with other {other}; remove it, or write to another folder")
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     return int(state["step"])
 
 
-def _forget_after(history: Path, step: int) -> None:
-    """Keep a line for each of the steps that the saved state has seen; later ones will be made again."""
+def _truncate_history(history: Path, step: int) -> None:
+    """Drop the lines of steps after the saved state, which will run again."""
     if history.exists():
         lines = history.read_text(encoding="utf-8").splitlines(keepends=True)
         history.write_text("".join(lines[:step]), encoding="utf-8")

@@ -2,7 +2,6 @@ import json
 import random
 from dataclasses import replace
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,10 +13,10 @@ from app.settings import read_settings
 from model.checkpoints.checkpoint import load_checkpoint
 from model.training.augment import random_view
 from model.training.dataset import LabelledImages
+from model.training.settings import TrainSettings
 from model.training.train import (
     AugmentedStream,
     TrainError,
-    TrainSettings,
     parameter_groups,
     schedule,
     train,
@@ -48,8 +47,6 @@ def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, tiny_checkpoint
     assert [row["step"] for row in history] == list(range(1, 37))
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert load_checkpoint(tmp_path).labels == ("red", "green", "blue")
-    curves = ElementTree.parse(tmp_path / "learning_curve.svg").iterfind("{http://www.w3.org/2000/svg}polyline")
-    assert [len(curve.attrib["points"].split()) for curve in curves] == [2, 2]  # 36 steps, in windows of 25
 
 
 def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -80,7 +77,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny
 def test_another_training_is_not_resumed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     images, once = colours(24), replace(SETTINGS, epochs=1.0)
     train(tiny_checkpoint, images, DECODE, tmp_path, training_preprocessing(28), once)
-    with pytest.raises(TrainError, match="of a training with other settings; remove it"):
+    with pytest.raises(TrainError, match="from a training with other settings; remove it"):
         train(tiny_checkpoint, images, DECODE, tmp_path, training_preprocessing(28), SETTINGS)
     relabelled = replace(images, labels=("a", "b", "c"))
     with pytest.raises(TrainError, match="with other labels"):
