@@ -76,7 +76,7 @@ def _pictures(url: str) -> list[Picture]:
         return [Picture(image, np.array(client.post("/predict", content=image).json()["logits"])) for image in images]
 
 
-async def test_nothing_is_kept_of_what_was_answered(tiny_checkpoint: Path) -> None:
+async def test_memory_does_not_grow(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, image_size=_IMAGE_SIZE, max_image_bytes=_MAX_IMAGE_BYTES) as server:
         before = usage([server.process.pid])  # while nobody is connected
         watched = Watched(server)
@@ -87,7 +87,7 @@ async def test_nothing_is_kept_of_what_was_answered(tiny_checkpoint: Path) -> No
         assert after.threads <= before.threads + _FEW
 
 
-async def test_a_leak_is_seen(tiny_checkpoint: Path) -> None:
+async def test_leak_is_detected(tiny_checkpoint: Path) -> None:
     command = [sys.executable, "-m", "tests.support.leaking_server"]
     settings = {"model": tiny_checkpoint, "image_size": _IMAGE_SIZE, "max_image_bytes": _MAX_IMAGE_BYTES}
     with running_server(command=command, **settings) as server:

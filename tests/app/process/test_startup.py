@@ -82,7 +82,7 @@ def test_other_shortages_are_one_sentence() -> None:
     assert str(disk_is_full) == "warming up failed: No space left on device: /cache/x"
 
 
-def test_a_bug_comes_through_as_it_is() -> None:
+def test_bug_is_raised_unchanged() -> None:
     with pytest.raises(ZeroDivisionError), watched_start():
         _ = 1 / 0
 
