@@ -1,4 +1,4 @@
-"""Rows of predictions on standard output, one image after another: JSON, CSV, or a table on a terminal."""
+"""Predictions on standard output, image by image: JSON, CSV, or a table on a terminal."""
 
 import csv
 import json
@@ -15,13 +15,10 @@ Row = dict[str, Any]
 
 
 class Rows(Protocol):
-    """Prints the outcome of each image as soon as it is known, or all of them at the end."""
+    """A format of output."""
 
     def write(self, row: Row) -> None:
-        """Add an outcome."""
-
-    def close(self) -> None:
-        """Print what has not been printed."""
+        """Print the outcome of an image at once."""
 
 
 class JsonRows:
@@ -29,14 +26,12 @@ class JsonRows:
 
     def write(self, row: Row) -> None:
         """See `Rows`."""
-        _print(json.dumps(row) + "\n")
-
-    def close(self) -> None:
-        """See `Rows`."""
+        sys.stdout.write(json.dumps(row) + "\n")
+        sys.stdout.flush()
 
 
 class CsvRows:
-    """A line for each prediction, in UTF-8, with paths byte by byte as the system has them."""
+    """One line for each prediction, in UTF-8, with paths byte for byte as the system has them."""
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, TextIOWrapper):
@@ -51,43 +46,36 @@ class CsvRows:
             share = "" if prediction["probability"] is None else f"{prediction['probability']:.6f}"
             self._line(row["path"], rank, prediction["label"], share, f"{prediction['logit']:.6g}", "")
 
-    def close(self) -> None:
-        """See `Rows`."""
-
     def _line(self, *fields: object) -> None:
         csv.writer(sys.stdout, lineterminator="\n").writerow(fields)
         sys.stdout.flush()
 
 
 class TableRows:
-    """A table for people, printed at the end."""
+    """A table for people. Each image is a table of its own, with columns as wide as those of the others."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._table = Table("picture", "label", "probability, or value")
+        self._header = True
 
     def write(self, row: Row) -> None:
         """See `Rows`."""
-        path = Text(printable(row["path"]))  # names of files and labels are no markup
+        table = Table(show_header=self._header, box=None, expand=True)
+        table.add_column("image", ratio=3)
+        table.add_column("label", ratio=2)
+        table.add_column("probability, or value", width=21)
+        path = Text(printable(row["path"]))  # paths and labels are not markup
         if "error" in row:
-            self._table.add_row(path, Text(row["error"], style="red"), "")
+            table.add_row(path, Text(row["error"], style="red"), "")
         for rank, prediction in enumerate(row.get("predictions", [])):
             style = "bold" if rank == 0 else "dim"
             label, share = prediction["label"], prediction["probability"]
             value = f"{prediction['logit']:.6g}" if share is None else f"{share:.1%}"
-            self._table.add_row(path if rank == 0 else "", Text(label, style=style), Text(value, style=style))
-
-    def close(self) -> None:
-        """See `Rows`."""
-        if self._table.row_count:
-            self._console.print(self._table)
+            table.add_row(path if rank == 0 else "", Text(label, style=style), Text(value, style=style))
+        self._header = False
+        self._console.print(table)
 
 
 def printable(path: str) -> str:
     """Return a path with a question mark for each byte that is not UTF-8."""
     return path.encode("utf-8", "replace").decode()
-
-
-def _print(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()

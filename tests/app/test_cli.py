@@ -5,6 +5,8 @@ import csv
 import io
 import json
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -85,7 +87,7 @@ def test_a_table_of_measured_values_has_no_percent(
     folder: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, activation: str, shown: str
 ) -> None:
     monkeypatch.setenv("VIT_ACTIVATION", activation)
-    monkeypatch.setattr("app.cli._out", Console(force_terminal=True, width=120))
+    monkeypatch.setattr("app.cli.classify.out", Console(force_terminal=True, width=120))
     output = run("classify", folder / "a.png", "--model", tiny_checkpoint, "--top-k", 1).stdout
     assert shown in output
     assert ("%" in output) == (activation != "none")
@@ -114,7 +116,7 @@ def test_more_pictures_than_the_queue_holds_are_all_classified(
 def test_a_terminal_gets_a_table_and_names_are_no_markup(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.cli._out", Console(force_terminal=True, width=200))
+    monkeypatch.setattr("app.cli.classify.out", Console(force_terminal=True, width=200))
     (tmp_path / "[bold]a.png").write_bytes(picture(0))
     (tmp_path / "[").mkdir()
     (tmp_path / "[" / "b].png").write_bytes(b"broken")
@@ -127,7 +129,7 @@ def test_a_terminal_gets_a_table_and_names_are_no_markup(
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path, tiny_checkpoint: Path) -> None:
     result = run("classify", tmp_path, "--model", tiny_checkpoint)
-    assert (result.exit_code, result.stderr) == (1, "vit-serve: there are no pictures in these folders\n")
+    assert (result.exit_code, result.stderr) == (1, "vit-serve: there are no images in these folders\n")
 
 
 def test_info_tells_what_a_checkpoint_is(tiny_checkpoint: Path) -> None:
@@ -221,7 +223,7 @@ def test_bad_picture_ends_training_before_it_begins(training_data: Path, tmp_pat
     bad = training_data / "dog" / "two.png"
     bad.write_bytes(picture(7)[:500])
     result = train(training_data, tmp_path / "mine", tiny_checkpoint)
-    reason = f"{bad} cannot be decoded: The image is truncated or corrupt; --skip-bad goes on without such pictures"
+    reason = f"{bad} cannot be decoded: The image is truncated or corrupt; --skip-bad leaves out such images"
     assert (result.exit_code, result.stderr) == (1, f"vit-serve: {reason}\n")
     assert not (tmp_path / "mine").exists()
 
@@ -231,7 +233,7 @@ def test_skip_bad_trains_without_bad_pictures(training_data: Path, tmp_path: Pat
     (training_data / "dog" / "three.jpg").write_bytes(b"")
     result = train(training_data, tmp_path / "mine", tiny_checkpoint, "--skip-bad")
     assert result.exit_code == 0, result.output
-    assert "going on without 2 of 4 pictures" in result.stderr
+    assert "leaving out 2 of 4 images" in result.stderr
 
 
 def test_class_without_pictures_is_told(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -239,7 +241,7 @@ def test_class_without_pictures_is_told(training_data: Path, tmp_path: Path, tin
     (training_data / "dog" / "one.png").write_bytes(b"")
     result = train(training_data, tmp_path / "mine", tiny_checkpoint, "--skip-bad")
     assert result.exit_code == 0, result.output
-    assert "no pictures of dog, empty: the model will never answer that" in result.stderr
+    assert "no images of dog, empty: the model will never predict that" in result.stderr
 
 
 def test_missing_decoder_ends_training(
@@ -256,7 +258,7 @@ def test_nothing_but_bad_pictures_ends_training(training_data: Path, tmp_path: P
     for name in ("cat", "dog"):
         (training_data / name / "one.png").write_bytes(b"")
     result = train(training_data, tmp_path / "mine", tiny_checkpoint, "--skip-bad")
-    assert (result.exit_code, result.stderr) == (1, "vit-serve: none of the pictures can be decoded\n")
+    assert (result.exit_code, result.stderr) == (1, "vit-serve: none of the images can be decoded\n")
 
 
 def test_evaluate_names_the_bad_picture(tmp_path: Path, tiny_checkpoint: Path) -> None:
@@ -273,9 +275,11 @@ def test_evaluate_names_the_bad_picture(tmp_path: Path, tiny_checkpoint: Path) -
 NOT_UTF8 = b"caf\xe9.png"
 
 
+COMMAND = Path(sys.executable).parent / "vit-serve"
+
+
 def started(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).parent / "vit-serve"), *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    return subprocess.Popen([COMMAND, *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
 
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])
@@ -304,7 +308,49 @@ def test_interrupted_classify_keeps_what_is_done(folder: Path, tiny_checkpoint: 
         finally:
             process.kill()
     assert (process.returncode, output) == (130, b"")
-    assert b"interrupted; what was done of it is printed: 2 pictures" in errors
+    assert b"interrupted after 2 images, whose results are printed" in errors
+
+
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """The two ends of a terminal: the screen, and the file that programs print to."""
+    screen, file = pty.openpty()
+    yield screen, file
+    os.close(screen)
+    os.close(file)
+
+
+def shown(screen: int, text: str) -> str:
+    """Wait for a text on the screen, and return all that is shown until then."""
+    output = ""
+    while text not in output:
+        assert select.select([screen], [], [], 60)[0], output
+        output += os.read(screen, 10_000).decode(errors="replace")
+    return output
+
+
+def test_file_gets_rows_beside_a_progress_bar(
+    folder: Path, tiny_checkpoint: Path, tmp_path: Path, terminal: tuple[int, int]
+) -> None:
+    screen, file = terminal
+    with (tmp_path / "rows.csv").open("wb") as rows:
+        subprocess.run([COMMAND, "classify", ".", "--model", tiny_checkpoint], stdout=rows, stderr=file, cwd=folder, check=True)
+    shown(screen, "classifying")
+    with (tmp_path / "rows.csv").open() as written:
+        assert [row["path"] for row in csv.DictReader(written) if row["rank"] == "1"] == ["a.png", "deeper/b.png"]
+
+
+def test_terminal_gets_rows_as_they_come(folder: Path, tiny_checkpoint: Path, terminal: tuple[int, int]) -> None:
+    os.mkfifo(folder / "waits")
+    screen, file = terminal
+    with subprocess.Popen(
+        [COMMAND, "classify", ".", "waits", "--model", tiny_checkpoint], stdout=file, stderr=file, cwd=folder
+    ) as process:
+        output = shown(screen, "deeper/b.png")
+        process.send_signal(signal.SIGTERM)
+        shown(screen, "interrupted after 2 images")
+    assert process.returncode == 130
+    assert output.count("probability, or value") == 1
 
 
 def test_classify_ends_if_nobody_reads(folder: Path, tiny_checkpoint: Path) -> None:
@@ -316,13 +362,11 @@ def test_classify_ends_if_nobody_reads(folder: Path, tiny_checkpoint: Path) -> N
         process.stdout.close()
         errors = process.stderr.read()
     assert process.returncode == 1
-    assert b"nobody reads the output any more" in errors
+    assert b"the reader of the output has gone" in errors
     assert b"Traceback" not in errors
 
 
 def test_version_and_help_come_without_loading_torch() -> None:
-    import sys
-
     code = "import sys; from app.cli import cli; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)
     assert "serve" in run("--help").stdout

@@ -62,7 +62,7 @@ async def test_sigterm_while_callers_keep_calling_loses_nothing(tiny_checkpoint:
         while True:
             try:
                 response = await client.post("/predict", content=picture(seed), headers={"Connection": "close"})
-            except httpx.TransportError:
+            except (httpx.TransportError, AttributeError):  # anyio raises the latter for a socket that closed at once
                 return  # not accepted any more
             outcomes.append(response.json().get("code", "ok"))
 

@@ -13,10 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from app.process.signals import STOP
 from tests.support.models import CACHE
 
 _BIN = Path(sys.executable).parent
 _PATIENCE_S = 120
+
+
+@contextmanager
+def _default_signals() -> Iterator[None]:
+    """Start children with default signal handling, also where the tests run under `nohup` or in a shell's background."""
+    ignored = [sig for sig in STOP if signal.getsignal(sig) is signal.SIG_IGN]
+    for sig in ignored:
+        signal.signal(sig, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for sig in ignored:
+            signal.signal(sig, signal.SIG_IGN)
 
 
 class Server:
@@ -26,13 +40,14 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
         given = {"port": 0, "device": "cpu", "cache_dir": CACHE.name, **variables}
         environment |= {f"VIT_{name.upper()}": str(value) for name, value in given.items()}
-        self.process = subprocess.Popen(
-            command,
-            env={**environment, "VIT_LOG_FORMAT": "json"},
-            stderr=subprocess.PIPE,
-            text=True,
-            process_group=0,  # so that a test may send a signal to all of its processes
-        )
+        with _default_signals():
+            self.process = subprocess.Popen(
+                command,
+                env={**environment, "VIT_LOG_FORMAT": "json"},
+                stderr=subprocess.PIPE,
+                text=True,
+                process_group=0,  # so that a test may send a signal to all of its processes
+            )
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._reading = threading.Event()

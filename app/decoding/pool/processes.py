@@ -9,6 +9,7 @@ a worker and `_replace` the only way to a new one, so that workers and replaceme
 
 import asyncio
 import contextvars
+import signal
 from collections.abc import Callable, Hashable
 from typing import Literal
 
@@ -17,13 +18,12 @@ import structlog
 from app.decoding.limits import check_length
 from app.decoding.pool.attempt import DecodingFault
 from app.decoding.pool.backlog import Backlog, PendingImage, draining
-from app.decoding.pool.exit_status import FAULT
 from app.decoding.pool.fair_queue import Turn
 from app.decoding.pool.job import Job
-from app.decoding.pool.messages import MAX_REPLY_BYTES
+from app.decoding.pool.messages import FAULT, MAX_REPLY_BYTES
 from app.decoding.pool.spawner import Spawner
 from app.decoding.pool.worker import State, Worker
-from app.decoding.pool.zygote import WorkerFailed, WorkerProcess, Zygote, ZygoteDied
+from app.decoding.pool.zygote import WorkerFailed, WorkerProcess, Zygote, ZygoteDied, describe_exit
 from app.errors import NotReady, StartError, UndecodableImage
 from app.pixels import Pixels
 
@@ -41,6 +41,9 @@ _MAX_FAILURES = 8
 """Failures in a row, which take 2.5 s, after which an empty pool is not ready."""
 
 _RETRY_AFTER_S = 5.0
+
+_KILLED = (-signal.SIGKILL, None)
+"""Exits that no decoder causes itself; unknown is that of a worker that ended with its zygote."""
 
 _log = structlog.get_logger(__name__)
 
@@ -186,14 +189,14 @@ class ProcessDecoder:
     async def _replace(self, lost: WorkerProcess, reason: Reason | None, turn: Turn[PendingImage] | None) -> None:
         """Reap a process, decide on the image that it had, and start another one."""
         status = await self._spawner.reap(lost)
-        our_fault = reason is None and status.is_fault
-        reason = reason or ("killed" if status.is_kill else "crashed")
+        our_fault = reason is None and status == FAULT
+        reason = reason or ("killed" if status in _KILLED else "crashed")
         if turn is not None:
             self._retry(turn, reason, our_fault=our_fault)
         if self._closing.is_set():
             return
         self._on_restart(reason)
-        _log.warning("decoder restarted", reason=reason, ended=str(status))
+        _log.warning("decoder restarted", reason=reason, ended=describe_exit(status))
         if reason != "timeout":
             self._count_failure(pause=self._spawner.backoff.failures > 0)
         self._dispatch()

@@ -21,9 +21,8 @@ from typing import NoReturn
 
 from app.decoding import Decode
 from app.decoding.pool.attempt import DecodingFault, attempt
-from app.decoding.pool.exit_status import FAULT
 from app.decoding.pool.job import MAX_JOB_BYTES, Job
-from app.decoding.pool.messages import ANSWER, COMMAND, REQUEST, Reply, write_reply
+from app.decoding.pool.messages import ANSWER, COMMAND, FAULT, REQUEST, Reply, write_reply
 from app.decoding.pool.sandbox import confine, end_with_parent, limit_cpu
 from app.errors import ServiceError
 from app.process.cpu import give_way

@@ -151,7 +151,7 @@ def test_unforeseen_error_is_called_a_bug(tiny_checkpoint: Path) -> None:
 
 def test_unknown_variable_is_warned_of(tiny_checkpoint: Path) -> None:
     server = Server(model=tiny_checkpoint / "none", max_batchsize=4)
-    assert server.wait_for_log("VIT_MAX_BATCHSIZE is no setting")["level"] == "warning"
+    assert server.wait_for_log("VIT_MAX_BATCHSIZE is not a setting")["level"] == "warning"
     assert server.wait() == 1
 
 
@@ -184,7 +184,7 @@ def test_commands_end_in_one_sentence(arguments: tuple[str, ...]) -> None:
 def test_warnings_do_not_mix_with_the_output(tiny_checkpoint: Path) -> None:
     ended = vit_serve("info", tiny_checkpoint, "--json", VIT_COLOUR="red")
     assert json.loads(ended.stdout)["name"] == "tiny-dinov2"
-    assert "VIT_COLOUR is no setting" in ended.stderr
+    assert "VIT_COLOUR is not a setting" in ended.stderr
 
 
 def test_too_little_memory_ends_info() -> None:

@@ -13,10 +13,10 @@ from app.settings import read_settings
 from model.checkpoints.checkpoint import load_checkpoint
 from model.training.augment import random_view
 from model.training.dataset import LabelledImages
+from model.training.settings import TrainSettings
 from model.training.train import (
     AugmentedStream,
     TrainError,
-    TrainSettings,
     parameter_groups,
     schedule,
     train,
