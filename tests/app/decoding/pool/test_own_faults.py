@@ -1,6 +1,5 @@
 """Exceptions in the service's own code while it decodes: 500, logged by class and place, never the image's fault."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -8,29 +7,21 @@ import pytest
 from app.decoding import headers, jpeg, pillow
 from app.decoding import image as images
 from app.decoding.geometry import Geometry
-from app.decoding.image import ImageDecoder
 from app.decoding.pool.threads import ThreadDecoder
 from app.errors import InternalError, UndecodableImage
 from benchmarks.watch import metrics_of
 from model.preprocessing import Preprocessing
 from tests.app.conftest import OpenClient, open_client
+from tests.app.decoding.decoders import HALF, decoder
 from tests.support.models import encode, picture, random_picture
 
 __all__ = ["open_client"]
 
-HALF = (0.5, 0.5, 0.5)
 PREPROCESSING = Preprocessing(32, (28, 28), "bicubic", HALF, HALF)
 
 
 def broken(*_: object, **__: object) -> Any:
     raise KeyError("pixel 17 shows a secret")
-
-
-def decoder(**options: Any) -> Callable[[bytes], Any]:
-    formats = frozenset({"jpeg", "png"})
-    return ImageDecoder(
-        PREPROCESSING, **{"formats": formats, "max_bytes": 100_000, "max_pixels": 100_000, "exact": False, **options}
-    ).decode
 
 
 @pytest.mark.parametrize(
@@ -49,21 +40,21 @@ def decoder(**options: Any) -> Callable[[bytes], Any]:
 def test_own_fault_is_not_the_images(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, broken)
     with pytest.raises(KeyError):
-        decoder(exact=True)(encode(random_picture(0), "JPEG"))
+        decoder(PREPROCESSING).decode(encode(random_picture(0), "JPEG"))
 
 
 @pytest.mark.parametrize("name", ["_resize", "_upright"])
 def test_own_fault_in_fast_jpeg_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg, name, broken)
     with pytest.raises(KeyError):
-        decoder()(encode(random_picture(0), "JPEG"))
+        decoder(PREPROCESSING, exact=False).decode(encode(random_picture(0), "JPEG"))
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 def test_truncated_image_is_the_images_fault(image_format: str) -> None:
     image = encode(random_picture(0), image_format)
     with pytest.raises(UndecodableImage):
-        decoder()(image[: len(image) // 2])
+        decoder(PREPROCESSING, exact=False).decode(image[: len(image) // 2])
 
 
 async def test_fault_in_a_thread_is_logged_by_place(caplog: pytest.LogCaptureFixture) -> None:
