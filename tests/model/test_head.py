@@ -27,15 +27,16 @@ from timm.models import save_for_hf  # isort: skip
         ),
         (5, "", "problem_type '' is not supported"),
         (5, ["regression"], r"problem_type \['regression'\] is not supported"),
-        (1, "single_label_classification", "takes two classes or more, and there is one; set VIT_ACTIVATION to sigmoid"),
+        (1, "single_label_classification", "needs at least two classes, and there is one; choose the activation sigmoid"),
     ],
 )
 def test_problem_types_that_mean_nothing_are_refused_by_name(
     tmp_path: Path, num_labels: int, problem_type: Any, sentence: str
 ) -> None:
     directory = write(tmp_path / "model", num_labels, problem_type=problem_type)
-    with pytest.raises(CheckpointError, match=sentence):
+    with pytest.raises(CheckpointError, match=sentence) as refused:
         load_checkpoint(directory)
+    assert refused.value.field == "activation"
     assert load_checkpoint(directory, activation="sigmoid").activation == "sigmoid"  # the way out that is named
 
 

@@ -236,7 +236,7 @@ def test_a_model_that_can_be_converted_but_not_run_is_said_so_too(tmp_path: Path
     [
         {"pooling": "token", "layer_scale": False},
         {"swiglu": True, "mlp_dim": 64, "activation": "silu"},
-        {"reg_tokens": 2, "embedded": "class+patches"},
+        {"reg_tokens": 2, "pos_embed_coverage": "class+patches"},
         {"pooling": "avg", "class_token": False, "fc_norm": True},
         {"pre_norm": True, "activation": "quick_gelu"},
         {"dist_token": True, "head_dist": True, "pooling": "token"},
