@@ -1,4 +1,4 @@
-"""POST /predict and /predict/batch: every form of the request, the numbers of the answer, and every row of the error table."""
+"""POST /predict and /predict/batch: all request forms, the numbers of the answer, all rows of the error table."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
-    """A body without Content-Length."""
+    """Yield a body in chunks, which has no Content-Length."""
     for part in parts:
         yield part
 
@@ -101,7 +101,7 @@ async def test_concurrent_images_match_single_answers(open_client: OpenClient) -
         metrics = metrics_of((await client.get("/metrics")).content)
     np.testing.assert_allclose([response.json()["logits"] for response in together], alone, rtol=0, atol=1e-4)
     distances = np.abs(np.array(alone)[:, None] - np.array(alone)[None]).max(axis=-1) + np.eye(200)
-    assert distances.min() > 1e-2  # so that an answer to another picture would have been seen
+    assert distances.min() > 1e-2  # a swapped answer would fail the comparison above
     assert metrics["vit_batch_size_images_count"] < 300  # batches did form
 
 
@@ -120,7 +120,7 @@ MULTIPART = "multipart/form-data; boundary=frontier"
 
 
 def multipart(*parts: tuple[str, bytes], before: bytes = b"", after: bytes = b"", boundary: str = "frontier") -> dict[str, Any]:
-    """A request whose parts have just these headers."""
+    """Return a request whose parts have exactly these headers."""
     framed = [f"--{boundary}\r\n{header}\r\n\r\n".encode() + body + b"\r\n" for header, body in parts]
     body = b"".join([before, *framed, f"--{boundary}--\r\n".encode(), after])
     return {"content": body, "headers": {"Content-Type": f"multipart/form-data; boundary={boundary}"}}
@@ -195,7 +195,7 @@ async def test_malformed_request_is_400(client: httpx.AsyncClient, request_: dic
 @pytest.mark.parametrize("framing", ["raw", "chunked", "multipart", "json"])
 async def test_image_over_max_bytes_is_413(open_client: OpenClient, framing: str) -> None:
     def request(size: int) -> dict[str, Any]:
-        image_bytes = picture(0) + bytes(size - len(picture(0)))  # a decoder stops at the end of the picture
+        image_bytes = picture(0) + bytes(size - len(picture(0)))  # decoders ignore bytes after the image
         forms: dict[str, dict[str, Any]] = {
             "raw": {"content": image_bytes},
             "chunked": {"content": chunks(image_bytes[:5000], image_bytes[5000:])},
@@ -370,7 +370,7 @@ async def test_parameter_out_of_range_is_422(client: httpx.AsyncClient, params: 
 
 
 class Held:
-    """A run that is held up until its gate is opened."""
+    """Inference that waits until its gate is opened."""
 
     def __init__(self) -> None:
         self.begun, self.gate = asyncio.Event(), asyncio.Event()
@@ -494,7 +494,7 @@ async def test_dead_worker_is_503_and_not_ready(open_client: OpenClient) -> None
         raise EngineDead
 
     async with open_client(dies) as client:
-        for _ in range(2):  # the one that killed it, and the one after
+        for _ in range(2):  # the request that killed it, and the next
             assert_problem(await client.post("/predict", content=picture(0)), 503, "not_ready")
         problem = assert_problem(await client.get("/health/ready"), 503, "not_ready")
         assert problem["detail"] == "The inference worker has died."

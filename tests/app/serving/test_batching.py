@@ -1,4 +1,4 @@
-"""The batcher around a function that a test holds up. Items are numbers; the result of n is n * n."""
+"""Batcher with a `run` that squares numbers and can be held up."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from app.serving.batching import Batcher, BatchResult, BatchSlots, next_batch_si
 
 
 class Squares:
-    """Squares its items, remembers its batches, and waits while its gate is closed."""
+    """A `run` that squares its items, records its batches, and waits while its gate is closed."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -46,7 +46,7 @@ async def results(tasks: list[asyncio.Task[BatchResult[int]]]) -> list[int]:
 
 
 async def while_busy(run: Squares, batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[BatchResult[int]]]:
-    """Submit items while the worker is held up by a batch of the item 100."""
+    """Submit items while a batch of the item 100 is held up."""
     run.gate.clear()
     run.begun.clear()
     first = submit(batcher, 100)
@@ -96,7 +96,7 @@ async def test_independent_streams_share_the_queue() -> None:
     assert run.batches == [[100], [1, 2, 3], [4, 5]]
     tasks += submit(batcher, 6, 7)
     await turns(10)
-    assert (batcher.queued, len(run.batches)) == (2, 3)  # no run may begin
+    assert (batcher.queued, len(run.batches)) == (2, 3)  # all slots are taken
     run.gate.set()
     assert await results(tasks) == [10_000, 1, 4, 9, 16, 25, 36, 49]
     await batcher.stop()
@@ -198,7 +198,7 @@ async def test_late_item_fails_in_time_and_is_not_run() -> None:
     run = Squares()
     batcher = await started(run)
     first, second = await while_busy(run, batcher, 2)
-    with pytest.raises(DeadlineExceeded):  # told while the worker is still held up
+    with pytest.raises(DeadlineExceeded):  # while the batch is still held up
         await batcher.submit(1, deadline=asyncio.get_running_loop().time() + 0.01)
     run.gate.set()
     await results([first, second])
@@ -209,7 +209,7 @@ async def test_late_item_fails_in_time_and_is_not_run() -> None:
 async def test_culprit_fails_alone() -> None:
     async def picky(items: Sequence[int]) -> Sequence[int]:
         if 13 in items:
-            raise ValueError("13 brings bad luck")
+            raise ValueError("13 is unlucky")
         return [item * item for item in items]
 
     batcher = await started(picky, max_batch_size=16)
@@ -217,7 +217,7 @@ async def test_culprit_fails_alone() -> None:
     for item, outcome in zip(range(10, 20), outcomes, strict=True):
         if item == 13:
             assert isinstance(outcome, InferenceFailed)
-            assert "bad luck" not in str(outcome)
+            assert "unlucky" not in str(outcome)
         else:
             assert isinstance(outcome, BatchResult)
             assert outcome.result == item * item
@@ -230,7 +230,7 @@ async def test_missing_result_splits_the_batch() -> None:
         return [item * item for item in items][: 1 if len(items) > 1 else None]
 
     batcher = await started(forgetful)
-    assert await results(submit(batcher, 1, 2, 3, 4)) == [1, 4, 9, 16]  # alone, each is well
+    assert await results(submit(batcher, 1, 2, 3, 4)) == [1, 4, 9, 16]  # alone, each gets its result
     await batcher.stop()
 
 
@@ -318,7 +318,7 @@ async def test_timeout_raised_by_a_batch_is_a_failure() -> None:
 
 async def test_stop_does_not_call_on_death() -> None:
     batcher = Batcher[int, int](Squares(), max_batch_size=1, slots=BatchSlots(1))
-    batcher.start(lambda: pytest.fail("it did not die"))
+    batcher.start(lambda: pytest.fail("on_death was called"))
     await batcher.stop()
 
 
@@ -359,10 +359,10 @@ async def test_submit_before_start_is_refused() -> None:
         await batcher.submit(1)
 
 
-# What may happen to a batcher, in any order. Every run takes a turn of the event loop for each "turn" that follows.
+# Events in any order. A batch takes one iteration of the event loop, which "turn" provides.
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(0, 30)),  # an item; multiples of 7 make every run that they are in fail
+        st.tuples(st.just("submit"), st.integers(0, 30)),  # an item; multiples of 7 fail every batch that they are in
         st.tuples(st.just("late"), st.integers(0, 30)),  # an item whose deadline has passed
         st.tuples(st.just("cancel"), st.integers(0, 30)),  # the n-th task so far, if there is one
         st.tuples(st.just("turn"), st.integers(1, 5)),
@@ -383,9 +383,7 @@ OPTIONS = st.fixed_dictionaries(
 
 @given(events=EVENTS, options=OPTIONS)
 @settings(max_examples=150, deadline=None)
-def test_every_item_gets_exactly_its_outcome(
-    events: list[tuple[str, int]], options: dict[str, Any]
-) -> None:
+def test_every_item_gets_exactly_its_outcome(events: list[tuple[str, int]], options: dict[str, Any]) -> None:
     uvloop.run(live_through(events, options))
 
 

@@ -1,4 +1,4 @@
-"""The classifier around a decoder that a test holds up; model and batcher are real."""
+"""Classifier with a decoder that can be held up; model and batcher are real."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ from tests.support.models import TINY_DINOV2, picture
 
 
 class HeldDecode:
-    """Waits for its gate, then decodes and counts."""
+    """Decode function that waits for its gate, and counts."""
 
     def __init__(self) -> None:
         self.begun, self.gate, self.decoded = threading.Semaphore(0), threading.Event(), 0

@@ -1,3 +1,5 @@
+"""ModelRunner: threads, warm-up and probabilities."""
+
 import asyncio
 import threading
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from model.head import softmax
 
 
 class Echo:
-    """An engine whose logits are the first three pixels. Its runs wait until `gathered` of them are under way."""
+    """Engine whose logits are the first three pixels. A batch waits until `gathered` batches are in flight."""
 
     name, device, dtype = "echo", "cpu", "float32"
     batch_sizes = ()
@@ -32,7 +34,7 @@ class Echo:
 
 
 class Failing(Echo):
-    """An engine for which two images are too many, or whose logits are no numbers."""
+    """Engine that runs out of memory on larger batches, and returns NaN for others."""
 
     def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
         if len(images) > self.max_concurrent_batches:
@@ -82,7 +84,7 @@ async def test_sequential_batches_share_one_thread() -> None:
 
 
 def test_warm_up_runs_all_sizes_in_every_thread() -> None:
-    engine = Echo(max_concurrent_batches=2, gathered=2)  # a thread that did not take part would be waited for
+    engine = Echo(max_concurrent_batches=2, gathered=2)  # an unused thread would block the barrier
     ModelRunner(engine, (3, 2, 2), softmax).warm_up()
     assert set(engine.calls) == {(4, False), (1, False), (1, True)}
     assert len(engine.threads) == 2
