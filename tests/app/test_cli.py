@@ -34,12 +34,12 @@ def logging_as_before() -> Iterator[None]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two pictures, one of them deeper, and a file that is none."""
-    folder = tmp_path / "pictures"
+    """Two images, one of them in a subfolder, and a text file."""
+    folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
     (folder / "a.png").write_bytes(picture(0))
     (folder / "deeper" / "b.png").write_bytes(picture(1))
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -154,7 +154,7 @@ def write_labelled(path: Path, labels: tuple[str, ...], images: list[bytes]) -> 
 def test_evaluate_agrees_with_classify(tmp_path: Path, tiny_checkpoint: Path) -> None:
     (tmp_path / "picture.png").write_bytes(picture(0))
     answered = json.loads(run("classify", tmp_path, "--model", tiny_checkpoint, "--json").stdout)["predictions"][0]
-    images = [picture(0)] * 10  # one of each label, and only one label can be right
+    images = [picture(0)] * 10  # one for each label, of which only one can be right
     data = write_labelled(tmp_path / "test.parquet", TINY_LABELS, images)
     report = json.loads(run("evaluate", data, "--model", tiny_checkpoint, "--json").stdout)
     assert (report["images"], report["top1"], report["top5"]) == (10, 0.1, 0.5)
@@ -190,15 +190,15 @@ def test_pipe_in_a_folder_is_skipped(folder: Path, tiny_checkpoint: Path) -> Non
 
 @pytest.fixture
 def training_data(tmp_path: Path) -> Path:
-    """Two classes with a good picture each, and what systems leave in folders."""
+    """Two classes with one image each, and files that systems leave in folders."""
     data = tmp_path / "data"
     for name in ("cat", "dog", ".git", "__MACOSX", ".ipynb_checkpoints"):
         (data / name).mkdir(parents=True)
         (data / name / "one.png").write_bytes(picture(len(name)))
     for name in ("._one.png", ".hidden.png"):
-        (data / "cat" / name).write_bytes(b"no picture")
+        (data / "cat" / name).write_bytes(b"not an image")
     (data / "cat" / "__MACOSX").mkdir()
-    (data / "cat" / "__MACOSX" / "one.png").write_bytes(b"no picture")
+    (data / "cat" / "__MACOSX" / "one.png").write_bytes(b"not an image")
     os.mkfifo(data / "cat" / "pipe.png")
     return data
 
@@ -292,7 +292,7 @@ def test_paths_in_any_encoding_survive(folder: Path, tiny_checkpoint: Path, form
 
 @pytest.mark.parametrize("form", ["--json", "--csv"])
 def test_interrupted_classify_prints_results(folder: Path, tiny_checkpoint: Path, form: str) -> None:
-    os.mkfifo(folder / "waits")  # reading it takes until somebody writes
+    os.mkfifo(folder / "waits")  # blocks its reader
     arguments = ("classify", folder, folder / "waits", "--model", tiny_checkpoint, form, "--top-k", 1)
     with started(*arguments) as process:
         assert process.stdout is not None
