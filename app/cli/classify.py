@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from app.cli.options import IMAGES_IN_FLIGHT, Model, configure_offline
-from app.cli.output import err, explained_errors, fail, out, progress, say
-from app.cli.rows import CsvRows, JsonRows, Row, Rows, TableRows
+from app.cli.output import err, explained_errors, fail, out, print_json, progress, say
+from app.cli.rows import CsvRows, Row, TableRows, Write
 from app.errors import ServiceError
 from app.process.exit import end_process
 from app.process.signals import STOP, handled
@@ -32,13 +32,13 @@ def classify(
         fail("there are no images in these folders")
     from app.serving.offline import run
 
-    rows: Rows = JsonRows() if as_json else CsvRows() if as_csv or not out.is_terminal else TableRows(out)
+    rows = print_json if as_json else CsvRows().write if as_csv or not out.is_terminal else TableRows(out).write
     with explained_errors(), _interruptible(rows) as write:
         failed = run(_classify(configure_offline(model), files, top_k, write))
     raise typer.Exit(failed > 0)
 
 
-async def _classify(settings: Settings, files: list[Path], top_k: int, write: Callable[[Row], None]) -> int:
+async def _classify(settings: Settings, files: list[Path], top_k: int, write: Write) -> int:
     """Write a row for each file, in order, as soon as it is classified. Returns the number of failures."""
     from app.serving.offline import classify_all, running_classifier
 
@@ -57,14 +57,14 @@ async def _classify(settings: Settings, files: list[Path], top_k: int, write: Ca
 
 
 @contextmanager
-def _interruptible(rows: Rows) -> Iterator[Callable[[Row], None]]:
-    """Give the function that writes rows; an interrupt, or a reader that has gone, ends the command with their number."""
+def _interruptible(write: Write) -> Iterator[Write]:
+    """Give a function that writes and counts rows; an interrupt or a closed pipe ends the command with their number."""
     written = 0
 
-    def write(row: Row) -> None:
+    def write_counted(row: Row) -> None:
         nonlocal written
         written += 1  # before the row can be read
-        rows.write(row)
+        write(row)
 
     def interrupt(*_: object) -> None:
         for console in (out, err):
@@ -74,7 +74,7 @@ def _interruptible(rows: Rows) -> Iterator[Callable[[Row], None]]:
 
     try:
         with handled(STOP, interrupt):
-            yield write
+            yield write_counted
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again as it exits
         say(f"the reader of the output has gone; {written} images were printed")

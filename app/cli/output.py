@@ -20,6 +20,7 @@ err = Console(stderr=True)
 
 
 def print_json(value: Any) -> None:
+    """Print a line of JSON. Bytes of a path that are not UTF-8 are lone surrogates, which `os.fsencode` makes bytes again."""
     sys.stdout.write(json.dumps(value) + "\n")
     sys.stdout.flush()
 

@@ -1,10 +1,10 @@
 """Predictions on standard output, image by image: JSON, CSV, or a table on a terminal."""
 
 import csv
-import json
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -13,21 +13,8 @@ from rich.text import Text
 Row = dict[str, Any]
 """`path`, and `predictions` or `error`."""
 
-
-class Rows(Protocol):
-    """A format of output."""
-
-    def write(self, row: Row) -> None:
-        """Print the outcome of an image at once."""
-
-
-class JsonRows:
-    """One JSON object a line. Bytes of a path that are not UTF-8 are lone surrogates, which `os.fsencode` makes bytes again."""
-
-    def write(self, row: Row) -> None:
-        """See `Rows`."""
-        sys.stdout.write(json.dumps(row) + "\n")
-        sys.stdout.flush()
+Write = Callable[[Row], None]
+"""Prints the outcome of an image at once."""
 
 
 class CsvRows:
@@ -39,7 +26,6 @@ class CsvRows:
         self._line("path", "rank", "label", "probability", "logit", "error")
 
     def write(self, row: Row) -> None:
-        """See `Rows`."""
         if "error" in row:
             self._line(row["path"], "", "", "", "", row["error"])
         for rank, prediction in enumerate(row.get("predictions", []), start=1):
@@ -59,7 +45,6 @@ class TableRows:
         self._header = True
 
     def write(self, row: Row) -> None:
-        """See `Rows`."""
         table = Table(show_header=self._header, box=None, expand=True)
         table.add_column("image", ratio=3)
         table.add_column("label", ratio=2)

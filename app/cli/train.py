@@ -22,7 +22,9 @@ _DEFAULTS = TrainSettings()
 def train(
     data: Data,
     output: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to; resumes an interrupted training in it.")],
-    start: Annotated[Path, typer.Option(help="Directory of the checkpoint whose encoder is fine-tuned.")] = BUNDLED_MODEL,
+    start: Annotated[
+        Path, typer.Option(help="Directory of the checkpoint whose encoder is fine-tuned.", show_default="the bundled weights")
+    ] = BUNDLED_MODEL,
     epochs: Annotated[float, typer.Option(min=0.0, max=10_000.0, help="How often every image is seen.")] = _DEFAULTS.epochs,
     image_size: Annotated[
         int, typer.Option(min=14, max=4096, help="Side of the model's input, in pixels.")

@@ -1,4 +1,4 @@
-"""Hypothesis state machine: everything that may happen to admission and batcher, in any order, on a clock moved by hand."""
+"""Hypothesis state machine: events of admission and batcher in any order, on a clock that rules advance."""
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
@@ -22,7 +22,7 @@ _LATE = 20
 
 
 class ClockLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock stands still until it is moved; asyncio's, because uvloop's clock cannot be replaced."""
+    """Event loop with a clock that only rules advance; asyncio's, because uvloop's clock cannot be replaced."""
 
     now = 0.0
 
@@ -64,7 +64,7 @@ class BatcherMachine(RuleBasedStateMachine):
         self.violations: list[str] = []
 
     def settle(self, work: Coroutine[Any, Any, None] | None = None) -> None:
-        """Let everything happen that can happen before the clock moves."""
+        """Run the event loop until all tasks wait for the clock, a batch or an event."""
 
         async def turns() -> None:
             if work is not None:
