@@ -83,10 +83,10 @@ def _interruptible(write: Write) -> Iterator[Write]:
 
 def _image_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield files as they are given, and all images below folders, in order."""
-    from model.training.dataset import pictures_in
+    from model.training.dataset import find_images
 
     for path in paths:
         if path.is_dir():
-            yield from pictures_in(path)
+            yield from find_images(path)
         else:
             yield path

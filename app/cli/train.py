@@ -63,11 +63,11 @@ def _decodable(images: "LabelledImages", decode: "Decode", *, skip_bad: bool) ->
     Raises:
         StartError: no image can be decoded, or one of them cannot and is not to be skipped.
     """
-    from model.training.dataset import find_bad_pictures
+    from model.training.dataset import check_images
 
     good = []
     with progress("checking images", len(images)) as advance:
-        for index, fault in find_bad_pictures(images, decode, available_cpus()):
+        for index, fault in check_images(images, decode, available_cpus()):
             if fault is None:
                 good.append(index)
             elif not skip_bad:

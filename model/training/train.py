@@ -120,7 +120,7 @@ def training_preprocessing(image_size: int) -> Preprocessing:
 
 
 def parameter_groups(model: VisionTransformer, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Return one group per block and kind of parameter: `scale` falls by `layer_decay` per block towards the input, and only
+    """Return one group per block and kind: `scale` is multiplied by `layer_decay` per block towards the input, and only
     matrices have weight decay."""
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     depth = model.config.depth
