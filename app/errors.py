@@ -1,27 +1,27 @@
-"""What can go wrong, in words. Knows no HTTP: `api/problems.py` says which status each one gets.
+"""Exceptions of the service. `api/problems.py` maps each to an HTTP status.
 
 StartError                    the service cannot start: a wrong setting, a checkpoint that cannot be served
 ServiceError                  a request cannot be answered
 ├── Unauthorized              no valid API key
 ├── MalformedRequest          the body is not what it says it is, or holds no image
 ├── InvalidParameter          a parameter is out of its range
-├── UrlTooLong                more bytes of URL than anybody needs
-├── HeaderTooLarge            more header fields, or bytes of them, than anybody needs
-├── RequestTooSlow            the request comes too slowly, or not at all
+├── UrlTooLong                the URL has too many bytes
+├── HeaderTooLarge            too many header fields, or bytes of them
+├── RequestTooSlow            the request arrives too slowly, or not at all
 ├── ImageTooLarge             too many bytes or pixels
-├── UnsupportedImageFormat    no image, or a format that is not enabled
-├── UndecodableImage          the right format, but truncated or corrupt
-├── DeadlineExceeded          the answer would come too late
+├── UnsupportedImageFormat    not an image, or of a format that is not enabled
+├── UndecodableImage          an enabled format, but truncated or corrupt
+├── DeadlineExceeded          the answer would be too late
 ├── InferenceFailed           the model failed on this image
-├── InternalError             the service failed on this image, through a fault of its own
-└── Refused                   not now: the caller may try again
-    ├── RateLimited           more requests than this caller may send
-    ├── QueueFull             as many images wait as may wait
-    ├── TooManyConnections    as many connections are busy as may be
+├── InternalError             the service failed on this image through a bug of its own
+└── Refused                   refused for now: the client may retry
+    ├── RateLimited           the client is over its rate limit
+    ├── QueueFull             too many images or bytes are in flight
+    ├── TooManyConnections    too many connections are busy
     ├── NotReady              still loading, or the worker has died
     └── Draining              shutting down
-OutOfMemory                   a batch did not fit on the device; the batcher splits it, no caller sees it
-EngineDead                    the device cannot be used any more; the batcher stops, callers see NotReady
+OutOfMemory                   a batch did not fit on the device; the batcher splits it, clients never see it
+EngineDead                    the device cannot be used any more; the batcher stops, clients see NotReady
 """
 
 import re
@@ -32,7 +32,7 @@ _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
 
 
 class StartError(Exception):
-    """The service cannot start; the message is one sentence, on one line, for whoever starts it."""
+    """The service cannot start. The message is one sentence on one line, for the operator."""
 
     def __init__(self, message: str) -> None:
         line = _NO_TEXT.sub(" ", message)
@@ -40,10 +40,10 @@ class StartError(Exception):
 
 
 class ServiceError(Exception):
-    """A request cannot be answered. The message is written for the caller and holds nothing from inside."""
+    """A request cannot be answered. The message is for the client and tells no internals."""
 
     code: ClassVar[str]
-    """What went wrong, for programs; never changes its meaning."""
+    """Stable identifier of the kind of error, for programs."""
 
 
 class Unauthorized(ServiceError):
@@ -65,31 +65,31 @@ class InvalidParameter(ServiceError):
 
 
 class UrlTooLong(ServiceError):
-    """The URL is longer than is allowed."""
+    """The URL is longer than allowed."""
 
     code = "url_too_long"
 
 
 class HeaderTooLarge(ServiceError):
-    """The header has more fields or more bytes than is allowed."""
+    """The header has more fields or bytes than allowed."""
 
     code = "header_too_large"
 
 
 class RequestTooSlow(ServiceError):
-    """The request's header or body comes too slowly."""
+    """The request's header or body arrives too slowly."""
 
     code = "request_too_slow"
 
 
 class ImageTooLarge(ServiceError):
-    """The image has more bytes or more pixels than is allowed."""
+    """The image has more bytes or pixels than allowed."""
 
     code = "image_too_large"
 
 
 class UnsupportedImageFormat(ServiceError):
-    """The bytes are no image, or one of a format that is not enabled."""
+    """The bytes are not an image, or one of a format that is not enabled."""
 
     code = "unsupported_image_format"
 
@@ -101,7 +101,7 @@ class UndecodableImage(ServiceError):
 
 
 class DeadlineExceeded(ServiceError):
-    """The deadline passed before the answer was there."""
+    """The deadline passed before the answer was ready."""
 
     code = "deadline_exceeded"
 
@@ -113,7 +113,7 @@ class InferenceFailed(ServiceError):
 
 
 class InternalError(ServiceError):
-    """The service failed on this image through a fault of its own, which has been logged."""
+    """The service failed on this image through a bug of its own, which was logged."""
 
     code = "internal_error"
 
@@ -124,23 +124,23 @@ class Refused(ServiceError):
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-        """When trying again makes sense, in seconds."""
+        """Seconds after which to retry."""
 
 
 class RateLimited(Refused):
-    """The caller has sent as many requests as it may."""
+    """The client is over its rate limit."""
 
     code = "rate_limited"
 
 
 class QueueFull(Refused):
-    """As many images wait as may wait."""
+    """Too many images or bytes are in flight."""
 
     code = "queue_full"
 
 
 class TooManyConnections(Refused):
-    """As many connections are busy as may be."""
+    """Too many connections are busy."""
 
     code = "too_many_connections"
 

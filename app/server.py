@@ -25,7 +25,7 @@ from app.http.limits import HttpLimits
 from app.http.protocol import HttpProtocol
 from app.main import create_app
 from app.metrics import Metrics
-from app.process.signals import MEANINGLESS, STOP, handled
+from app.process.signals import IGNORED, STOP, handled
 from app.process.stderr import dropped_lines
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
@@ -184,7 +184,7 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals(), handled(STOP, self.handle_exit), handled(MEANINGLESS, self._ignore_signal):
+        with super().capture_signals(), handled(STOP, self.handle_exit), handled(IGNORED, self._ignore_signal):
             yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""How values of settings are written: taken apart, put into the one form that works, or refused with what to write instead."""
+"""Validators of settings: they parse a value, bring it into one form, or refuse it and say what to write."""
 
 import os
 import re
@@ -22,63 +22,63 @@ _CLUSTER = re.compile(r"(^|_)(SERVICE_HOST|SERVICE_PORT\w*|PORT_\d+_(TCP|UDP|SCT
 _CLUSTER_ADDRESS = ("tcp://", "udp://", "sctp://")
 
 
-def split(value: Any) -> Any:
-    """Take a list apart that is written with commas: `a,b,c`; nothing at all is an empty one, but commas alone are a slip."""
+def split_list(value: Any) -> Any:
+    """Split a list that is written with commas, `a,b,c`. An empty text is an empty list, an empty item is an error."""
     if not isinstance(value, str) or not value.strip():
         return [] if isinstance(value, str) else value
     parts = [part.strip() for part in value.split(",")]
     if not all(parts):
-        raise ValueError("there is nothing between two commas, or beside one")
+        raise ValueError("an item of the list is empty: remove the extra comma")
     return parts
 
 
-def lower(value: Any) -> Any:
-    """Names of formats, levels and the like mean the same in capitals."""
+def lower_case(value: Any) -> Any:
+    """Return a word, or each word of a list, in lower case."""
     if isinstance(value, str):
         return value.strip().lower()
-    return [lower(part) for part in value] if isinstance(value, list | tuple | set | frozenset) else value
+    return [lower_case(part) for part in value] if isinstance(value, list | tuple | set | frozenset) else value
 
 
-def not_empty(value: Any) -> Any:
+def require_value(value: Any) -> Any:
     if isinstance(value, str) and not value.strip():
-        raise ValueError("it is empty: give it a value, or leave it out")
+        raise ValueError("it is empty: give it a value, or unset it")
     return value
 
 
-def path(value: Any) -> str:
-    """A path, with `~` for the home directory as a shell has it."""
-    not_empty(str(value))
+def expand_path(value: Any) -> str:
+    """Expand `~` in a path as a shell does."""
+    require_value(str(value))
     expanded = os.path.expanduser(str(value))
     if expanded.startswith("~"):
-        raise ValueError("it begins with the home directory of somebody who is not known here")
+        raise ValueError("it begins with the home directory of an unknown user")
     return expanded
 
 
-def long_enough(seconds: float) -> float:
+def check_seconds(seconds: float) -> float:
     if seconds < _SHORTEST_S:
-        raise ValueError(f"less than {_SHORTEST_S} s lets nothing through")
+        raise ValueError(f"it must be at least {_SHORTEST_S} s")
     return seconds
 
 
-def number_of_a_port(value: Any) -> Any:
-    """Explain what Kubernetes and Docker make of a service named `vit`: an address in the place of a port."""
+def check_port(value: Any) -> Any:
+    """Refuse the address that Kubernetes and Docker set as `VIT_PORT` for a service named `vit`."""
     if isinstance(value, str) and value.startswith(_CLUSTER_ADDRESS):
         raise ValueError(
-            "it is an address, as Kubernetes sets it beside a service named `vit`: set a number, or enableServiceLinks: false"
+            "it is an address that Kubernetes sets for a service named `vit`: set a number, or enableServiceLinks: false"
         )
     return value
 
 
-def device(name: str) -> str:
+def check_device(name: str) -> str:
     index = name.partition(":")[2]
     if len(index) > 3 or int(index or 0) > 127:  # torch counts on from -128
-        raise ValueError("there is no such device: the last that can be named is cuda:127")
+        raise ValueError("there is no such device: cuda:127 is the last possible one")
     return name
 
 
-def host(value: str) -> str:
-    """An IP address (IPv6 with brackets or without) or a host name."""
-    name = str(not_empty(value)).strip()
+def parse_host(value: str) -> str:
+    """Parse an IP address (IPv6 with or without brackets) or a host name."""
+    name = str(require_value(value)).strip()
     if name.startswith("[") and name.endswith("]"):
         name = name[1:-1]
     try:
@@ -89,13 +89,13 @@ def host(value: str) -> str:
     return name
 
 
-def networks(values: tuple[str, ...]) -> tuple[str, ...]:
+def check_networks(values: tuple[str, ...]) -> tuple[str, ...]:
     for value in values:
-        network = ip_network(value)  # raises a ValueError that says what is wrong
+        network = ip_network(value)  # raises a ValueError that names the fault
         if network.prefixlen == 0:
-            raise ValueError(f"{value} is everybody: name the proxies, or each caller could choose its own address")
+            raise ValueError(f"{value} trusts every client: name the proxies, or clients could forge their address")
         if isinstance(network, IPv6Network) and network.network_address.ipv4_mapped is not None:
-            raise ValueError(f"{value} never comes: write it as an IPv4 address or network")
+            raise ValueError(f"{value} never matches: write it as an IPv4 address or network")
     return values
 
 
@@ -118,34 +118,38 @@ def _rate(text: str) -> Rate:
     return Rate(int(requests), int(periods or 1) * _PERIODS_S[period.lower()])
 
 
-def rate_limit(notation: str) -> str:
+def check_rate_limit(notation: str) -> str:
     rates = parse_rates(notation)
     if len(rates) > _MAX_RATES:
-        raise ValueError(f"there are more than {_MAX_RATES} limits")
+        raise ValueError(f"there are more than {_MAX_RATES} rates")
     if not all(rate.requests for rate in rates):
-        raise ValueError("a limit of 0 lets nobody in")
+        raise ValueError("a limit of 0 refuses every request")
     if not all(rate.period_s for rate in rates):
-        raise ValueError("a time of 0 limits nothing")
+        raise ValueError("a period of 0 limits nothing")
     if any(rate.requests > _MAX_RATE or rate.period_s > _MAX_RATE_PERIOD_S for rate in rates):
-        raise ValueError(f"a limit is at most {_MAX_RATE} requests, and for at most a year")
+        raise ValueError(f"a rate is at most {_MAX_RATE} requests in at most a year")
     return notation
 
 
-def origins(values: tuple[str, ...]) -> tuple[str, ...]:
+def normalize_origins(values: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(_origin(value) for value in values)
 
 
 def _origin(value: str) -> str:
-    """An origin as browsers send it (https://html.spec.whatwg.org, "ASCII serialization of an origin"): without a path, in
-    small letters, and without a port that is the scheme's own. The two that are none are `*` and `null`."""
+    """Return an origin as browsers send it (https://html.spec.whatwg.org, "ASCII serialization of an origin").
+
+    That is in lower case, without a path, and without the default port of the scheme. `*` and `null` are allowed too.
+    """
     if value in ("*", "null"):
         return value
     scheme, separator, rest = value.lower().partition("://")
     if not separator or not _SCHEME.fullmatch(scheme) or scheme == "file":
-        raise ValueError(f"{value!r} is no origin: write it with its scheme, as in https://shop.example (a file's is null)")
+        raise ValueError(
+            f"{value!r} is not an origin: write it with its scheme, as in https://shop.example (null for a local file)"
+        )
     parts = urlsplit(f"//{rest.removesuffix('/')}")
     if parts.path or parts.query or parts.fragment or "@" in parts.netloc or "?" in rest or "#" in rest:
-        raise ValueError(f"{value!r} has more than scheme, host and port, which is all that a browser sends")
+        raise ValueError(f"{value!r} must have only scheme, host and port, as a browser sends it")
     name = _origin_host(value, parts.hostname or "")
     try:
         port = parts.port
@@ -159,12 +163,12 @@ def _origin_host(value: str, name: str) -> str:
         address = ip_address(name)
     except ValueError:
         if not _HOST_NAME.fullmatch(name):
-            advice = "patterns are not known, and other letters than ASCII are written as xn--..."
-            raise ValueError(f"{value!r} has no host name that a browser sends: {advice}") from None
+            advice = "patterns are not supported, and letters beyond ASCII are written as xn--..."
+            raise ValueError(f"{value!r} has no valid host name: {advice}") from None
         return name
     return f"[{address.compressed}]" if isinstance(address, IPv6Address) else str(address)
 
 
-def is_of_a_cluster(name: str, value: str) -> bool:
-    """Tell whether a variable is one that Kubernetes or Docker sets for a service whose name begins like our variables."""
+def is_set_by_cluster(name: str, value: str) -> bool:
+    """Return True for a variable that Kubernetes or Docker sets for a service whose name begins with `vit`."""
     return bool(_CLUSTER.search(name)) or value.startswith(_CLUSTER_ADDRESS)

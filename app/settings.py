@@ -1,4 +1,4 @@
-"""Settings: read once from VIT_* variables, checked, and handed inward as plain values."""
+"""Settings: read once from VIT_* variables, and validated."""
 
 import difflib
 import os
@@ -18,7 +18,7 @@ BUNDLED_MODEL = Path(__file__).resolve().parent.parent / "weights" / "vit-small-
 _PREFIX = "VIT_"
 _MAX_IMAGE_BYTES = 10 * 2**20
 _MAX_REQUEST_BYTES = 64 * 2**20
-_MAX_QUEUE_BYTES = 256 * 2**20
+_MAX_INFLIGHT_BYTES = 256 * 2**20
 _MAX_WORKERS = 256
 
 _RENAMED = {
@@ -30,13 +30,13 @@ _RENAMED = {
 """Former names and their replacements: a limit that is silently ignored is worse than a failed start."""
 
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "heic", "tiff"]
-RateLimitNotation = Annotated[str, AfterValidator(values.rate_limit)]
-Port = Annotated[int, BeforeValidator(values.number_of_a_port), Field(ge=0, le=65_535)]
-Seconds = Annotated[float, Field(gt=0), AfterValidator(values.long_enough)]
+RateLimitNotation = Annotated[str, AfterValidator(values.check_rate_limit)]
+Port = Annotated[int, BeforeValidator(values.check_port), Field(ge=0, le=65_535)]
+Seconds = Annotated[float, Field(gt=0), AfterValidator(values.check_seconds)]
 
 
 _PIXELS_PER_S = 14_000_000
-"""The slowest image of 50 million pixels takes 3.4 s to decode: 8 of them, one after another, fit into a deadline of 30 s."""
+"""Pixels decoded in a second at worst: 8 images of 50 million pixels, 3.4 s each, fit into a deadline of 30 s."""
 
 
 def _pixels_in_time(request_timeout_s: float, max_image_pixels: int) -> int:
@@ -48,149 +48,151 @@ def _workers() -> int:
 
 
 def _default_cache_dir() -> Path:
-    """By the XDG Base Directory Specification. Who has no home directory keeps nothing: a shared one is not safe."""
+    """Return the directory of the XDG specification; without a home directory one that cannot exist, since /tmp is unsafe."""
     home = os.path.expanduser("~")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path(home if home != "~" else "/nonexistent", ".cache"), "vit-serve")
 
 
 class Settings(BaseSettings):
-    """Every setting with its unit, default and range; docs/settings.md says what happens at each limit."""
+    """All settings with defaults and ranges; docs/settings.md says what happens at each limit."""
 
     model_config = SettingsConfigDict(env_prefix=_PREFIX, extra="ignore", frozen=True, allow_inf_nan=False)
 
-    model: Annotated[str, BeforeValidator(values.path)] = Field(
+    model: Annotated[str, BeforeValidator(values.expand_path)] = Field(
         str(BUNDLED_MODEL), description="Directory, hub id (`owner/name@revision`) or file of the checkpoint to serve."
     )
     architecture: str | None = Field(
         None,
         pattern=r"^(timm|torchvision)/\w+(\.\w+)?$",
-        description="What a bare state dict is of: `timm/<name>` or `torchvision/<name>`; published: `<name>.<weights>`.",
+        description="Architecture of a bare state dict: `timm/<name>` or `torchvision/<name>`; published: `<name>.<weights>`.",
     )
-    activation: Annotated[Literal["auto", "softmax", "sigmoid", "none"], BeforeValidator(values.lower)] = Field(
-        "auto", description="What makes probabilities of logits; `auto` does as transformers' pipeline."
+    activation: Annotated[Literal["auto", "softmax", "sigmoid", "none"], BeforeValidator(values.lower_case)] = Field(
+        "auto", description="Function from logits to probabilities; `auto` decides as transformers' pipeline."
     )
-    image_size: int | None = Field(None, ge=1, le=4096, description="Side of the model's input, if not the checkpoint's own.")
+    image_size: int | None = Field(
+        None, ge=1, le=4096, description="Side of the model's input in pixels. Default: the checkpoint's."
+    )
     device: Annotated[
-        str, AfterValidator(values.device), Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), BeforeValidator(values.lower)
-    ] = Field("auto", description="`cpu`, `cuda`, `cuda:1`; `auto` takes CUDA where there is one.")
-    engine: Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(values.lower)] = Field(
-        "auto", description="What runs the model; `auto` is `torch` on CUDA and `openvino` on a CPU."
+        str, AfterValidator(values.check_device), Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$"), BeforeValidator(values.lower_case)
+    ] = Field("auto", description="Device: `cpu`, `cuda`, `cuda:1`; `auto` is CUDA if available.")
+    engine: Annotated[Literal["auto", "torch", "openvino"], BeforeValidator(values.lower_case)] = Field(
+        "auto", description="Engine that runs the model; `auto` is `torch` on CUDA and `openvino` on a CPU."
     )
-    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "int8"], BeforeValidator(values.lower)] = Field(
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16", "int8"], BeforeValidator(values.lower_case)] = Field(
         "auto",
         description="Number format of the model; `auto` is `bfloat16` on CUDA and `float32` on a CPU; `int8` is for OpenVINO.",
     )
-    compile: Annotated[bool | Literal["auto"], BeforeValidator(values.lower)] = Field(
+    compile: Annotated[bool | Literal["auto"], BeforeValidator(values.lower_case)] = Field(
         "auto",
-        description="Compile the model for each batch size before ready (`torch.compile`); `auto`: on CUDA, if it is possible.",
+        description="Compile the model for each batch size before ready (`torch.compile`); `auto`: on CUDA, if possible.",
     )
-    cache_dir: Annotated[Path, BeforeValidator(values.path)] = Field(
-        default_factory=_default_cache_dir, description="Directory where converted and compiled models are kept."
+    cache_dir: Annotated[Path, BeforeValidator(values.expand_path)] = Field(
+        default_factory=_default_cache_dir, description="Directory that caches converted and compiled models."
     )
     max_batch_size: int | None = Field(
-        None, ge=1, le=1024, description="Images in one run. Default: 64 on CUDA, as many as make 256 tokens on a CPU."
+        None, ge=1, le=1024, description="Maximum images in a batch. Default: 64 on CUDA, 256 tokens' worth on a CPU."
     )
     max_queue_delay_ms: float = Field(
         0.0,
         ge=0,
         le=10_000,
-        description="How long an incomplete batch waits for more images, while the device is idle.",
+        description="Milliseconds that an incomplete batch waits for more images while the device is idle.",
     )
     max_inflight_images: int = Field(
-        256, ge=1, le=100_000, description="Images accepted and not yet answered; more are refused with 429."
+        256, ge=1, le=100_000, description="Maximum images in flight: accepted and not yet answered; more are refused with 429."
     )
     inference_timeout_s: Seconds = Field(
-        60.0, le=3600, description="A run of the model that takes longer hangs: the process fails what waits, and ends."
+        60.0, le=3600, description="Seconds for the inference of a batch; after that the device hangs, and the process ends."
     )
     request_timeout_s: Seconds = Field(
-        30.0, le=3600, description="Deadline of a request from its arrival; later answers are 504."
+        30.0, le=3600, description="Seconds from a request's arrival to its deadline; then it is answered 504."
     )
     max_image_bytes: int = Field(
-        _MAX_IMAGE_BYTES, ge=1000, le=2**30, description="Bytes of one encoded image; more are refused with 413."
+        _MAX_IMAGE_BYTES, ge=1000, le=2**30, description="Maximum bytes of an encoded image; more are refused with 413."
     )
     max_image_pixels: int = Field(
-        50_000_000, ge=256, le=10**9, description="Width times height of one image; more are refused with 413."
+        50_000_000, ge=256, le=10**9, description="Maximum width times height of an image; more are refused with 413."
     )  # the smallest AVIF is coded as 16 x 16
     max_images_per_request: int = Field(
-        32, ge=1, le=1024, description="Images in one `POST /predict/batch`; more are refused with 422."
+        32, ge=1, le=1024, description="Maximum images in one `POST /predict/batch`; more are refused with 422."
     )
     max_request_bytes: int = Field(
         default_factory=lambda given: max(_MAX_REQUEST_BYTES, given["max_image_bytes"]),
         ge=1000,
         le=2**34,
-        description="Bytes of one `POST /predict/batch`; more are refused with 413.",
+        description="Maximum bytes of one `POST /predict/batch`; more are refused with 413.",
     )
     max_request_pixels: int = Field(
         default_factory=lambda given: _pixels_in_time(given["request_timeout_s"], given["max_image_pixels"]),
         ge=1,
         le=2**40,
-        description="Pixels of all images of one `POST /predict/batch`; more are refused with 413.",
+        description="Maximum pixels of all images of one `POST /predict/batch`; more are refused with 413.",
     )
     max_inflight_bytes: int = Field(
-        default_factory=lambda given: max(_MAX_QUEUE_BYTES, given["max_request_bytes"]),
+        default_factory=lambda given: max(_MAX_INFLIGHT_BYTES, given["max_request_bytes"]),
         ge=1000,
         le=2**40,
-        description="Bytes that all requests together hold, from their arrival to their answer; more are refused with 429.",
+        description="Maximum bytes in flight: bodies of all requests, until their answer; more are refused with 429.",
     )
     image_formats: Annotated[
         frozenset[ImageFormat],
         NoDecode,
-        BeforeValidator(values.lower),
-        BeforeValidator(values.split),
-        BeforeValidator(values.not_empty),
+        BeforeValidator(values.lower_case),
+        BeforeValidator(values.split_list),
+        BeforeValidator(values.require_value),
     ] = Field(
         frozenset({"jpeg", "png", "webp", "gif", "bmp"}),
         min_length=1,
-        description="Formats that are decoded; others are refused with 415.",
+        description="Image formats to decode; others are refused with 415.",
     )
     decode_workers: int = Field(
         default_factory=_workers,
         ge=1,
         le=_MAX_WORKERS,
-        description="Images decoded at once, in as many processes or threads. Default: the number of CPU cores.",
+        description="Decoding processes or threads, each for one image at a time. Default: the number of CPU cores.",
     )
-    decode_isolation: Annotated[Literal["process", "thread"], BeforeValidator(values.lower)] = Field(
+    decode_isolation: Annotated[Literal["process", "thread"], BeforeValidator(values.lower_case)] = Field(
         "process",
-        description="Where images are decoded: in processes that can be ended, or in threads of the service.",
+        description="Decode in processes that can be killed, or in threads of the service.",
     )
     decode_timeout_s: Seconds = Field(
-        5.0, le=300, description="How long an image may take to decode, where a process does it; longer is 422."
+        5.0, le=300, description="Seconds for a process to decode an image; then it is killed, and the answer is 422."
     )
-    exact_decode: bool = Field(False, description="Decode JPEGs to the bit as the model's own library does; slower.")
+    exact_decode: bool = Field(False, description="Decode JPEGs bit for bit as the model's own library; slower.")
     scaled_decode: bool = Field(
         False,
-        description="Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, and answers differ from the library's.",
+        description="Decode large JPEGs at 1/2, 1/4 or 1/8 of their size: faster, but answers differ from the library's.",
     )
     inference_threads: int = Field(
         default_factory=_workers,
         ge=1,
         le=_MAX_WORKERS,
-        description="Cores for the model on a CPU. Default: the number of CPU cores.",
+        description="Cores for inference on a CPU. Default: the number of CPU cores.",
     )
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(values.split), BeforeValidator(values.not_empty)] = (
-        Field((), description="Keys that may call `/predict`, `/predict/batch` and `/model`; none: everybody may.")
-    )
-    api_keys_file: Annotated[Path, BeforeValidator(values.path)] | None = Field(
-        None, description="File with more such keys, one a line; read again while the service runs."
+    api_keys: Annotated[
+        tuple[SecretStr, ...], NoDecode, BeforeValidator(values.split_list), BeforeValidator(values.require_value)
+    ] = Field((), description="API keys for `/predict`, `/predict/batch` and `/model`. Default: no key is needed.")
+    api_keys_file: Annotated[Path, BeforeValidator(values.expand_path)] | None = Field(
+        None, description="File with more API keys, one a line; reloaded while the service runs."
     )
     rate_limit_per_key: RateLimitNotation | None = Field(
-        None, description="Requests with one key: `100/minute`, `10/second;1000/hour`; more are refused with 429."
+        None, description="Maximum requests with one key: `100/minute`, `10/second;1000/hour`; more are refused with 429."
     )
     rate_limit_per_address: RateLimitNotation | None = Field(
-        None, description="Requests from one address, with any key or none; more are refused with 429."
+        None, description="Maximum requests from one address, with any key or none; more are refused with 429."
     )
-    trusted_proxies: Annotated[tuple[str, ...], NoDecode, AfterValidator(values.networks), BeforeValidator(values.split)] = (
-        Field((), description="Addresses and networks of proxies whose `X-Forwarded-For` tells the caller's address.")
-    )
-    cors_origins: Annotated[tuple[str, ...], NoDecode, AfterValidator(values.origins), BeforeValidator(values.split)] = Field(
-        (), description="Web pages' origins that may call from a browser."
-    )
-    docs: bool = Field(True, description="Whether `/docs` and `/openapi.json` are there.")
-    metrics: bool = Field(True, description="Whether `/metrics` is there.")
+    trusted_proxies: Annotated[
+        tuple[str, ...], NoDecode, AfterValidator(values.check_networks), BeforeValidator(values.split_list)
+    ] = Field((), description="Addresses and networks of proxies whose `X-Forwarded-For` is trusted.")
+    cors_origins: Annotated[
+        tuple[str, ...], NoDecode, AfterValidator(values.normalize_origins), BeforeValidator(values.split_list)
+    ] = Field((), description="Origins of web pages that may send requests from a browser.")
+    docs: bool = Field(True, description="Serve `/docs` and `/openapi.json`.")
+    metrics: bool = Field(True, description="Serve `/metrics`.")
     metrics_port: Port | None = Field(
-        None, description="Port of its own for `/metrics`; none: the service's; 0 takes a free one."
+        None, description="Separate port for `/metrics`; 0 takes a free one. Default: the service's port."
     )
-    host: Annotated[str, AfterValidator(values.host)] = Field(
+    host: Annotated[str, AfterValidator(values.parse_host)] = Field(
         "127.0.0.1", description="Address to listen on; `0.0.0.0` in the container."
     )
     port: Port = Field(8000, description="Port to listen on; 0 takes a free one.")
@@ -198,29 +200,29 @@ class Settings(BaseSettings):
         512,
         ge=1,
         le=1_000_000,
-        description="Open connections; idle ones give way to new ones, and else more are refused with 503.",
+        description="Maximum open connections. One more closes the longest idle one, or is refused with 503.",
     )
     header_timeout_s: Seconds = Field(
         10.0,
         le=3600,
-        description="How long a connection may take to send a request's header; then it is closed, with 408.",
+        description="Seconds for a connection to send a request's header; then it is closed with 408.",
     )
     keep_alive_s: Seconds = Field(
         75.0,
         le=3600,
-        description="How long an answered connection may stay idle; then it is closed. More than the load balancer's own.",
+        description="Seconds before an idle connection is closed. Must exceed the load balancer's.",
     )
-    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(values.lower)] = Field(
-        "info", description="Least severe messages that are logged."
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(values.lower_case)] = Field(
+        "info", description="Minimum severity of log messages."
     )
-    log_format: Annotated[Literal["text", "json"], BeforeValidator(values.lower)] = Field(
-        "text", description="`text` for people, `json` for machines; one line a message."
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(values.lower_case)] = Field(
+        "text", description="Log format: `text` for people, `json` for machines; one line a message."
     )
-    drain_timeout_s: float = Field(25.0, ge=0, le=3600, description="How long a stop waits for accepted requests.")
+    drain_timeout_s: float = Field(25.0, ge=0, le=3600, description="Seconds that a stop waits for accepted requests.")
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
-        """Refuse what can never work together. What was not set gives way to what was, where it can."""
+        """Refuse values that cannot work together. Defaults adapt to values that were set, where possible."""
         given = self.model_fields_set
         largest = max(self.max_image_bytes, self.max_request_bytes)
         if {"max_image_bytes", "max_request_bytes"} <= given and self.max_image_bytes > self.max_request_bytes:
@@ -230,23 +232,23 @@ class Settings(BaseSettings):
         if self.max_request_pixels < self.max_image_pixels:
             raise ValueError("VIT_MAX_REQUEST_PIXELS: must hold at least one image, whose limit is VIT_MAX_IMAGE_PIXELS")
         if "decode_timeout_s" in given and self.decode_timeout_s > self.request_timeout_s:
-            raise ValueError("VIT_DECODE_TIMEOUT_S: must not be longer than VIT_REQUEST_TIMEOUT_S, which ends it before")
+            raise ValueError("VIT_DECODE_TIMEOUT_S: must not be longer than VIT_REQUEST_TIMEOUT_S, which ends first")
         if self.max_queue_delay_ms >= self.request_timeout_s * 1000:
-            raise ValueError("VIT_MAX_QUEUE_DELAY_MS: must be shorter than VIT_REQUEST_TIMEOUT_S, or a lone image is never run")
+            raise ValueError("VIT_MAX_QUEUE_DELAY_MS: must be shorter than VIT_REQUEST_TIMEOUT_S, or a lone image times out")
         if self.exact_decode and self.scaled_decode:
-            raise ValueError("VIT_SCALED_DECODE: is the opposite of VIT_EXACT_DECODE; leave one of them out")
+            raise ValueError("VIT_SCALED_DECODE: contradicts VIT_EXACT_DECODE; unset one of them")
         if self.metrics_port is not None and not self.metrics:
-            raise ValueError("VIT_METRICS_PORT: there are no metrics (VIT_METRICS=false); leave one of them out")
+            raise ValueError("VIT_METRICS_PORT: metrics are disabled (VIT_METRICS=false); unset one of them")
         if self.metrics_port and self.metrics_port == self.port:
-            raise ValueError("VIT_METRICS_PORT: is the service's own (VIT_PORT); leave it out, or take another")
+            raise ValueError("VIT_METRICS_PORT: is the port of the service (VIT_PORT); unset it, or choose another")
         return self
 
 
 def read_settings(**overrides: Any) -> Settings:
-    """Settings from the environment, with `overrides` (from the command line) on top.
+    """Read the settings from the environment; `overrides` come from the command line and take precedence.
 
     Raises:
-        StartError: a value is wrong, or a variable has a former name; the message names the variable, and shows no secret.
+        StartError: a value is invalid, or a variable has a former name. The message names the variable and shows no secret.
     """
     if renamed := [f"{old} is now called {_RENAMED[old]}" for old in sorted(_RENAMED.keys() & {*map(str.upper, os.environ)})]:
         raise StartError(f"{'; '.join(renamed)}; rename it, its meaning is the same")
@@ -258,22 +260,22 @@ def read_settings(**overrides: Any) -> Settings:
             "; ".join(
                 _sentence(dict(part))
                 for part in error.errors(include_url=False, include_input=False)
-                if part["type"] != "default_factory_not_called"  # a default that depends on what is wrong
+                if part["type"] != "default_factory_not_called"  # a default that depends on the invalid value
             )
         ) from None
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
-    """Return a sentence for each variable that looks like a setting and is none, such as one with a slip in its name."""
+    """Return a warning for each variable with our prefix that is not a setting, such as one with a typo."""
     known = {name.upper() for name in Settings.model_fields}
     sentences = []
     for variable, value in environment.items():
         name = variable.upper().removeprefix(_PREFIX)
-        if name in ("", variable.upper(), *known) or values.is_of_a_cluster(name, value):
+        if name in ("", variable.upper(), *known) or values.is_set_by_cluster(name, value):
             continue
         nearest = difflib.get_close_matches(name, known, n=1)
-        advice = f"did you mean {_PREFIX}{nearest[0]}?" if nearest else "docs/settings.md lists all there are"
-        sentences.append(f"{variable} is no setting, and ignored; {advice}")
+        advice = f"did you mean {_PREFIX}{nearest[0]}?" if nearest else "docs/settings.md lists all settings"
+        sentences.append(f"{variable} is not a setting and is ignored; {advice}")
     return sorted(sentences)
 
 

@@ -1,1 +1,1 @@
-"""The Vision Transformer in plain PyTorch: architecture, checkpoints, preprocessing, training. Knows nothing of `app/`."""
+"""The Vision Transformer in plain PyTorch: architecture, checkpoints, preprocessing, training. Imports nothing of `app/`."""

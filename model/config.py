@@ -1,42 +1,47 @@
-"""ViTConfig: every size and choice that shapes a Vision Transformer, checked once."""
+"""ViTConfig: every size and option of a Vision Transformer, validated once."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 Pooling = Literal["token", "avg", "token+avg"]
-"""What the head reads: the class token, the mean of the patch tokens, or both side by side (as DINOv2 classifiers do)."""
+"""Input of the head: the class token, the mean of the patch tokens, or both concatenated (as in DINOv2 classifiers)."""
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
-"""Of each block's MLP; `gelu` is the exact one (erf)."""
+"""Activation of each block's MLP; `gelu` is exact (erf)."""
 
+PosEmbedCoverage = Literal["all", "class+patches", "patches"]
+"""Tokens with a position embedding: all, all but registers (as in DINOv2 with registers), or patches alone."""
 
-Embedded = Literal["all", "class+patches", "patches"]
-"""Which tokens the position embedding covers: all, all but registers (as DINOv2 with registers), the patches alone."""
-
-
-Resampling = Literal["plain", "smooth", "aligned"]
-"""How a position embedding is interpolated (bicubic) to another grid: as it is, smoothed where the grid shrinks (timm, and
-DINOv2 with registers), or with the corners of the two grids on one another (torchvision)."""
+Resampling = Literal["bicubic", "antialias", "align_corners"]
+"""Interpolation of a position embedding to another grid, always bicubic: plain, antialiased where the grid shrinks (timm, and
+DINOv2 with registers), or with aligned corners (torchvision)."""
 
 MAX_CLASSES = 1_000_000
 
-_LARGEST = 1_000_000
-"""Of any size; more is a slip, and would overflow in places that say less clearly what is wrong."""
+_MAX_SIZE = 1_000_000
+"""Maximum of any size: a larger one is a mistake, and would only overflow later, with a less clear message."""
 
-_MOST = {"image_size": 4096, "embed_dim": 65_536, "depth": 1000, "num_heads": 65_536, "reg_tokens": 1000, "num_tokens": 100_000}
-"""Ten times and more what any published model has. More would take minutes, or all memory, before the tensors that are there
-tell that it is a slip."""
+_MAX_SIZES = {
+    "image_size": 4096,
+    "embed_dim": 65_536,
+    "depth": 1000,
+    "num_heads": 65_536,
+    "reg_tokens": 1000,
+    "num_tokens": 100_000,
+}
+"""Maximum per field, ten times and more what any published model has. More would take minutes, or all memory, before the
+checkpoint's tensors show the mistake."""
 
 
 @dataclass(frozen=True, slots=True)
 class ViTConfig:
-    """Sizes and choices of a plain (pre-norm) Vision Transformer.
+    """Sizes and options of a plain (pre-norm) Vision Transformer.
 
-    The sizes are those of Dosovitskiy et al., https://arxiv.org/abs/2010.11929, table 1. The choices are the ways in which
-    published models differ; each carries timm's name where timm has one.
+    The sizes are those of Dosovitskiy et al., https://arxiv.org/abs/2010.11929, table 1. The options are the ways in which
+    published models differ, with timm's names where timm has one.
 
     Raises:
-        ValueError: values that contradict each other; the message names the field.
+        ValueError: values contradict each other; the message names the field.
     """
 
     num_classes: int
@@ -53,32 +58,32 @@ class ViTConfig:
     """Width of the hidden layer of each block's MLP, after the gate where there is one."""
     activation: Activation = "gelu"
     swiglu: bool = False
-    """Whether the MLP is gated (Shazeer, https://arxiv.org/abs/2002.05202), as in DINOv2's giant."""
+    """Gated MLP (Shazeer, https://arxiv.org/abs/2002.05202), as in DINOv2's giant."""
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
     layer_scale: bool = False
-    """Whether each residual branch is multiplied by a learned vector (Touvron et al., https://arxiv.org/abs/2103.17239)."""
+    """Each residual branch multiplied by a learned vector (Touvron et al., https://arxiv.org/abs/2103.17239)."""
     class_token: bool = True
     dist_token: bool = False
-    """Whether a distillation token follows the class token (Touvron et al., https://arxiv.org/abs/2012.12877)."""
+    """A distillation token after the class token (Touvron et al., https://arxiv.org/abs/2012.12877)."""
     head_dist: bool = False
-    """Whether the distillation token has a head of its own; the two heads' logits are averaged."""
+    """A second head for the distillation token; the logits of both are averaged."""
     reg_tokens: int = 0
     """Register tokens between the class token and the patches (Darcet et al., https://arxiv.org/abs/2309.16588)."""
-    embedded: Embedded = "all"
+    pos_embed_coverage: PosEmbedCoverage = "all"
     pre_norm: bool = False
-    """Whether the tokens are normalised before the first block, as in CLIP."""
+    """A norm before the first block, as in CLIP."""
     pooling: Pooling = "token"
     fc_norm: bool = False
-    """Whether the final norm follows the pooling (as in MAE fine-tunes), instead of preceding it."""
+    """The final norm after pooling (as in MAE fine-tunes), instead of before."""
 
     def __post_init__(self) -> None:
         for name in ("num_classes", "image_size", "patch_size", "num_channels", "embed_dim", "depth", "num_heads", "mlp_dim"):
-            if not 1 <= getattr(self, name) <= _LARGEST:
-                raise ValueError(f"{name} must be between 1 and {_LARGEST}, not {getattr(self, name)}")
-        for name, most in _MOST.items():
-            if getattr(self, name) > most:
-                raise ValueError(f"{name} {getattr(self, name)} is more than any model has; up to {most} are supported")
+            if not 1 <= getattr(self, name) <= _MAX_SIZE:
+                raise ValueError(f"{name} must be between 1 and {_MAX_SIZE}, not {getattr(self, name)}")
+        for name, maximum in _MAX_SIZES.items():
+            if getattr(self, name) > maximum:
+                raise ValueError(f"{name} {getattr(self, name)} is more than any model has; up to {maximum} are supported")
         if self.reg_tokens < 0:
             raise ValueError(f"reg_tokens must not be less than 0, but is {self.reg_tokens}")
         if self.image_size < self.patch_size:
@@ -94,7 +99,7 @@ class ViTConfig:
 
     @property
     def grid_size(self) -> int:
-        """Patches along one side; pixels beyond the last whole patch are not seen, as in a strided convolution."""
+        """Patches along one side; pixels beyond the last whole patch are dropped, as in a strided convolution."""
         return self.image_size // self.patch_size
 
     @property
@@ -107,9 +112,9 @@ class ViTConfig:
         return self.class_token + self.dist_token + self.reg_tokens
 
     @property
-    def num_embedded_prefix_tokens(self) -> int:
-        """Those of them that the position embedding covers."""
-        match self.embedded:
+    def num_pos_embed_prefix_tokens(self) -> int:
+        """Prefix tokens that have a position embedding."""
+        match self.pos_embed_coverage:
             case "all":
                 return self.num_prefix_tokens
             case "class+patches":
@@ -119,17 +124,17 @@ class ViTConfig:
 
     @property
     def num_tokens(self) -> int:
-        """What the encoder sees: the patches and the tokens before them."""
+        """Length of the encoder's input: prefix tokens and patches."""
         return self.num_prefix_tokens + self.num_patches
 
     @property
     def head_dim(self) -> int:
-        """Width of what the head reads."""
+        """Width of the head's input."""
         return self.embed_dim * (2 if self.pooling == "token+avg" else 1)
 
     @property
     def flops(self) -> int:
-        """Floating-point operations to classify one image: two for each multiply-add of a matrix product, nothing else."""
+        """Floating-point operations per image: two for each multiply-add of a matrix product, nothing else."""
         tokens, width = self.num_tokens, self.embed_dim
         patch_embedding = self.num_patches * self.patch_size**2 * self.num_channels * width
         projections = tokens * 4 * width**2  # queries, keys, values, output
@@ -140,4 +145,4 @@ class ViTConfig:
 
 
 TINY = ViTConfig(num_classes=10, image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=4, mlp_dim=64)
-"""A size for tests: real in every part, and fast."""
+"""A small, fast configuration for tests."""

@@ -1,4 +1,4 @@
-"""Preprocessing: how a picture becomes the input that a checkpoint was trained on. Data, no code that touches pixels."""
+"""Preprocessing: the steps from an image to a checkpoint's input, as data; the code that runs them is elsewhere."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,13 +10,13 @@ from model.checkpoints.known_keys import check_keys
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
 
 Channels = tuple[float, float, float]
-"""One number for each of red, green and blue."""
+"""One number per RGB channel."""
 
 IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
 IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 _PILLOW_FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""`resample` in preprocessor_config.json is an index into Pillow's filters."""
+"""Pillow's filters in the order of their numbers; `resample` in preprocessor_config.json is such a number."""
 
 _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
     "ViT": {
@@ -53,7 +53,7 @@ _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     },
 }
-"""What each Hugging Face image processor assumes where its file is silent (transformers, models/*/image_processing_*.py)."""
+"""Defaults of each Hugging Face image processor for keys its file omits (transformers, models/*/image_processing_*.py)."""
 
 _EVERY_PROCESSOR: dict[str, Any] = {
     "do_resize": True,
@@ -62,7 +62,7 @@ _EVERY_PROCESSOR: dict[str, Any] = {
     "rescale_factor": 1 / 255,
     "do_normalize": True,
 }
-"""What all of them assume (transformers, image_processing_utils.py)."""
+"""Defaults of all image processors (transformers, image_processing_utils.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +70,19 @@ class Preprocessing:
     """Resize, then crop the centre, then (pixels * scale - mean) / std, per RGB channel."""
 
     resize: int | tuple[int, int] | None
-    """Length of the shortest edge, or (height, width); None keeps the size. In pixels."""
+    """Length of the shortest edge or (height, width), in pixels; None keeps the size."""
     crop: tuple[int, int] | None
-    """(height, width) of the centre crop, in pixels; None keeps all."""
+    """(height, width) of the centre crop, in pixels; None does not crop."""
     interpolation: Interpolation
     mean: Channels
     std: Channels
     scale: float = 1 / 255
     crop_rounding: Literal["down", "even"] = "down"
-    """Where the crop begins when the margin is odd: transformers rounds half a pixel down, torchvision to the even one."""
+    """Rounding of an odd crop margin: transformers rounds half a pixel down, torchvision to even."""
     crop_pct: float | None = None
-    """Share of the resized picture that the crop keeps on a side, where timm and ConvNext compute `resize` from it."""
+    """Share of the resized image that the crop keeps on a side, if timm or ConvNext computes `resize` from it."""
     squashes_large: bool = False
-    """From 384 pixels on a picture is squashed into the square, and nothing cropped, as ConvNext does."""
+    """Inputs of 384 pixels and more are resized to the square without a crop, as ConvNext does."""
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in self.mean):
@@ -94,16 +94,20 @@ class Preprocessing:
 
     @property
     def output_size(self) -> tuple[int, int] | None:
-        """(height, width) of every output, or None where it would depend on the picture."""
+        """(height, width) of every output, or None if it depends on the image."""
         if self.crop is not None:
             return self.crop
         return self.resize if isinstance(self.resize, tuple) else None
 
     def at_size(self, image_size: int) -> "Preprocessing":
-        """The same for a square input of another size, in pixels; what is cut away stays in proportion."""
+        """Return the same preprocessing for another square input size, in pixels, with the crop in proportion.
+
+        Raises:
+            ValueError: the output is not a square of a fixed size.
+        """
         old = self.output_size
         if old is None or old[0] != old[1]:
-            raise ValueError("the preprocessing has no square output that could be of another size")
+            raise ValueError("the preprocessing has no square output of a fixed size, which could be changed")
         if self.crop_pct is not None:
             return self._at_size_by_crop_pct(image_size, self.crop_pct)
         match self.resize:
@@ -123,7 +127,7 @@ class Preprocessing:
         return replace(self, resize=scaled if isinstance(self.resize, int) else (scaled, scaled), crop=(image_size, image_size))
 
     def describe(self) -> str:
-        """One line for people."""
+        """Describe the steps in one line."""
         steps = []
         if isinstance(self.resize, int):
             steps.append(f"resize shortest edge to {self.resize} ({self.interpolation})")
@@ -135,14 +139,14 @@ class Preprocessing:
 
 
 def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImageProcessor") -> Preprocessing:
-    """Read the content of a `preprocessor_config.json`, as transformers does, to which a null is a no.
+    """Read the content of a `preprocessor_config.json` as transformers does; null means false.
 
     Args:
-        config: the content.
-        default_processor: which image processor reads it if it names none.
+        config: content of the file.
+        default_processor: image processor to assume if it names none.
 
     Raises:
-        ValueError: an image processor, a key or a value that is not known; the message names it.
+        ValueError: an unknown image processor, key or value; the message names it.
     """
     family, defaults = _image_processor(config, default_processor)
     check_keys(config, CONVNEXT if family == "ConvNext" else PROCESSOR)
@@ -166,14 +170,14 @@ def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImage
 
 
 def from_timm(config: dict[str, Any], image_size: int) -> Preprocessing:
-    """Read timm's `pretrained_cfg`, as timm's evaluation transform does (timm, data/transforms_factory.py).
+    """Read timm's `pretrained_cfg` as timm's evaluation transform does (timm, data/transforms_factory.py).
 
     Args:
-        config: the content of `pretrained_cfg`; what is not in it takes timm's defaults.
+        config: content of `pretrained_cfg`; missing keys have timm's defaults.
         image_size: side of the model's input, in pixels.
 
     Raises:
-        ValueError: a value that is not known; the message names it.
+        ValueError: an unknown value; the message names it.
     """
     crop_pct = _number(config.get("crop_pct") or 0.875, "crop_pct")
     if crop_pct <= 0:
@@ -202,9 +206,13 @@ def from_timm(config: dict[str, Any], image_size: int) -> Preprocessing:
 
 
 def to_hugging_face(preprocessing: Preprocessing) -> dict[str, Any]:
-    """Content of a `preprocessor_config.json` that transformers reads as a BitImageProcessor."""
+    """Return the content of a `preprocessor_config.json` that transformers reads as a BitImageProcessor.
+
+    Raises:
+        ValueError: a BitImageProcessor has no such steps.
+    """
     if preprocessing.crop is None or not isinstance(preprocessing.resize, int):
-        raise ValueError("only a resize of the shortest edge with a crop of the centre can be written")
+        raise ValueError("only a resize of the shortest edge followed by a centre crop can be written")
     return {
         "image_processor_type": "BitImageProcessor",
         "do_convert_rgb": True,
@@ -234,7 +242,7 @@ def _image_processor(config: dict[str, Any], default: str) -> tuple[str, dict[st
 
 
 def _convnext(size: int | tuple[int, int], crop_pct: Any) -> tuple[int | tuple[int, int], tuple[int, int] | None]:
-    """Below 384 pixels a larger resize and a crop, from there on a resize that bends the picture into the square."""
+    """Return resize and crop: below 384 pixels a larger resize and a centre crop, from 384 on a resize to the square."""
     if not isinstance(size, int):
         raise ValueError("size of a ConvNextImageProcessor must be a shortest_edge, as in transformers")
     if size >= 384:
@@ -249,7 +257,7 @@ def _crop(config: dict[str, Any]) -> tuple[int, int] | None:
     wanted, size = _flag(config, "do_center_crop"), config.get("crop_size")
     if wanted and size is None:
         raise ValueError("do_center_crop is true, but there is no crop_size")
-    crop = None if size is None else _size(size, square=True, key="crop_size")  # checked though it may not be used
+    crop = None if size is None else _size(size, square=True, key="crop_size")  # validated even if unused
     if not wanted:
         return None
     if not isinstance(crop, tuple):
@@ -258,7 +266,7 @@ def _crop(config: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _size(value: Any, *, square: bool, key: str) -> int | tuple[int, int]:
-    """A size as the files give it: a number, [h, w], {"shortest_edge": n} or {"height": h, "width": w}."""
+    """Read a size as files give it: a number, [h, w], {"shortest_edge": n} or {"height": h, "width": w}."""
     match _without_nulls(value):
         case {"height": int(height), "width": int(width), **rest} if min(height, width) > 0 and not rest:
             return (height, width)
@@ -272,7 +280,7 @@ def _size(value: Any, *, square: bool, key: str) -> int | tuple[int, int]:
 
 
 def _without_nulls(value: Any) -> Any:
-    """transformers writes all the keys that a size could have."""
+    """Drop nulls: transformers writes every key that a size can have."""
     return {key: number for key, number in value.items() if number is not None} if isinstance(value, dict) else value
 
 
@@ -297,7 +305,7 @@ def _number(value: Any, key: str) -> float:
 
 
 def _channels(values: Any, key: str) -> Channels:
-    """One number for each channel, or one for all."""
+    """Read one number per channel, or one for all."""
     if isinstance(values, int | float) and not isinstance(values, bool):
         values = [values] * 3
     if isinstance(values, list | tuple) and len(values) == 3:

@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 class VisionTransformer(nn.Module):
     """Patch embedding, prefix tokens and position embedding, encoder blocks, final norm, head.
 
-    Meant to be filled from a checkpoint: the embeddings of a new one are zero.
+    It is meant to be filled from a checkpoint: new embeddings are zero.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -39,7 +39,7 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if config.dist_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, width)) if config.reg_tokens else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_embedded_prefix_tokens + config.num_patches, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_pos_embed_prefix_tokens + config.num_patches, width))
         self.norm_pre = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*(EncoderBlock(config) for _ in range(config.depth)))
         self.norm = nn.Identity() if config.fc_norm else nn.LayerNorm(width, eps=config.layer_norm_eps)
@@ -59,10 +59,10 @@ class VisionTransformer(nn.Module):
         return self.norm(x)
 
     def embed_positions(self, patches: Tensor) -> Tensor:
-        """Put the prefix tokens before the patches, and add what tells where each one stands: (B, N, D) -> (B, T, D)."""
+        """Prepend the prefix tokens and add the position embedding: (B, N, D) -> (B, T, D)."""
         tokens = (self.cls_token, self.dist_token, self.reg_token)
         prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens if token is not None]  # (1, n, D) -> (B, n, D)
-        match self.config.embedded:
+        match self.config.pos_embed_coverage:
             case "all":
                 return torch.cat((*prefix, patches), dim=1) + self.pos_embed
             case "class+patches":
@@ -80,7 +80,7 @@ class VisionTransformer(nn.Module):
         return (logits + self.head_dist(tokens[:, 1])) / 2
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """What the head reads: (B, T, D) -> (B, D), or (B, 2 D) where the class token and the mean stand side by side."""
+        """Pool tokens for the head: (B, T, D) -> (B, D), or (B, 2 D) where class token and mean are concatenated."""
         cls_token, patches = tokens[:, 0], tokens[:, self.config.num_prefix_tokens :]
         match self.config.pooling:
             case "token":
@@ -92,7 +92,7 @@ class VisionTransformer(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm self-attention, then a pre-norm MLP, each added to what came in: (B, T, D) -> (B, T, D)."""
+    """Pre-norm self-attention, then a pre-norm MLP, each added to its input: (B, T, D) -> (B, T, D)."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -164,18 +164,18 @@ class LayerScale(nn.Module):
 
 
 def resample_position_embedding(
-    pos_embed: Tensor, grid_size: int, *, num_prefix: int = 1, resampling: Resampling = "smooth"
+    pos_embed: Tensor, grid_size: int, *, num_prefix: int = 1, resampling: Resampling = "antialias"
 ) -> Tensor:
     """Interpolate the patches' position embedding (bicubic) to another square grid: (1, n + N, D) -> (1, n + g*g, D).
 
     Args:
-        pos_embed: of `num_prefix` tokens and a square grid of patches.
+        pos_embed: for `num_prefix` tokens and a square grid of patches.
         grid_size: g, patches along one side.
-        num_prefix: n, tokens that stand first; they have no place in the image, and stay as they are.
-        resampling: how; libraries differ.
+        num_prefix: n, leading tokens, which are left unchanged.
+        resampling: variant of the interpolation; libraries differ.
 
     Raises:
-        ValueError: the patches are not a square grid.
+        ValueError: the number of patches is not a square.
     """
     num_patches, width = pos_embed.shape[1] - num_prefix, pos_embed.shape[2]
     old_size = int(max(0, num_patches) ** 0.5)
@@ -185,7 +185,12 @@ def resample_position_embedding(
         return pos_embed
     prefix, patches = pos_embed[:, :num_prefix], pos_embed[:, num_prefix:]
     grid = patches.float().view(1, old_size, old_size, width).permute(0, 3, 1, 2)  # (1, D, n, n)
-    smooth, aligned = resampling == "smooth", resampling == "aligned"
-    grid = F.interpolate(grid, size=(grid_size, grid_size), mode="bicubic", antialias=smooth, align_corners=aligned)
+    grid = F.interpolate(
+        grid,
+        size=(grid_size, grid_size),
+        mode="bicubic",
+        antialias=resampling == "antialias",
+        align_corners=resampling == "align_corners",
+    )
     patches = grid.permute(0, 2, 3, 1).reshape(1, grid_size**2, width)  # (1, g*g, D)
     return torch.cat((prefix, patches.to(pos_embed.dtype)), dim=1)

@@ -40,6 +40,8 @@ OUT_OF_REACH = {
         "fastapi",
         "torch",
     ),
+    "app/api/payloads": ("app.auth", "app.decoding", "app.engines", "model", "numpy", "torch"),
+    "app/process": ("app.settings", "httpx", "model", "torch", *WIRE),
     "app/api": ("app.cli", "app.main", "app.server"),
     "app/errors.py": ("app.settings", "http", "model", *WIRE),
     "app/settings.py": ("torch", *WIRE),

@@ -1,4 +1,4 @@
-"""The bundled model: right answers to real photographs, and the same logits as transformers."""
+"""Bundled model: predictions for real photographs, and logits equal to transformers'."""
 
 import asyncio
 import base64
@@ -22,8 +22,8 @@ from app.settings import BUNDLED_MODEL, read_settings
 from tests.support.models import ROOT, encode, random_picture
 from tests.support.server import Server, running_server
 
-PICTURES = ROOT / "examples" / "images"
-CAT = (PICTURES / "cat.jpg").read_bytes()
+PHOTOS = ROOT / "examples" / "images"
+CAT = (PHOTOS / "cat.jpg").read_bytes()
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +40,24 @@ def server() -> Iterator[Server]:
         pytest.param({"json": {"image": base64.b64encode(CAT).decode()}}, id="json"),
     ],
 )
-def test_a_photo_of_a_cat_is_a_cat(server: Server, request_: dict[str, Any]) -> None:
+def test_cat_photo_is_a_cat(server: Server, request_: dict[str, Any]) -> None:
     answer = httpx.post(f"{server.url}/predict", timeout=60, **request_).json()
     assert answer["model"] == "vit-small-everyday64"
     assert answer["predictions"][0]["label"] in {"tabby cat", "Persian cat"}
 
 
-def test_a_cpu_serves_with_openvino(server: Server) -> None:
+def test_cpu_default_is_openvino(server: Server) -> None:
     model = httpx.get(f"{server.url}/model", timeout=60).json()
     assert (model["engine"], model["device"], model["dtype"], model["max_batch_size"]) == ("openvino", "cpu", "float32", 7)
 
 
-def test_a_photo_of_an_espresso_is_an_espresso(server: Server) -> None:
-    answer = httpx.post(f"{server.url}/predict", content=(PICTURES / "espresso.jpg").read_bytes(), timeout=60).json()
+def test_espresso_photo_is_an_espresso(server: Server) -> None:
+    answer = httpx.post(f"{server.url}/predict", content=(PHOTOS / "espresso.jpg").read_bytes(), timeout=60).json()
     assert answer["predictions"][0]["label"] == "espresso"
 
 
 def reference_logits(paths: list[Path]) -> Any:
-    """What transformers gives from the same files, with its own loading, preprocessing and model."""
+    """Return transformers' logits for the same files, with its own loading, preprocessing and model."""
     model: Any = AutoModelForImageClassification.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
     processor: Any = BitImageProcessorPil.from_pretrained(BUNDLED_MODEL)
     logits = []
@@ -73,19 +73,19 @@ async def answers_of_the_service(images: list[bytes], **settings: object) -> lis
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_logits_equal_those_of_transformers(tmp_path: Path, engine: str) -> None:
+def test_logits_match_transformers(tmp_path: Path, engine: str) -> None:
     (tmp_path / "alpha.png").write_bytes(encode(random_picture(0, 300, 200).convert("RGBA").rotate(20)))
     (tmp_path / "grey.jpg").write_bytes(encode(random_picture(1, 64, 64).convert("L"), "JPEG"))
     (tmp_path / "portrait.webp").write_bytes(encode(random_picture(2, 120, 400), "WEBP"))
-    paths = [PICTURES / "cat.jpg", PICTURES / "espresso.jpg", *sorted(tmp_path.iterdir())]
+    paths = [PHOTOS / "cat.jpg", PHOTOS / "espresso.jpg", *sorted(tmp_path.iterdir())]
     images = [path.read_bytes() for path in paths]
     answers = run(answers_of_the_service(images, engine=engine, exact_decode=True))
     logits = np.stack([answer.logits for answer in answers])
     np.testing.assert_allclose(logits, reference_logits(paths), rtol=0, atol=1e-3)
 
 
-def test_quick_decoding_changes_next_to_nothing() -> None:
-    images = [(PICTURES / name).read_bytes() for name in ("cat.jpg", "espresso.jpg")]
+def test_quick_decoding_changes_little() -> None:
+    images = [(PHOTOS / name).read_bytes() for name in ("cat.jpg", "espresso.jpg")]
     quick, exact = (run(answers_of_the_service(images, exact_decode=exact)) for exact in (False, True))
     for one, other in zip(quick, exact, strict=True):
         assert one.top(1)[0].label == other.top(1)[0].label
@@ -95,24 +95,22 @@ def test_quick_decoding_changes_next_to_nothing() -> None:
 
 
 @pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
-def test_a_server_in_int8_says_so_and_answers_nearly_the_same(server: Server) -> None:
-    with running_server(dtype="int8") as rounded:
-        assert httpx.get(f"{rounded.url}/model", timeout=60).json()["dtype"] == "int8"
+def test_int8_server_answers_nearly_the_same(server: Server) -> None:
+    with running_server(dtype="int8") as int8:
+        assert httpx.get(f"{int8.url}/model", timeout=60).json()["dtype"] == "int8"
         for name in ("cat.jpg", "espresso.jpg"):
-            image_bytes = (PICTURES / name).read_bytes()
-            one, other = (
-                httpx.post(f"{each.url}/predict", content=image_bytes, timeout=60).json() for each in (rounded, server)
-            )
+            image_bytes = (PHOTOS / name).read_bytes()
+            one, other = (httpx.post(f"{each.url}/predict", content=image_bytes, timeout=60).json() for each in (int8, server))
             assert one["predictions"][0]["label"] == other["predictions"][0]["label"]
             assert one["logits"] != other["logits"]
             np.testing.assert_allclose(one["probabilities"], other["probabilities"], rtol=0, atol=0.1)
 
 
-def test_the_labels_are_64_everyday_things() -> None:
+def test_labels_are_64_everyday_things() -> None:
     config = json.loads((BUNDLED_MODEL / "config.json").read_text())
     assert len(config["id2label"]) == 64
     assert {"tabby cat", "pizza", "teapot", "sports car"} <= set(config["id2label"].values())
 
 
-def test_the_weights_are_in_half_precision() -> None:
+def test_weights_are_half_precision() -> None:
     assert 42e6 < (BUNDLED_MODEL / "model.safetensors").stat().st_size < 46e6

@@ -17,21 +17,20 @@ _NEVER_DECODED = {
 }
 """Names of formats that are recognized and never decoded."""
 
-
 _INSTALL_HEIF = "pip install 'vit-serve[heif]'"
 
 
 def refusal(image_format: str | None, enabled: Iterable[str]) -> str:
-    """Say why a format is not decoded, and what to do."""
+    """Return the sentence that says why a format is not decoded, and what to do."""
     send = f"send one of: {', '.join(sorted(enabled))}"
     if image_format is None:
-        return f"The bytes are not an image that is known here; {send}."
+        return f"The bytes are no image of a known format; {send}."
     if image_format in _NEVER_DECODED:
         return f"{_NEVER_DECODED[image_format]} are not decoded here; {send}."
     enabling = f"VIT_IMAGE_FORMATS={','.join([*sorted(enabled), image_format])}"
     if image_format == "heic":
         enabling += f", after {_INSTALL_HEIF}"
-    return f"{image_format} images are not enabled here; {send}. Whoever runs the service enables them: {enabling}."
+    return f"{image_format} images are not enabled here; {send}. The service's operator can enable them: {enabling}."
 
 
 def check_decoders(formats: Iterable[str]) -> None:

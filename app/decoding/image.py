@@ -6,6 +6,7 @@ frame and the EXIF orientation are read.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from PIL import Image
@@ -28,34 +29,21 @@ _MAX_SIDE = 65_535
 image of 1 x 40,000,000 would take gigabytes."""
 
 
+@dataclass(frozen=True, slots=True)
 class ImageDecoder:
-    """Decodes and preprocesses one image at a time; may be called from many threads.
+    """Decodes and preprocesses one image at a time; may be called from many threads."""
 
-    Args:
-        preprocessing: resize, crop and interpolation of the checkpoint.
-        formats: enabled formats, of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `heic` and `tiff`.
-        max_bytes: limit on the encoded image.
-        max_pixels: limit on width times height.
-        exact: decode JPEGs to the bit as the checkpoint's library does, not the fast way.
-        scaled: the fast way may decode large JPEGs at a fraction of their size.
-    """
-
-    def __init__(
-        self,
-        preprocessing: Preprocessing,
-        *,
-        formats: frozenset[str],
-        max_bytes: int,
-        max_pixels: int,
-        exact: bool,
-        scaled: bool = False,
-    ) -> None:
-        self._preprocessing = preprocessing
-        self._formats = formats
-        self._max_bytes = max_bytes
-        self._max_pixels = max_pixels
-        self._exact = exact
-        self._scaled = scaled
+    preprocessing: Preprocessing
+    """Resize, crop and interpolation of the checkpoint."""
+    _: KW_ONLY
+    formats: frozenset[str]
+    """Enabled formats, of `jpeg`, `png`, `webp`, `gif`, `bmp`, `avif`, `heic` and `tiff`."""
+    max_bytes: int
+    max_pixels: int
+    exact: bool
+    """Decode JPEGs to the bit as the checkpoint's library does, not the fast way."""
+    scaled: bool = False
+    """Permission for the fast way to decode large JPEGs at a fraction of their size."""
 
     def decode(self, image_bytes: bytes) -> Pixels:
         """Decode an image to (3, H, W) uint8, upright, resized and cropped.
@@ -66,10 +54,10 @@ class ImageDecoder:
             UndecodableImage: truncated or corrupt.
         """
         with self._opened(image_bytes) as (image, image_format):
-            fast = image_format == "jpeg" and image.mode in ("RGB", "L") and not self._exact
+            fast = image_format == "jpeg" and image.mode in ("RGB", "L") and not self.exact
             if fast and (pixels := self._decode_jpeg(image_bytes, image)) is not None:
                 return pixels
-            return _resize_and_crop(upright_rgb(image), self._preprocessing)
+            return _resize_and_crop(upright_rgb(image), self.preprocessing)
 
     def decode_whole(self, image_bytes: bytes) -> Image.Image:
         """Decode an image to RGB at its own size, upright; see `decode`."""
@@ -96,20 +84,20 @@ class ImageDecoder:
                 tiff.check_kind(image_bytes)
         with open_image(image_bytes, image_format) as image:
             self._check_size(image.size)
-            check_scans(scans, area(image.size), self._max_pixels)
+            check_scans(scans, area(image.size), self.max_pixels)
             if image_format == "tiff":
                 check_tiff_mode(image)
             yield image, image_format
 
     def _decode_jpeg(self, image_bytes: bytes, image: Image.Image) -> Pixels | None:
-        return decode_jpeg(image_bytes, image.size, orientation(image), self._preprocessing, scaled=self._scaled)
+        return decode_jpeg(image_bytes, image.size, orientation(image), self.preprocessing, scaled=self.scaled)
 
     def _check_format(self, image_bytes: bytes) -> str:
         """Check the length and the format; return the name of the format."""
-        check_length(image_bytes, self._max_bytes)
+        check_length(image_bytes, self.max_bytes)
         image_format = sniff_format(image_bytes)
-        if image_format not in self._formats:
-            raise UnsupportedImageFormat(refusal(image_format, self._formats))
+        if image_format not in self.formats:
+            raise UnsupportedImageFormat(refusal(image_format, self.formats))
         return image_format
 
     def _check_stated(self, size: Size | None) -> None:
@@ -120,8 +108,8 @@ class ImageDecoder:
 
     def _check_size(self, size: Size) -> None:
         width, height = size
-        if width * height > self._max_pixels:
-            raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {self._max_pixels} are allowed.")
+        if width * height > self.max_pixels:
+            raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {self.max_pixels} are allowed.")
         if max(size) > _MAX_SIDE:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {_MAX_SIDE} on a side are allowed.")
 

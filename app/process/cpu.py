@@ -1,4 +1,4 @@
-"""How many CPU cores this process may use, and who goes first on them."""
+"""CPU cores available to this process, and the priority of its threads."""
 
 import math
 import os
@@ -10,13 +10,13 @@ from pathlib import Path
 _CGROUP = Path("/sys/fs/cgroup")
 
 _NICE = 10
-"""So much more than the event loop: about a tenth of its weight."""
+"""Nice value of compute threads above the event loop's: about a tenth of its weight."""
 
-_NICEST = 19
+_MAX_NICE = 19
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:
-    """Cores of the process's affinity mask, or of its cgroup's quota where that is less; at least 1.
+    """Return the cores in the process's affinity mask, or in its cgroup's quota if that is lower; at least 1.
 
     A container with `--cpus 2` on a machine of 64 cores sees all 64 in its mask; the quota is in `cpu.max` (cgroup v2,
     "quota period" in microseconds) or in `cpu.cfs_quota_us` and `cpu.cfs_period_us` (v1).
@@ -26,19 +26,19 @@ def available_cpus(cgroup: Path = _CGROUP) -> int:
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
 
 
-def give_way(service: int | None = None) -> None:
-    """Let this thread, and all threads and processes that it will start, wait for the event loop where both want a core.
+def lower_priority(service: int | None = None) -> None:
+    """Lower the priority of this thread, and of all threads and processes that it will start, below the event loop's.
 
-    What computes is always ready to; the event loop needs little, but at once: refusals and probes must not wait for
-    pictures, nor an idle device for the next ones. Nice values count only within a container's own share of the machine.
+    Compute threads are always runnable; the event loop needs little CPU, but needs it at once for refusals, probes, and the
+    next batch of an idle device. Nice values have no effect beyond a container's own share of the machine.
 
     Args:
-        service: id of the process that the event loop is in, as its main thread. Default: this process.
+        service: id of the process with the event loop in its main thread. Default: this process.
     """
-    if sys.platform == "linux":  # elsewhere it would be the whole process
+    if sys.platform == "linux":  # elsewhere it would affect the whole process
         with suppress(OSError):
             event_loop = os.getpriority(os.PRIO_PROCESS, service or os.getpid())
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(event_loop + _NICE, _NICEST))
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(event_loop + _NICE, _MAX_NICE))
 
 
 def _quota(cgroup: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""Structured logs on standard error: one line a message, for people or as JSON, with the request's id."""
+"""Structured logs on standard error, with the request's id: one line a message, as text or JSON."""
 
 import logging
 import sys
@@ -8,17 +8,17 @@ import structlog
 from structlog.typing import Processor
 
 _QUIET = ("uvicorn.access", "python_multipart", "PIL")
-"""Loggers whose lines say again what ours say, or quote what a caller sent."""
+"""Loggers that repeat our lines, or quote data from clients."""
 
 
 def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
-    """Send every log record of the process, structlog's and the standard library's, through one formatter."""
+    """Format all log records of the process, those of the standard library included, in one way."""
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    # plain tracebacks in both: a pretty one shows local variables, and these hold pictures and keys
+    # plain tracebacks: a pretty one shows local variables, which may be images and keys
     renderers: list[Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if log_format == "json"

@@ -1,4 +1,4 @@
-"""A start, step by step: the step that a slow one waits for is logged, and one that fails ends in one sentence."""
+"""Startup, step by step: a slow step is logged, a failed one is explained in one sentence."""
 
 import errno
 import mmap
@@ -23,21 +23,21 @@ Step = Literal[
     "compiling the model",
     "warming up",
 ]
-"""What a start does, in the words of its log and its errors."""
+"""Step of a start, as its log and errors name it."""
 
 OnStep = Callable[[Step], None]
 
 SLOW_S = 30.0
-"""A start that takes longer says in the log what it waits for: again after twice as long, and so on up to every ten minutes."""
+"""Seconds after which the log names the step of a slow start; doubled for each repetition, up to ten minutes."""
 
 BUG = "this is a bug in vit-serve, please report it with the lines below"
 
-_RARELY_S = 600.0
+_MAX_PAUSE_S = 600.0
 _LEAST_MEMORY_BYTES = 768 << 20
-"""Of addresses, for torch itself and the smallest model."""
+"""Address space that torch and the smallest model need."""
 
 _NO_MEMORY = re.compile("bad_alloc|allocate .*memory|not enough memory|out of memory|failed to map segment", re.IGNORECASE)
-"""In the messages of libraries, whose exceptions are of any kind."""
+"""Messages of libraries that ran out of memory; their exceptions are of any type."""
 
 _NO_THREADS = re.compile("start new thread|pthread_create|Resource temporarily unavailable")
 
@@ -46,10 +46,10 @@ _log = structlog.get_logger(__name__)
 
 @contextmanager
 def watched_start(slow_s: float = SLOW_S) -> Iterator[OnStep]:
-    """Watch a start; gives the function that is told each of its steps.
+    """Watch a start; yields a function to call at the beginning of each step.
 
     Raises:
-        StartError: memory, threads or a disk fail the step. What is raised otherwise comes through as it is.
+        StartError: a step failed for lack of memory or threads, or because of a file. Other exceptions pass through.
     """
     watch = _Watch(slow_s)
     try:
@@ -67,7 +67,7 @@ def watched_start(slow_s: float = SLOW_S) -> Iterator[OnStep]:
 
 
 class _Watch:
-    """A thread that looks at a start from time to time."""
+    """Thread that logs the current step of a slow start."""
 
     def __init__(self, slow_s: float) -> None:
         self.step: str = "starting"
@@ -81,14 +81,14 @@ class _Watch:
         began = time.monotonic()
         while not self.ended.wait(pause_s):
             _log.warning("the start is slow", waits_for=self.step, seconds=round(time.monotonic() - began))
-            pause_s = min(2 * pause_s, _RARELY_S)
+            pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
 
 def explain(error: BaseException, doing: str) -> StartError | None:
-    """Say in one sentence what whoever starts the service can mend; None for what is a bug.
+    """Return the error in one sentence for the operator; None if it is a bug.
 
     Args:
-        doing: what failed, such as a `Step`.
+        doing: the activity that failed, such as a `Step`.
     """
     if isinstance(error, StartError):
         return None
@@ -108,7 +108,7 @@ def too_little_memory(doing: str) -> StartError:
 
 
 def lacks_memory(error: BaseException | None) -> bool:
-    """Tell whether an error, or one that led to it, means that there is too little memory."""
+    """Return True if an error, or one that led to it, means that there is too little memory."""
     while error is not None:
         if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
             return True
@@ -119,13 +119,13 @@ def lacks_memory(error: BaseException | None) -> bool:
 
 
 def check_memory() -> None:
-    """Refuse to start with so little memory that libraries would end the process without a word.
+    """Raise if there is so little memory that libraries would abort the process without a message.
 
     Raises:
-        StartError: there is too little.
+        StartError: there is too little memory.
     """
     try:
-        # addresses alone, no memory: only a limit on the process refuses them
+        # reserves address space only, which fails under a limit on the process alone
         mmap.mmap(-1, _LEAST_MEMORY_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=mmap.PROT_READ).close()
     except (OSError, MemoryError):
         needed = f"the smallest model needs {_LEAST_MEMORY_BYTES >> 20} MiB more"

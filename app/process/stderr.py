@@ -1,4 +1,4 @@
-"""Standard error that never blocks its writers: text is queued, and a thread writes it."""
+"""Non-blocking standard error: text is queued, and a thread writes it."""
 
 import atexit
 import io
@@ -13,16 +13,16 @@ from queue import SimpleQueue
 import structlog
 
 _MAX_QUEUED_LINES = 5000
-"""Longest backlog: about 1 MB, or half a minute of a busy service."""
+"""Maximum number of queued lines: about 1 MB, or half a minute of a busy service."""
 
 _FINISH_S = 2.0
-"""Longest wait for the reader at the end of the process."""
+"""Seconds that the end of the process waits for the reader."""
 
 _log = structlog.get_logger(__name__)
 
 
 class _Line(threading.local):
-    """Text that a thread has written since the end of its last line."""
+    """Text of the unfinished line of each thread."""
 
     text = ""
 
@@ -30,13 +30,13 @@ class _Line(threading.local):
 class QueuedStderr(io.TextIOBase):
     """A text stream that never blocks, even if its reader stops.
 
-    Lines beyond the bound are dropped and counted, and so are those that cannot be written (a closed pipe, a full disk); once
-    there is room again, one line in the log tells how many. Writing takes no lock: a finalizer may log at any moment.
+    Lines beyond the maximum are dropped and counted, and so are lines that cannot be written (a closed pipe, a full disk).
+    Later one line in the log has their number. Writing takes no lock, since a finalizer may log at any moment.
 
     Args:
-        fd: where the lines go.
-        encoding: of the text there.
-        max_lines: how many may be queued.
+        fd: file descriptor to write to.
+        encoding: encoding of the text.
+        max_lines: maximum number of queued lines.
     """
 
     def __init__(self, fd: int, encoding: str = "utf-8", max_lines: int = _MAX_QUEUED_LINES) -> None:
@@ -47,12 +47,12 @@ class QueuedStderr(io.TextIOBase):
         self._line = _Line()
         self._direct = False
         self._counting = threading.RLock()
-        self._dropped = self._told = 0
+        self._dropped = self._reported = 0
         self._failed = self._torn = False
-        self._thread = threading.Thread(target=self._pass_on, name="stderr", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="stderr", daemon=True)
         self._thread.start()
 
-    # called by any thread
+    # methods for any thread
 
     @property
     def encoding(self) -> str:  # type: ignore[override] # typeshed has an attribute
@@ -79,7 +79,7 @@ class QueuedStderr(io.TextIOBase):
         return len(text)
 
     def flush(self) -> None:
-        """Queue what this thread has written, though its line may not have ended."""
+        """Queue the text of this thread, even an unfinished line."""
         text, self._line.text = self._line.text, ""
         if not text:
             return
@@ -87,16 +87,16 @@ class QueuedStderr(io.TextIOBase):
         if self._direct:
             self._write(data)
         elif self._queue.qsize() < self._max_lines or threading.current_thread() is self._thread:
-            self._queue.put(data)  # also the line that tells the number of dropped lines
+            self._queue.put(data)  # the writer's own line has the number of dropped lines
         else:
             self._drop(data)
 
-    # called at the end of a process, and after a fork
+    # methods for the end of a process, and for a fork
 
     def finish(self, timeout_s: float = _FINISH_S) -> bool:
-        """Wait until the queue is written, or the time is over; return whether it was written.
+        """Wait until the queue is written. Returns False on timeout.
 
-        If it was, later text is written at once by its own thread: the writer thread does not survive interpreter shutdown.
+        Afterwards each thread writes its own text, since the writer thread does not survive interpreter shutdown.
         """
         self.flush()
         if self._direct:
@@ -114,14 +114,14 @@ class QueuedStderr(io.TextIOBase):
         self._direct = True
         self._counting = threading.RLock()
 
-    # called by the writer thread
+    # methods of the writer thread
 
-    def _pass_on(self) -> None:
+    def _run(self) -> None:
         while True:
             item = self._queue.get()
             if isinstance(item, bytes):
                 self._write(item)
-            self._tell_dropped()
+            self._report_dropped()
             if isinstance(item, threading.Event):
                 item.set()
 
@@ -145,28 +145,28 @@ class QueuedStderr(io.TextIOBase):
         with self._counting:
             self._dropped += lines
 
-    def _tell_dropped(self) -> None:
-        untold = self._dropped - self._told
-        if untold and not self._failed and self._queue.qsize() <= self._max_lines // 2:
-            self._told += untold
-            _log.warning("log lines dropped: standard error was not read, or could not be written", lines=untold)
+    def _report_dropped(self) -> None:
+        unreported = self._dropped - self._reported
+        if unreported and not self._failed and self._queue.qsize() <= self._max_lines // 2:
+            self._reported += unreported
+            _log.warning("log lines dropped: standard error was not read, or could not be written", lines=unreported)
 
 
 _stderr: QueuedStderr | None = None
 
 
 def queue_stderr() -> None:
-    """Queue all that this process writes to `sys.stderr` from now on. Call it once, before anything is logged."""
+    """Replace `sys.stderr` by a queue. Call it once, before anything is logged."""
     global _stderr
     _occupy_standard_files()
-    encoding = getattr(sys.stderr, "encoding", "utf-8")  # None, if it was closed when Python started
+    encoding = getattr(sys.stderr, "encoding", "utf-8")  # sys.stderr is None if it was closed when Python started
     sys.stderr = _stderr = QueuedStderr(2, encoding)
     atexit.register(_stderr.finish)
     os.register_at_fork(after_in_child=_stderr.after_fork)
 
 
 def finish_stderr() -> None:
-    """Wait until standard error is written, for two seconds at most. Needed before `os._exit`, which runs no exit handlers."""
+    """Wait up to two seconds until standard error is written. `os._exit` needs this, as it runs no exit handlers."""
     if _stderr is not None:
         _stderr.finish()
 
@@ -177,9 +177,9 @@ def dropped_lines() -> int:
 
 
 def _occupy_standard_files() -> None:
-    """Open /dev/null for each standard file that is closed: else a socket gets its number, and a library prints to it."""
+    """Open /dev/null for each closed standard file: else a socket would get its number, and libraries would print to it."""
     for fd in range(3):
         with suppress(OSError):
             os.fstat(fd)
             continue
-        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it is the lowest number that is free
+        os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number

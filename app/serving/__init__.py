@@ -1,1 +1,1 @@
-"""From a request to scores: admission, batching, running, and the life cycle of the service."""
+"""Serving: admission, batching, inference, and the life cycle of the service."""

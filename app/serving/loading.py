@@ -32,7 +32,7 @@ def load(settings: Settings, on_step: OnStep) -> Checkpoint:
     try:
         return load_checkpoint(settings.model, settings.architecture, settings.image_size, on_step, settings.activation)
     except CheckpointError as error:
-        raise StartError(f"VIT_MODEL: {error}") from error
+        raise StartError(f"VIT_{(error.field or 'model').upper()}: {error}") from error
 
 
 def load_classifier(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from app.engines import Engine
 from app.errors import OutOfMemory, StartError
 from app.pixels import Logits, Pixels
-from app.process.cpu import give_way
+from app.process.cpu import lower_priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,9 @@ class ModelRunner:
         self.engine = engine
         self._probabilities = probabilities
         self._image_shape = image_shape
-        self._threads = ThreadPoolExecutor(engine.max_concurrent_batches, thread_name_prefix="batch", initializer=give_way)
+        self._threads = ThreadPoolExecutor(
+            engine.max_concurrent_batches, thread_name_prefix="batch", initializer=lower_priority
+        )
         self._in_flight = 0
 
     def warm_up(self) -> None:

@@ -10,7 +10,7 @@ import structlog
 
 from app.errors import DeadlineExceeded, Draining, NotReady
 from app.metrics import Metrics
-from app.process.cpu import give_way
+from app.process.cpu import lower_priority
 from app.serving.admission import ReserveBytes
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
@@ -66,7 +66,7 @@ class Service:
         """
         _log.info("loading", model=self._settings.model)
         # a pool of our own: asyncio waits for its default one when the loop ends, and a load cannot be interrupted
-        pool = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=give_way)
+        pool = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=lower_priority)
         try:
             loading = asyncio.get_running_loop().run_in_executor(pool, self._load, self._settings, self._metrics)
             classifier = await loading

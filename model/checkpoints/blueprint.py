@@ -40,13 +40,13 @@ class Blueprint:
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
+def explained(path: Path, field: str | None = None) -> Iterator[None]:
     """Say which file a wrong value stands in."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         what = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise CheckpointError(f"{path}: {what}") from error
+        raise CheckpointError(f"{path}: {what}", field) from error
 
 
 def whole(values: dict[str, Any], key: str, default: int | None = None) -> int:

@@ -102,7 +102,8 @@ def load_checkpoint(
         raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
     with explained(Path(model)):
         check_labels(blueprint.labels)
-        if activation == "auto":
+    if activation == "auto":
+        with explained(Path(model), "activation"):
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
     preprocessing = blueprint.preprocessing if image_size is None else blueprint.preprocessing.at_size(image_size)
@@ -146,7 +147,7 @@ def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionT
         config = vit_config("Dinov2ForImageClassification", raw, num_classes)
     layout = dinov2_layout(prefix, swiglu=config.swiglu)
     state = _read_state(named_as(open_weights(find_weights(directory)), layout), layout, config, headless=True)
-    model = VisionTransformer(_resize(state, config, image_size, "smooth"))
+    model = VisionTransformer(_resize(state, config, image_size, "antialias"))
     nn.init.trunc_normal_(model.head.weight, std=0.02)
     nn.init.zeros_(model.head.bias)
     model.load_state_dict(state | {f"head.{name}": value for name, value in model.head.state_dict().items()})
@@ -233,7 +234,7 @@ def _resize(state: dict[str, Tensor], config: ViTConfig, image_size: int, resamp
     """Make the position embedding in `state` fit another image size; returns the configuration that fits it."""
     resized = replace(config, image_size=image_size)
     state["pos_embed"] = resample_position_embedding(
-        state["pos_embed"], resized.grid_size, num_prefix=config.num_embedded_prefix_tokens, resampling=resampling
+        state["pos_embed"], resized.grid_size, num_prefix=config.num_pos_embed_prefix_tokens, resampling=resampling
     )
     return resized
 

@@ -98,7 +98,7 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
         preprocessing=_preset(name, published, config.image_size),
         labels=placeholders(config.num_classes),
         weights=path,
-        resampling="aligned",
+        resampling="align_corners",
         trained_on=_trained_on(published, config.num_classes),
     )
 

@@ -1,4 +1,4 @@
-"""Labelled pictures on disk: a folder of class folders, or a parquet file in Hugging Face's layout."""
+"""Labelled images on disk: a folder of class folders, or a parquet file in Hugging Face's layout."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -11,19 +11,19 @@ from PIL import Image
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif", ".heic", ".heif", ".tif", ".tiff"})
 
 Decode = Callable[[bytes], Image.Image]
-"""Decodes an encoded image to RGB, upright."""
+"""Function from an encoded image to an upright RGB image."""
 
-_LEFT_BY_SYSTEMS = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
-"""Names, in lower case, that macOS and Windows put among other people's files."""
+_SYSTEM_FILES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+"""Names, in lower case, of files and folders that macOS and Windows create."""
 
 
 class DatasetError(Exception):
-    """A data set that cannot be read; the message says which file and why."""
+    """The data set cannot be read; the message says which file and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledImages:
-    """Pictures as encoded bytes, each with the index of its label."""
+    """Encoded images, each with the index of its label."""
 
     labels: tuple[str, ...]
     images: Sequence[bytes | Path]
@@ -33,42 +33,42 @@ class LabelledImages:
         return len(self.images)
 
     def read(self, index: int) -> tuple[bytes, int]:
-        """The encoded picture and its class index."""
+        """Return the encoded image and its class index."""
         image = self.images[index]
         return (image.read_bytes() if isinstance(image, Path) else image), self.targets[index]
 
     def name(self, index: int) -> str:
-        """The path of a picture, or its number where it has none."""
+        """Return the path of an image, or its number if it has none."""
         image = self.images[index]
-        return str(image) if isinstance(image, Path) else f"picture number {index}"
+        return str(image) if isinstance(image, Path) else f"image number {index}"
 
     def only(self, indices: Sequence[int]) -> "LabelledImages":
-        """A part of the pictures, with all labels."""
+        """Return a subset of the images, with all labels."""
         return LabelledImages(
             self.labels, [self.images[index] for index in indices], [self.targets[index] for index in indices]
         )
 
 
-def pictures_in(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder that are named as pictures, in order, without hidden ones and systems' own."""
+def find_images(folder: Path) -> Iterator[Path]:
+    """Yield files with an image's suffix below a folder, in order, except hidden and system ones."""
     for file in sorted(folder.rglob("*")):
         wanted = file.suffix.lower() in IMAGE_SUFFIXES and not any(map(is_hidden, file.relative_to(folder).parts))
-        if wanted and file.is_file():  # a pipe would be waited for
+        if wanted and file.is_file():  # not a pipe, which would block its reader
             yield file
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or folder is hidden, or one that a system leaves behind."""
-    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+    """Return True for a hidden file or folder, or one that an operating system creates."""
+    return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
-def find_bad_pictures(images: LabelledImages, decode: Decode, threads: int) -> Iterator[tuple[int, str | None]]:
-    """Decode every picture once. Yields each index, in order, with what is wrong with it, or None."""
+def check_images(images: LabelledImages, decode: Decode, threads: int) -> Iterator[tuple[int, str | None]]:
+    """Decode every image once. Yields each index, in order, with its fault or None."""
 
     def fault(index: int) -> str | None:
         try:
             decode(images.read(index)[0])
-        except Exception as error:  # decoders raise whatever they like
+        except Exception as error:  # decoders raise exceptions of many types
             return str(error) or type(error).__name__
         return None
 
@@ -80,10 +80,10 @@ def find_bad_pictures(images: LabelledImages, decode: Decode, threads: int) -> I
 
 
 def load_labelled_images(path: Path) -> LabelledImages:
-    """Read `path/<label>/<picture>` (labels in alphabetical order), or `path` as parquet (columns `image` and `label`).
+    """Read `path/<label>/<image>` (labels in alphabetical order), or `path` as parquet (columns `image` and `label`).
 
     Raises:
-        DatasetError: nothing there, or not in one of the two layouts.
+        DatasetError: `path` does not exist, is empty, or has neither layout.
     """
     if path.is_dir():
         return _load_folders(path)
@@ -94,16 +94,16 @@ def load_labelled_images(path: Path) -> LabelledImages:
 
 def _load_folders(path: Path) -> LabelledImages:
     folders = sorted(folder for folder in path.iterdir() if folder.is_dir() and not is_hidden(folder.name))
-    found = [(file, target) for target, folder in enumerate(folders) for file in pictures_in(folder)]
+    found = [(file, target) for target, folder in enumerate(folders) for file in find_images(folder)]
     if not found:
-        raise DatasetError(f"{path} has no pictures in class folders ({path.name}/<label>/<picture>)")
+        raise DatasetError(f"{path} has no images in class folders ({path.name}/<label>/<image>)")
     images, targets = zip(*found, strict=True)
     return LabelledImages(tuple(folder.name for folder in folders), images, targets)
 
 
 def _load_parquet(path: Path) -> LabelledImages:
     try:
-        import pyarrow.parquet as pq  # only training and evaluation need it: pip install vit-serve[train]
+        import pyarrow.parquet as pq  # an optional dependency
     except ImportError:
         raise DatasetError("reading parquet needs pyarrow: pip install 'vit-serve[train]'") from None
     try:

@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint on a labelled image set, from the logits that it gave."""
+"""Accuracy on a labelled image set, from a model's logits."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True, slots=True)
 class Confusion:
-    """How often pictures of one class were taken for another."""
+    """Number of images of one class that were classified as another."""
 
     truth: str
     prediction: str
@@ -19,19 +19,19 @@ class Confusion:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What an evaluation found; accuracies are shares from 0 to 1."""
+    """Result of an evaluation; accuracies are from 0 to 1."""
 
     images: int
     top1: float
     top5: float
     per_class: dict[str, float]
-    """Top-1 accuracy of each class that has pictures, in class order."""
+    """Top-1 accuracy of each class that has images, in class order."""
     confusions: list[Confusion]
-    """All that happened, the most frequent first."""
+    """All confusions, the most frequent first."""
 
 
 def evaluate(logits: NDArray[np.float32], targets: Sequence[int], labels: Sequence[str]) -> Report:
-    """Compare what was predicted with what is true.
+    """Compare predictions with targets.
 
     Args:
         logits: (N, K), or any scores with the same ranking.
@@ -39,11 +39,11 @@ def evaluate(logits: NDArray[np.float32], targets: Sequence[int], labels: Sequen
         labels: K, in class order.
 
     Raises:
-        ValueError: no pictures, or counts that do not fit each other.
+        ValueError: there are no images, or shapes do not match.
     """
     truth = np.asarray(targets)
     if len(truth) == 0 or logits.shape != (len(truth), len(labels)):
-        raise ValueError(f"{logits.shape} scores do not fit {len(truth)} pictures of {len(labels)} classes")
+        raise ValueError(f"{logits.shape} scores do not match {len(truth)} images of {len(labels)} classes")
     ranked = np.argsort(-logits, axis=1, kind="stable")[:, :5]  # (N, 5)
     first = ranked[:, 0]
     wrong = Counter((labels[t], labels[p]) for t, p in zip(truth, first, strict=True) if t != p)

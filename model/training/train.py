@@ -9,7 +9,7 @@ import math
 import os
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,33 +23,12 @@ from model.checkpoints.checkpoint import load_backbone, save_checkpoint
 from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from model.training.augment import random_view
 from model.training.dataset import Decode, LabelledImages
+from model.training.settings import TrainSettings
 from model.vit import VisionTransformer
 
 
 class TrainError(Exception):
     """Training cannot start or continue; the message says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """The recipe. Defaults made the bundled weights."""
-
-    epochs: float = 2.0
-    batch_size: int = 64
-    learning_rate: float = 4e-4
-    """Peak, for the head; each block below learns `layer_decay` times slower than the one above it."""
-    layer_decay: float = 0.8
-    weight_decay: float = 0.05
-    warmup: float = 0.05
-    """Part of all steps in which the learning rate rises from 0; a cosine to 0 follows."""
-    label_smoothing: float = 0.1
-    image_size: int = 84
-    """Side of the training pictures and of the model's input, in pixels."""
-    seed: int = 0
-    save_every: int = 50
-    """Steps between two saved states."""
-    workers: int = 0
-    """Processes that decode pictures; 0 decodes in the training process itself."""
 
 
 class AugmentedStream(Dataset[tuple[Tensor, int]]):
@@ -141,7 +120,7 @@ def training_preprocessing(image_size: int) -> Preprocessing:
 
 
 def parameter_groups(model: VisionTransformer, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Return one group per block and kind of parameter: `scale` falls by `layer_decay` per block towards the input, and only
+    """Return one group per block and kind: `scale` is multiplied by `layer_decay` per block towards the input, and only
     matrices have weight decay."""
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     depth = model.config.depth

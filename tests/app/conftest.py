@@ -1,4 +1,4 @@
-"""The app in this process, ready, with a client that calls it."""
+"""Fixtures: the app in this process, ready, and its client."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -18,7 +18,7 @@ OpenClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 @pytest.fixture
 def open_client(tiny_checkpoint: Path) -> OpenClient:
-    """Open a client: `async with open_client(max_inflight_images=2, ...) as client`; `run` replaces the model's run."""
+    """Open a client of an app: `async with open_client(max_inflight_images=2) as client`; `run` replaces the inference."""
 
     @asynccontextmanager
     async def open_client(run: Run | None = None, **options: Any) -> AsyncIterator[httpx.AsyncClient]:

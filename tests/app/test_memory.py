@@ -1,4 +1,4 @@
-"""What a real server process holds does not grow with what it has answered; and if it did, this would be seen."""
+"""Leak test: the memory, files and threads of a real server process do not grow with the requests answered."""
 
 import asyncio
 import itertools
@@ -18,22 +18,22 @@ from tests.support.server import Server, running_server
 
 _MAX_IMAGE_BYTES = 50_000
 _IMAGE_SIZE = 56
-"""Of the model's input: 9 KiB of pixels for each picture that a leak would keep."""
+"""Side of the model's input: a leak would keep 9 KiB of pixels for each image."""
 
 _FEW = 8
-"""Files or threads: decoders and OpenVINO start some of theirs late, when they first have enough to do."""
+"""Tolerated new files or threads: decoders and OpenVINO open some only under load."""
 
-_CALLERS = 32
+_CLIENTS = 32
 _WARM_UP = 800
 _BLOCK = 150
 _BLOCKS = 8
 _TRIES = 3
 _GROWTH = 1024
-"""Bytes a request: an eighth of a picture, and more than the noise of an allocator that has settled."""
+"""Bytes per request that count as growth: a ninth of an image, and above the noise of a warm allocator."""
 
 
 class Watched:
-    """Calls a server with requests of every sort, and looks at what its process holds."""
+    """Load on a server with requests of every kind, and measurements of its process."""
 
     def __init__(self, server: Server) -> None:
         self._pid = server.process.pid
@@ -41,20 +41,22 @@ class Watched:
         self.resident_bytes: list[int] = []
 
     async def call(self, requests: int) -> Usage:
-        """So many, by a few callers who each wait for their answers."""
+        """Send requests by a fixed number of clients, each awaiting its answer, and measure the process."""
         turns = iter(range(requests))
 
-        async def caller() -> None:
+        async def client() -> None:
             for _ in turns:
                 await self.callers.call(time.perf_counter())
 
-        await asyncio.gather(*(caller() for _ in range(_CALLERS)))
+        await asyncio.gather(*(client() for _ in range(_CLIENTS)))
         self.callers.close()
         return usage([self._pid])
 
     async def growth(self) -> float:
-        """Resident bytes a request, after a warm-up: the median of the slopes between all pairs of measurements (Theil and
-        Sen), which no single jump of an allocator moves."""
+        """Return the growth in resident bytes per request after a warm-up.
+
+        It is the median slope between all pairs of measurements (Theil-Sen), which ignores single jumps of the allocator.
+        """
         sizes = [(await self.call(_WARM_UP)).resident_bytes]
         sizes += [(await self.call(_BLOCK)).resident_bytes for _ in range(_BLOCKS)]
         assert (self.callers.tally.wrong, self.callers.tally.unanswered.total()) == ([], 0)
@@ -62,7 +64,7 @@ class Watched:
         return statistics.median((late - early) / (j - i) for (i, early), (j, late) in pairs) / _BLOCK
 
     async def grows_on(self) -> bool:
-        """An allocator settles sooner or later, a leak does not."""
+        """Return True if memory grows in every measurement: an allocator settles sooner or later, a leak does not."""
         for _ in range(_TRIES):
             if await self.growth() < _GROWTH:
                 return False
@@ -70,24 +72,24 @@ class Watched:
 
 
 def _pictures(url: str) -> list[Picture]:
-    """With what each is answered alone."""
+    """Return images, each with the logits that it gets alone."""
     images = [encode(random_picture(seed, 120, 100), "JPEG") for seed in range(8)]
     with httpx.Client(base_url=url, timeout=60) as client:
         return [Picture(image, np.array(client.post("/predict", content=image).json()["logits"])) for image in images]
 
 
-async def test_nothing_is_kept_of_what_was_answered(tiny_checkpoint: Path) -> None:
+async def test_memory_does_not_grow(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, image_size=_IMAGE_SIZE, max_image_bytes=_MAX_IMAGE_BYTES) as server:
-        before = usage([server.process.pid])  # while nobody is connected
+        before = usage([server.process.pid])  # no client is connected
         watched = Watched(server)
         assert not await watched.grows_on()
-        async with asyncio.timeout(60):  # the server learns a little later that connections have ended
-            while (after := await watched.call(0)).open_files > before.open_files + _FEW:  # noqa: ASYNC110 - it has no Event
+        async with asyncio.timeout(60):  # the server notices closed connections a little later
+            while (after := await watched.call(0)).open_files > before.open_files + _FEW:  # noqa: ASYNC110 - in another process
                 await asyncio.sleep(0.1)
         assert after.threads <= before.threads + _FEW
 
 
-async def test_a_leak_is_seen(tiny_checkpoint: Path) -> None:
+async def test_leak_is_detected(tiny_checkpoint: Path) -> None:
     command = [sys.executable, "-m", "tests.support.leaking_server"]
     settings = {"model": tiny_checkpoint, "image_size": _IMAGE_SIZE, "max_image_bytes": _MAX_IMAGE_BYTES}
     with running_server(command=command, **settings) as server:

@@ -1,4 +1,4 @@
-"""Values that could never work are refused in one sentence, or put into the form that does."""
+"""Values of settings: normalized, or refused in one sentence."""
 
 import re
 from pathlib import Path
@@ -40,19 +40,17 @@ def value_of(variable: str) -> Any:
         ("VIT_MODEL", "~/model", "/home/me/model"),
         ("VIT_CACHE_DIR", "~/cache", Path("/home/me/cache")),
         ("VIT_API_KEYS_FILE", "~", Path("/home/me")),
-        ("VIT_REQUEST_TIMEOUT_S", "2", 2.0),  # the default of VIT_DECODE_TIMEOUT_S is longer, and gives way
-        ("VIT_MAX_REQUEST_BYTES", "20000", 20_000),  # and so does that of VIT_MAX_IMAGE_BYTES
+        ("VIT_REQUEST_TIMEOUT_S", "2", 2.0),  # although the default of VIT_DECODE_TIMEOUT_S is longer
+        ("VIT_MAX_REQUEST_BYTES", "20000", 20_000),  # although that of VIT_MAX_IMAGE_BYTES is larger
     ],
 )
-def test_value_is_put_into_the_form_that_works(
-    monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: object
-) -> None:
+def test_value_is_normalized(monkeypatch: pytest.MonkeyPatch, name: str, value: str, expected: object) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv(name, value)
     assert value_of(name) == expected
 
 
-def test_larger_images_raise_what_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_images_raise_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIT_MAX_IMAGE_BYTES", "500000000")
     assert (value_of("VIT_MAX_REQUEST_BYTES"), value_of("VIT_MAX_INFLIGHT_BYTES")) == (500_000_000, 500_000_000)
 
@@ -60,29 +58,29 @@ def test_larger_images_raise_what_holds_them(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        (CORS, "https://shop.example/path", "has more than scheme, host and port"),
-        (CORS, "https://shop.example?q", "has more than scheme, host and port"),
-        (CORS, "https://me@shop.example", "has more than scheme, host and port"),
-        (CORS, "https://shop.example//", "has more than scheme, host and port"),
-        (CORS, "shop.example", "is no origin: write it with its scheme"),
-        (CORS, "//shop.example", "is no origin: write it with its scheme"),
-        (CORS, "file:///index.html", "is no origin"),
-        (CORS, "https://*.shop.example", "has no host name that a browser sends: patterns are not known"),
+        (CORS, "https://shop.example/path", "must have only scheme, host and port"),
+        (CORS, "https://shop.example?q", "must have only scheme, host and port"),
+        (CORS, "https://me@shop.example", "must have only scheme, host and port"),
+        (CORS, "https://shop.example//", "must have only scheme, host and port"),
+        (CORS, "shop.example", "is not an origin: write it with its scheme"),
+        (CORS, "//shop.example", "is not an origin: write it with its scheme"),
+        (CORS, "file:///index.html", "is not an origin"),
+        (CORS, "https://*.shop.example", "has no valid host name: patterns are not supported"),
         (CORS, "https://käse.example", "are written as xn--"),
-        (CORS, "https://", "has no host name"),
+        (CORS, "https://", "has no valid host name"),
         (CORS, "https://shop.example:99999", "out of range"),
         (CORS, "https://shop.example:http", "Port"),
         (CORS, "https://[::1", "IPv6"),
-        (RATE, "1/9999999 years", "at most 1000000000 requests, and for at most a year"),
-        (RATE, "99999999999999999999/second", "at most 1000000000 requests, and for at most a year"),
-        (RATE, "10 per 0 seconds", "a time of 0 limits nothing"),
-        (RATE, "10/0second", "a time of 0 limits nothing"),
-        (RATE, ";".join(["1/second"] * 11), "more than 10 limits"),
+        (RATE, "1/9999999 years", "at most 1000000000 requests in at most a year"),
+        (RATE, "99999999999999999999/second", "at most 1000000000 requests in at most a year"),
+        (RATE, "10 per 0 seconds", "a period of 0 limits nothing"),
+        (RATE, "10/0second", "a period of 0 limits nothing"),
+        (RATE, ";".join(["1/second"] * 11), "more than 10 rates"),
         (RATE, "", "is not a rate limit"),
         (RATE, f"{'9' * 5000}/second", "is not a rate limit"),
         (PROXIES, "10.0.0.1/8", "has host bits set"),
-        (PROXIES, "0.0.0.0/0", "is everybody"),
-        (PROXIES, "::/0", "is everybody"),
+        (PROXIES, "0.0.0.0/0", "trusts every client"),
+        (PROXIES, "::/0", "trusts every client"),
         (PROXIES, "::ffff:10.0.0.1", "write it as an IPv4 address"),
         ("VIT_IMAGE_FORMATS", "", "it is empty"),
         ("VIT_IMAGE_FORMATS", "JPG", "input should be 'jpeg'"),
@@ -94,18 +92,18 @@ def test_larger_images_raise_what_holds_them(monkeypatch: pytest.MonkeyPatch) ->
         ("VIT_HOST", "*", "neither an IP address nor a host name"),
         ("VIT_HOST", "x" * 300, "neither an IP address nor a host name"),
         ("VIT_PORT", "tcp://10.0.0.1:80", "enableServiceLinks: false"),
-        ("VIT_METRICS_PORT", "8000", "is the service's own"),
+        ("VIT_METRICS_PORT", "8000", "is the port of the service"),
         ("VIT_MODEL", "", "it is empty"),
-        ("VIT_MODEL", "~nobody-has-this-name/model", "home directory of somebody who is not known"),
+        ("VIT_MODEL", "~nobody-has-this-name/model", "home directory of an unknown user"),
         ("VIT_CACHE_DIR", " ", "it is empty"),
         ("VIT_API_KEYS", "", "it is empty"),
         ("VIT_API_KEYS_FILE", "", "it is empty"),
         ("VIT_DECODE_TIMEOUT_S", "31", "must not be longer than VIT_REQUEST_TIMEOUT_S"),
         ("VIT_MAX_IMAGE_BYTES", "3", "greater than or equal to 1000"),
-        ("VIT_INFERENCE_TIMEOUT_S", "1e-9", "less than 0.01 s lets nothing through"),
+        ("VIT_INFERENCE_TIMEOUT_S", "1e-9", "it must be at least 0.01 s"),
     ],
 )
-def test_value_that_can_never_work_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
+def test_invalid_value_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str, message: str) -> None:
     monkeypatch.setenv(name, value)
     with pytest.raises(StartError, match=rf"^{name}: .*{message}") as caught:
         read_settings()
@@ -118,11 +116,11 @@ def test_value_that_can_never_work_is_refused(monkeypatch: pytest.MonkeyPatch, n
         ({"max_image_bytes": "2000", "max_request_bytes": "1000"}, "VIT_MAX_REQUEST_BYTES: must hold at least one image"),
         ({"request_timeout_s": "2", "decode_timeout_s": "3"}, "VIT_DECODE_TIMEOUT_S: must not be longer"),
         ({"request_timeout_s": "5", "max_queue_delay_ms": "5000"}, "VIT_MAX_QUEUE_DELAY_MS: must be shorter"),
-        ({"metrics": "false", "metrics_port": "9100"}, "VIT_METRICS_PORT: there are no metrics"),
-        ({"port": "9100", "metrics_port": "9100"}, "VIT_METRICS_PORT: is the service's own"),
+        ({"metrics": "false", "metrics_port": "9100"}, "VIT_METRICS_PORT: metrics are disabled"),
+        ({"port": "9100", "metrics_port": "9100"}, "VIT_METRICS_PORT: is the port of the service"),
     ],
 )
-def test_values_that_contradict_each_other(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str) -> None:
+def test_contradicting_values_are_refused(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], message: str) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(f"VIT_{name.upper()}", value)
     with pytest.raises(StartError, match=f"^{message}"):
@@ -142,13 +140,13 @@ def test_every_number_has_bounds(monkeypatch: pytest.MonkeyPatch, value: str) ->
                 read_settings()
 
 
-def test_zero_port_of_both_is_two_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_ports_may_be_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIT_PORT", "0")
     monkeypatch.setenv("VIT_METRICS_PORT", "0")
     assert value_of("VIT_METRICS_PORT") == 0
 
 
-def test_unknown_variables_are_named() -> None:
+def test_unknown_variables_are_warned_of() -> None:
     environment = {
         "VIT_API_KEY": "secret",
         "VIT_MAX_BATCHSIZE": "8",
@@ -156,7 +154,7 @@ def test_unknown_variables_are_named() -> None:
         "VIT_": "",
         "VITAL": "1",
         "vit_port": "8000",
-        # what Kubernetes and Docker set for services named vit, vit-serve and vit-cache
+        # set by Kubernetes and Docker for services named vit, vit-serve and vit-cache
         "VIT_SERVICE_HOST": "10.0.0.1",
         "VIT_SERVICE_PORT_HTTP": "80",
         "VIT_PORT_80_TCP": "tcp://10.0.0.1:80",
@@ -165,7 +163,7 @@ def test_unknown_variables_are_named() -> None:
         "VIT_CACHE_PORT_6379_TCP_ADDR": "10.0.0.1",
     }
     assert unknown_variables(environment) == [
-        "VIT_API_KEY is no setting, and ignored; did you mean VIT_API_KEYS?",
-        "VIT_COLOUR is no setting, and ignored; docs/settings.md lists all there are",
-        "VIT_MAX_BATCHSIZE is no setting, and ignored; did you mean VIT_MAX_BATCH_SIZE?",
+        "VIT_API_KEY is not a setting and is ignored; did you mean VIT_API_KEYS?",
+        "VIT_COLOUR is not a setting and is ignored; docs/settings.md lists all settings",
+        "VIT_MAX_BATCHSIZE is not a setting and is ignored; did you mean VIT_MAX_BATCH_SIZE?",
     ]

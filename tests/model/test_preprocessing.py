@@ -34,16 +34,16 @@ HALF = (0.5, 0.5, 0.5)
         ),
     ],
 )
-def test_processors_are_read_as_transformers_reads_them(config: dict[str, Any], expected: Preprocessing) -> None:
+def test_processor_configs_as_transformers(config: dict[str, Any], expected: Preprocessing) -> None:
     assert from_hugging_face(config) == expected
 
 
-def test_what_is_written_is_read_again() -> None:
+def test_written_preprocessing_is_read_back() -> None:
     preprocessing = Preprocessing(96, (84, 84), "bicubic", (0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
     assert from_hugging_face(to_hugging_face(preprocessing)) == preprocessing
 
 
-def test_people_can_read_it() -> None:
+def test_describe_preprocessing() -> None:
     preprocessing = Preprocessing(96, (84, 84), "bicubic", (0.485, 0.456, 0.406), HALF)
     assert preprocessing.describe() == (
         "resize shortest edge to 96 (bicubic), crop centre 84 x 84, mean 0.485/0.456/0.406, std 0.5/0.5/0.5"

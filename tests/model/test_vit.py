@@ -22,14 +22,14 @@ def images_of(config: ViTConfig, batch: int = 3) -> Tensor:
     return torch.randn(batch, 3, config.image_size, config.image_size, generator=torch.Generator().manual_seed(1))
 
 
-def test_shapes_through_the_model() -> None:
+def test_shapes() -> None:
     model, images = model_of(TINY), images_of(TINY)
     tokens = model.forward_features(images)
     assert tokens.shape == (3, TINY.num_tokens, TINY.embed_dim) == (3, 17, 32)
     assert model.forward_head(tokens).shape == model(images).shape == (3, TINY.num_classes)
 
 
-def test_modules_and_parameters_carry_timms_names() -> None:
+def test_parameters_have_timm_names() -> None:
     names = set(VisionTransformer(replace(TINY, layer_scale=True, depth=1)).state_dict())
     block = {f"blocks.0.{module}.{kind}" for module in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
              for kind in ("weight", "bias")}  # fmt: skip
@@ -37,7 +37,7 @@ def test_modules_and_parameters_carry_timms_names() -> None:
     assert names == {"cls_token", "pos_embed", "blocks.0.ls1.gamma", "blocks.0.ls2.gamma"} | block | outside
 
 
-def test_logits_agree_with_the_formulas_written_out_in_float64() -> None:
+def test_logits_match_formulas_in_float64() -> None:
     config = replace(TINY, layer_scale=True, layer_norm_eps=1e-3)
     model, images = model_of(config).double(), images_of(config).double()
     weights = model.state_dict()
@@ -77,7 +77,7 @@ def test_logits_agree_with_the_formulas_written_out_in_float64() -> None:
 
 
 @pytest.mark.parametrize("pooling", ["token", "avg", "token+avg"])
-def test_the_head_reads_what_pooling_says(pooling: Pooling) -> None:
+def test_pooling_selects_head_input(pooling: Pooling) -> None:
     model = model_of(replace(TINY, pooling=pooling))
     tokens = torch.randn(2, TINY.num_tokens, TINY.embed_dim)
     expected = {
@@ -89,34 +89,34 @@ def test_the_head_reads_what_pooling_says(pooling: Pooling) -> None:
     assert model.forward_head(tokens).shape == (2, TINY.num_classes)
 
 
-def test_the_encoder_output_reaches_the_head_and_not_the_initial_class_token() -> None:
+def test_head_reads_encoder_output() -> None:
     model = model_of(TINY)
     first, second = images_of(TINY, batch=2)
     with torch.no_grad():
         assert not torch.allclose(model(first[None]), model(second[None]), atol=1e-3)
 
 
-def test_an_answer_does_not_depend_on_its_neighbours() -> None:
+def test_logits_are_independent_of_the_batch() -> None:
     model, images = model_of(TINY), images_of(TINY, batch=7)
     with torch.no_grad():
-        together, alone = model(images), torch.cat([model(image[None]) for image in images])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+        batched, single = model(images), torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(batched, single, rtol=0, atol=1e-5)
 
 
-def test_flops_are_those_that_the_papers_count() -> None:
+def test_flops_match_papers() -> None:
     base = ViTConfig(num_classes=1000)
     assert base.flops == pytest.approx(2 * 17.56e9, rel=0.002)  # multiply-adds of ViT-B/16 at 224 pixels
     swiglu = replace(base, swiglu=True)
     assert swiglu.flops - base.flops == 2 * base.depth * base.num_tokens * base.embed_dim * base.mlp_dim
 
 
-def test_resampling_to_the_same_grid_changes_nothing() -> None:
+def test_resampling_to_same_grid_is_identity() -> None:
     pos_embed = torch.randn(1, 1 + 16, 8)
     assert resample_position_embedding(pos_embed, 4) is pos_embed
 
 
-@pytest.mark.parametrize("resampling", ["plain", "smooth"])
-def test_resampling_keeps_the_class_token_and_a_linear_ramp(resampling: Resampling) -> None:
+@pytest.mark.parametrize("resampling", ["bicubic", "antialias"])
+def test_resampling_keeps_class_token_and_ramp(resampling: Resampling) -> None:
     ramp = torch.arange(8.0).view(1, 8, 1, 1).expand(1, 8, 8, 2)  # rises downwards
     pos_embed = torch.cat((torch.full((1, 1, 2), 9.0), ramp.reshape(1, 64, 2)), dim=1)
 
@@ -128,7 +128,7 @@ def test_resampling_keeps_the_class_token_and_a_linear_ramp(resampling: Resampli
     torch.testing.assert_close(rows[1:3, :, 0], torch.tensor([2.5, 4.5]).view(2, 1).expand(2, 4), rtol=0, atol=0.05)
 
 
-def test_resampling_refuses_what_is_no_square_grid() -> None:
+def test_resampling_refuses_non_square_grid() -> None:
     with pytest.raises(ValueError, match="15 patches"):
         resample_position_embedding(torch.zeros(1, 16, 8), 4)
 
@@ -143,6 +143,6 @@ def test_resampling_refuses_what_is_no_square_grid() -> None:
         ({"image_size": 4}, "image_size 4 is smaller than patch_size 8"),
     ],
 )
-def test_sizes_that_contradict_each_other_are_refused(changes: dict[str, Any], message: str) -> None:
+def test_contradicting_sizes_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(TINY, **changes)

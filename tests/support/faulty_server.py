@@ -48,6 +48,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from app.cli import end
+    from app.process.exit import end_process
 
-    end(main())
+    end_process(main())

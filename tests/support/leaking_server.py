@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from functools import partial
 
-from app.cli import end
 from app.pixels import Pixels
+from app.process.exit import end_process
 from app.process.logs import configure_logging
 from app.server import serve
 from app.serving.loading import load_classifier
@@ -26,7 +26,7 @@ class Leak:
 def main() -> None:
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_format)
-    end(serve(settings, load=partial(load_classifier, run=Leak())))
+    end_process(serve(settings, load=partial(load_classifier, run=Leak())))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import asyncio
 import time
 
 from app import server
-from app.cli import end
 from app.metrics import Metrics
+from app.process.exit import end_process
 from app.process.logs import configure_logging
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
@@ -52,7 +52,7 @@ def main() -> None:
     settings = read_settings()
     configure_logging(settings.log_level, settings.log_format)
     server.DrainingServer = WatchedServer  # type: ignore[misc]
-    end(server.serve(settings, load=load))
+    end_process(server.serve(settings, load=load))
 
 
 if __name__ == "__main__":

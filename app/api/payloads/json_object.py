@@ -7,7 +7,6 @@ string: `{"image": "/9j/4AAQ..."}` is parsed as `{"0": "1"}`. A string is unesca
 import codecs
 import json
 import re
-from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,7 +34,7 @@ class JsonString:
     """A valid string with its escapes, in blocks, so that one step never covers all of it."""
 
     def __init__(self) -> None:
-        self._blocks = deque([bytearray()])
+        self._blocks = [bytearray()]
 
     def append(self, escaped: bytes) -> None:
         if len(self._blocks[-1]) >= _STEP_BYTES:
@@ -44,8 +43,9 @@ class JsonString:
 
     def take_blocks(self) -> Iterator[bytes]:
         """Yield the string in UTF-8, unescaped, and free each block. All but the last had 32 KB or more of escaped text."""
+        self._blocks.reverse()
         while self._blocks:
-            block = self._blocks.popleft()
+            block = self._blocks.pop()
             yield _unescaped(block).encode("utf-8", "surrogatepass") if b"\\" in block else bytes(block)
 
     def key(self) -> str:

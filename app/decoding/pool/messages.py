@@ -23,6 +23,9 @@ or a negative errno."""
 
 MAX_REPLY_BYTES = 512
 
+FAULT = 1
+"""Exit status of a worker that ends by an exception in its own code."""
+
 _HEAD = struct.Struct("<IB")
 _ERRORS: tuple[type[ServiceError], ...] = (ImageTooLarge, UnsupportedImageFormat, UndecodableImage)
 _FAULT = len(_ERRORS) + 1

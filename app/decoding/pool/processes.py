@@ -1,7 +1,6 @@
 """ProcessDecoder: a pool of worker processes that have limits and can be ended, so that a bad image harms no other.
 
-Pools of the standard library unpickle in the service what their workers send; here a reply is a number and a short text, and
-pixels come through memory that the service made and sealed. docs/decoding.md says more.
+It is not a pool of the standard library, because those unpickle in the service what their workers send (docs/decoding.md).
 
 An image goes straight from the backlog to an idle worker, in one step of the event loop. `_discard` is the only way to lose
 a worker and `_replace` the only way to a new one, so that workers and replacements are always as many as the pool's size.
@@ -9,6 +8,7 @@ a worker and `_replace` the only way to a new one, so that workers and replaceme
 
 import asyncio
 import contextvars
+import signal
 from collections.abc import Callable, Hashable
 from typing import Literal
 
@@ -17,13 +17,12 @@ import structlog
 from app.decoding.limits import check_length
 from app.decoding.pool.attempt import DecodingFault
 from app.decoding.pool.backlog import Backlog, PendingImage, draining
-from app.decoding.pool.exit_status import FAULT
 from app.decoding.pool.fair_queue import Turn
 from app.decoding.pool.job import Job
-from app.decoding.pool.messages import MAX_REPLY_BYTES
+from app.decoding.pool.messages import FAULT, MAX_REPLY_BYTES
 from app.decoding.pool.spawner import Spawner
 from app.decoding.pool.worker import State, Worker
-from app.decoding.pool.zygote import WorkerFailed, WorkerProcess, Zygote, ZygoteDied
+from app.decoding.pool.zygote import WorkerFailed, WorkerProcess, Zygote, ZygoteDied, describe_exit
 from app.errors import NotReady, StartError, UndecodableImage
 from app.pixels import Pixels
 
@@ -32,15 +31,18 @@ Reason = Literal["timeout", "crashed", "killed", "start"]
 before the first image."""
 
 _MAX_CRASHES = 2
-"""Workers that may crash on an image; one, because the first may have been damaged by the image before."""
+"""Workers that may crash on an image: a second one is tried, because the image before may have damaged the first."""
 
 _MAX_KILLS = 5
-"""Workers that may be killed while they have an image, which may be innocent or the reason why memory ran out."""
+"""Workers that may be killed with an image: it may be innocent, or the reason why memory ran out."""
 
 _MAX_FAILURES = 8
-"""Failures in a row, which take 2.5 s, after which an empty pool is not ready."""
+"""Failures in a row after which an empty pool is not ready; with the backoff they take 2.5 s."""
 
 _RETRY_AFTER_S = 5.0
+
+_KILLED = (-signal.SIGKILL, None)
+"""Exits that no decoder causes itself; unknown is that of a worker that ended with its zygote."""
 
 _log = structlog.get_logger(__name__)
 
@@ -186,14 +188,14 @@ class ProcessDecoder:
     async def _replace(self, lost: WorkerProcess, reason: Reason | None, turn: Turn[PendingImage] | None) -> None:
         """Reap a process, decide on the image that it had, and start another one."""
         status = await self._spawner.reap(lost)
-        our_fault = reason is None and status.is_fault
-        reason = reason or ("killed" if status.is_kill else "crashed")
+        our_fault = reason is None and status == FAULT
+        reason = reason or ("killed" if status in _KILLED else "crashed")
         if turn is not None:
             self._retry(turn, reason, our_fault=our_fault)
         if self._closing.is_set():
             return
         self._on_restart(reason)
-        _log.warning("decoder restarted", reason=reason, ended=str(status))
+        _log.warning("decoder restarted", reason=reason, ended=describe_exit(status))
         if reason != "timeout":
             self._count_failure(pause=self._spawner.backoff.failures > 0)
         self._dispatch()
@@ -233,7 +235,7 @@ class ProcessDecoder:
         _log.warning("a decoding process cannot be started; trying again", reason=reason, in_s=pause_s)
 
     def _count_failure(self, *, pause: bool = True) -> float:
-        """Lengthen the backoff, and refuse what waits if there are too many failures. Returns the pause in seconds."""
+        """Lengthen the backoff, and fail all queued images after too many failures. Returns the pause in seconds."""
         backoff = self._spawner.backoff
         pause_s = backoff.fail(pause=pause)
         if backoff.failures >= _MAX_FAILURES and (reason := self.why_not_ready) is not None:

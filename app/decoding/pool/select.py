@@ -1,4 +1,4 @@
-"""Decoder of the settings, made in two steps: processes start slowly, and may do so while the model loads."""
+"""Construction of the decoder from the settings, in two steps: processes start slowly, and do so while the model loads."""
 
 import io
 import os

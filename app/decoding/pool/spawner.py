@@ -6,12 +6,11 @@ from collections.abc import Callable
 
 import structlog
 
-from app.decoding.pool.exit_status import ExitStatus
 from app.decoding.pool.job import Job
 from app.decoding.pool.zygote import WorkerProcess, Zygote, ZygoteDied
 
 _BACKOFF_S = (0.02, 5.0)
-"""First and longest pause before a start; each failure in a row doubles it."""
+"""First and longest pause before a start; each failure in a row doubles it. The first death in a row costs none."""
 
 _log = structlog.get_logger(__name__)
 
@@ -81,8 +80,8 @@ class Spawner:
             return process
         return None
 
-    async def reap(self, process: WorkerProcess) -> ExitStatus:
-        """Kill a process if it still runs, and say how it ended."""
+    async def reap(self, process: WorkerProcess) -> int | None:
+        """Kill a process if it still runs; see `Zygote.reap`. None if it was reaped with its zygote."""
         async with self._lock:
             try:
                 return await asyncio.to_thread(process.zygote.reap, process)
@@ -90,7 +89,7 @@ class Spawner:
                 self.zygote_died |= process.zygote is self.zygote
             except Exception as error:  # no thread can be started, say; the worker must be replaced all the same
                 _log.warning("exit status of a worker unknown", reason=str(error) or type(error).__name__)
-            return ExitStatus()
+            return None
 
     async def close(self) -> None:
         """End the zygote and all its workers."""

@@ -10,7 +10,7 @@ from app.decoding.pool.attempt import DecodingFault, attempt
 from app.decoding.pool.backlog import Backlog, PendingImage, draining
 from app.decoding.pool.fair_queue import Turn
 from app.pixels import Pixels
-from app.process.cpu import give_way
+from app.process.cpu import lower_priority
 
 
 class ThreadDecoder:
@@ -23,7 +23,7 @@ class ThreadDecoder:
 
     def __init__(self, *decoders: Decode, threads: int) -> None:
         self._decoders = decoders
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=give_way)
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=lower_priority)
         self._free = threads
         self._backlog = Backlog(threads, self._dispatch)
         self._closed = False

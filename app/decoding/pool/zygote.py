@@ -4,6 +4,7 @@ import fcntl
 import mmap
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import IO
 
-from app.decoding.pool.exit_status import ExitStatus
 from app.decoding.pool.job import MAX_JOB_BYTES, Job
 from app.decoding.pool.messages import ANSWER, COMMAND, MAX_REPLY_BYTES, REQUEST, Reply, read_reply
 from app.errors import StartError
@@ -103,16 +103,20 @@ class Zygote:
             return worker
         worker.connection.close()
         status = self.reap(worker)
-        raise WorkerFailed(f"it ended at once, with {status}" if reply is None else str(reply.error))
+        raise WorkerFailed(f"it ended at once, with {describe_exit(status)}" if reply is None else str(reply.error))
 
-    def reap(self, worker: WorkerProcess) -> ExitStatus:
+    def reap(self, worker: WorkerProcess) -> int | None:
         """Kill a worker if it still runs, and reap it. Blocks, for a moment.
+
+        Returns:
+            Its exit status, or minus the signal that ended it; None if the zygote does not know the worker.
 
         Raises:
             ZygoteDied: the zygote ended, and its workers with it.
         """
         with self._lock:
-            return ExitStatus(self._command(worker.pid))
+            status = self._command(worker.pid)
+        return None if status < 0 else os.waitstatus_to_exitcode(status)
 
     def close(self) -> None:
         """End the zygote and its workers. Blocks, for a second at most."""
@@ -163,6 +167,13 @@ class Zygote:
         if not answer:
             raise ZygoteDied
         return answer
+
+
+def describe_exit(status: int | None) -> str:
+    """Return the result of `reap` in words."""
+    if status is None:
+        return "unknown"
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
 def _prove(worker: WorkerProcess, probe: bytes) -> Reply | None:

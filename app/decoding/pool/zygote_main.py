@@ -21,12 +21,11 @@ from typing import NoReturn
 
 from app.decoding import Decode
 from app.decoding.pool.attempt import DecodingFault, attempt
-from app.decoding.pool.exit_status import FAULT
 from app.decoding.pool.job import MAX_JOB_BYTES, Job
-from app.decoding.pool.messages import ANSWER, COMMAND, REQUEST, Reply, write_reply
+from app.decoding.pool.messages import ANSWER, COMMAND, FAULT, REQUEST, Reply, write_reply
 from app.decoding.pool.sandbox import confine, end_with_parent, limit_cpu
 from app.errors import ServiceError
-from app.process.cpu import give_way
+from app.process.cpu import lower_priority
 
 SERVICE_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that a terminal or a supervisor may send to all processes at once; only the service acts on them."""
@@ -36,7 +35,7 @@ def main(control: socket.socket, module: str) -> None:
     """Import, warm up, and fork or reap workers as the service commands."""
     for sig in SERVICE_SIGNALS:
         signal.signal(sig, signal.SIG_IGN)
-    give_way(os.getppid())
+    lower_priority(os.getppid())
     _end_with_service(control, True)
     importlib.import_module(module)
     _end_with_service(control, False)

@@ -147,7 +147,7 @@ def read_hugging_face(directory: Path) -> Blueprint:
         preprocessing=preprocessing,
         labels=labels,
         weights=find_weights(directory),
-        resampling="smooth" if architecture == "Dinov2WithRegistersForImageClassification" else "plain",
+        resampling="antialias" if architecture == "Dinov2WithRegistersForImageClassification" else "bicubic",
         interpolates=architecture.startswith("Dinov2"),
         problem_type=raw.get("problem_type"),
     )
@@ -182,7 +182,7 @@ def vit_config(architecture: str, raw: dict[str, Any], num_classes: int) -> ViTC
         dist_token=family is _DEIT,
         head_dist=architecture == "DeiTForImageClassificationWithTeacher",
         reg_tokens=registers,
-        embedded="class+patches" if registers else "all",
+        pos_embed_coverage="class+patches" if registers else "all",
         pooling="token+avg" if dinov2 else "token",
     )
 

@@ -38,6 +38,11 @@ _CONVERSION = (
 class CheckpointError(Exception):
     """A checkpoint that cannot be served; the message says what is wrong with which file or key, and what to do."""
 
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+        """Argument of `load_checkpoint` to change, such as `activation`; None if it is the model itself."""
+
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:

@@ -102,7 +102,7 @@ def check_choices(arguments: dict[str, Any], config: ViTConfig, *, plain_mean: b
     """
     shown = {"class_token": config.class_token, "pre_norm": config.pre_norm, "qkv_bias": config.qkv_bias}
     if config.num_prefix_tokens:
-        shown["no_embed_class"] = config.embedded == "patches"
+        shown["no_embed_class"] = config.pos_embed_coverage == "patches"
     if arguments.get("fc_norm") is not None:
         shown["fc_norm"] = config.fc_norm
     elif "global_pool" in arguments and config.fc_norm != (config.pooling == "avg" and not plain_mean):

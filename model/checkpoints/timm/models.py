@@ -19,7 +19,7 @@ from model.checkpoints.tensors.renaming import count_classes, named_as
 from model.checkpoints.tensors.weights_file import WeightsFile, find_weights, open_weights, read_json
 from model.checkpoints.timm.config_json import read_config
 from model.checkpoints.timm.model_args import activation, check_choices, layer_norm_eps, pooling, sizes
-from model.config import Activation, Embedded, ViTConfig
+from model.config import Activation, PosEmbedCoverage, ViTConfig
 from model.preprocessing import from_timm
 
 _SIZES = {
@@ -93,7 +93,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         preprocessing=preprocessing,
         labels=labels,
         weights=weights.path,
-        resampling="smooth",
+        resampling="antialias",
         interpolates=bool(said.arguments.get("dynamic_img_size")),
         trained_on=None if named else _trained_on(raw, pretrained, num_classes),
         problem_type=raw.get("problem_type"),
@@ -120,14 +120,14 @@ def read_timm_file(path: Path, architecture: str) -> Blueprint:
         preprocessing=preprocessing,
         labels=placeholders(config.num_classes),
         weights=path,
-        resampling="smooth",
+        resampling="antialias",
         trained_on=said_by_tag(architecture.partition(".")[2], config.num_classes),
     )
 
 
 def _refuse_another_size(weights: WeightsFile, architecture: str, config: ViTConfig) -> None:
     """Say how to write down the image size of training; the name of another size would stand for another preprocessing."""
-    patches = weights.tokens("pos_embed") - config.num_embedded_prefix_tokens
+    patches = weights.tokens("pos_embed") - config.num_pos_embed_prefix_tokens
     grid = isqrt(max(0, patches))
     size = grid * config.patch_size
     if grid == 0 or grid**2 != patches or size == config.image_size:
@@ -189,7 +189,7 @@ def _config(name: _Name, weights: WeightsFile, num_classes: int, image_size: int
         dist_token="dist_token" in shapes,
         head_dist="head_dist.weight" in shapes,
         reg_tokens=reg_tokens,
-        embedded=_embedded(weights, (image_size // patch_size) ** 2 if patch_size > 0 else 0, prefix),
+        pos_embed_coverage=_pos_embed_coverage(weights, (image_size // patch_size) ** 2 if patch_size > 0 else 0, prefix),
         pre_norm="norm_pre.weight" in shapes,
         pooling=pooling(arguments, "token" if token else "avg"),
         fc_norm=fc_norm,
@@ -202,7 +202,7 @@ def _activation(name: _Name) -> Activation:
     return "quick_gelu" if "quickgelu" in name.choices else "gelu"
 
 
-def _embedded(weights: WeightsFile, num_patches: int, prefix: int) -> Embedded:
+def _pos_embed_coverage(weights: WeightsFile, num_patches: int, prefix: int) -> PosEmbedCoverage:
     """Which tokens the position embedding covers, from its length."""
     return "patches" if prefix and weights.tokens("pos_embed") == num_patches else "all"
 

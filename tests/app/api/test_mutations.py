@@ -1,4 +1,4 @@
-"""Good requests with a few bytes wrong: each is answered, or refused for a clear reason, and nothing inside breaks."""
+"""Valid requests with a few bytes changed: each is answered or refused, and none fails inside the service."""
 
 import asyncio
 import random
@@ -25,7 +25,7 @@ REQUESTS = (
 
 
 def mutations(good: bytes, number: int) -> Iterator[bytes]:
-    """The same each time: bytes replaced, taken out, put in, doubled, and cut off at the end."""
+    """Yield the same mutants each time: bytes replaced, removed, inserted, doubled, or cut off at the end."""
     generator = random.Random(number)
     for _ in range(number):
         mutant = bytearray(good)
@@ -38,7 +38,7 @@ def mutations(good: bytes, number: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("good", REQUESTS, ids=["get", "length", "chunked", "upgrade"])
-async def test_a_request_with_a_few_bytes_wrong_is_answered_or_refused(good: bytes, caplog: pytest.LogCaptureFixture) -> None:
+async def test_mutated_request_is_answered_or_refused(good: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2, keep_alive_s=0.2)) as wire:
         at_once = asyncio.Semaphore(100)
 
@@ -56,10 +56,10 @@ async def test_a_request_with_a_few_bytes_wrong_is_answered_or_refused(good: byt
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-async def test_a_multipart_body_with_a_few_bytes_wrong_is_answered_or_refused(client: httpx.AsyncClient) -> None:
+async def test_mutated_multipart_is_answered_or_refused(client: httpx.AsyncClient) -> None:
     form = multipart(("Content-Disposition: form-data; name=note", b"some"), (f'{IMAGE}; filename="a.png"', picture(0)))
     good: bytes = form["content"]
-    start = good.index(b"\x89PNG") + 8  # what is wrong in a picture is another test's business
+    start = good.index(b"\x89PNG") + 8  # images with wrong bytes have tests of their own
     end = start + len(picture(0)) - 8
     seen = set()
     for before, after in zip(mutations(good[:start], 500), mutations(good[end:], 500), strict=True):

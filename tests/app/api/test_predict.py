@@ -1,4 +1,4 @@
-"""POST /predict and /predict/batch: every form of the request, the numbers of the answer, and every row of the error table."""
+"""POST /predict and /predict/batch: all request forms, the numbers of the answer, all rows of the error table."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ def assert_problem(response: httpx.Response, status: int, code: str) -> dict[str
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
-    """A body without Content-Length."""
+    """Yield a body in chunks, which has no Content-Length."""
     for part in parts:
         yield part
 
@@ -56,7 +56,7 @@ FORMS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("form", [pytest.param(form, id=name) for name, form in FORMS.items()])
-async def test_every_form_of_the_request_gets_the_same_answer(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
+async def test_all_request_forms_give_the_same_answer(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
     expected = (await client.post("/predict", content=picture(0))).json()
     response = await client.post("/predict", **form)
     assert response.status_code == 200
@@ -65,7 +65,7 @@ async def test_every_form_of_the_request_gets_the_same_answer(client: httpx.Asyn
     assert answer["logits"] == pytest.approx(expected["logits"], abs=1e-5)
 
 
-async def test_the_answer_is_ranked_and_its_numbers_fit_each_other(client: httpx.AsyncClient) -> None:
+async def test_answer_is_ranked_and_consistent(client: httpx.AsyncClient) -> None:
     answer = (await client.post("/predict", content=picture(1))).json()
     logits, probabilities = np.array(answer["logits"]), np.array(answer["probabilities"])
     assert list(answer) == ["model", "activation", "predictions", "logits", "probabilities"]
@@ -84,7 +84,7 @@ async def test_the_answer_is_ranked_and_its_numbers_fit_each_other(client: httpx
 
 
 @pytest.mark.parametrize(("top_k", "expected"), [(1, 1), (5, 5), (10, 10), (1000, 10)])
-async def test_top_k_says_how_many_classes_are_ranked(client: httpx.AsyncClient, top_k: int, expected: int) -> None:
+async def test_top_k_limits_the_predictions(client: httpx.AsyncClient, top_k: int, expected: int) -> None:
     answer = (await client.post("/predict", params={"top_k": top_k}, content=picture(1))).json()
     assert len(answer["predictions"]) == expected
 
@@ -94,18 +94,18 @@ async def test_vectors_can_be_left_out(client: httpx.AsyncClient) -> None:
     assert set(answer) == {"model", "activation", "predictions"}
 
 
-async def test_200_pictures_at_once_get_what_each_gets_alone(open_client: OpenClient) -> None:
+async def test_concurrent_images_match_single_answers(open_client: OpenClient) -> None:
     async with open_client(max_batch_size=32) as client:
         alone = [(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(200)]
         together = await asyncio.gather(*(client.post("/predict", content=picture(seed)) for seed in range(200)))
         metrics = metrics_of((await client.get("/metrics")).content)
     np.testing.assert_allclose([response.json()["logits"] for response in together], alone, rtol=0, atol=1e-4)
     distances = np.abs(np.array(alone)[:, None] - np.array(alone)[None]).max(axis=-1) + np.eye(200)
-    assert distances.min() > 1e-2  # so that an answer to another picture would have been seen
+    assert distances.min() > 1e-2  # a swapped answer would fail the comparison above
     assert metrics["vit_batch_size_images_count"] < 300  # batches did form
 
 
-async def test_a_corrupt_picture_among_sixteen_fails_alone(client: httpx.AsyncClient) -> None:
+async def test_corrupt_image_fails_alone_of_sixteen(client: httpx.AsyncClient) -> None:
     good = [(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(16)]
     bodies = [picture(seed) for seed in range(16)]
     bodies[7] = bodies[7][: len(bodies[7]) // 2]
@@ -120,7 +120,7 @@ MULTIPART = "multipart/form-data; boundary=frontier"
 
 
 def multipart(*parts: tuple[str, bytes], before: bytes = b"", after: bytes = b"", boundary: str = "frontier") -> dict[str, Any]:
-    """A request whose parts have just these headers."""
+    """Return a request whose parts have exactly these headers."""
     framed = [f"--{boundary}\r\n{header}\r\n\r\n".encode() + body + b"\r\n" for header, body in parts]
     body = b"".join([before, *framed, f"--{boundary}--\r\n".encode(), after])
     return {"content": body, "headers": {"Content-Type": f"multipart/form-data; boundary={boundary}"}}
@@ -187,15 +187,15 @@ NOTE = "Content-Disposition: form-data; name=note"
         pytest.param({"json": {"image": "http://169.254.169.254/"}}, "A URL is never fetched", id="url"),
     ],
 )
-async def test_malformed_requests_are_400(client: httpx.AsyncClient, request_: dict[str, Any], says: str) -> None:
+async def test_malformed_request_is_400(client: httpx.AsyncClient, request_: dict[str, Any], says: str) -> None:
     problem = assert_problem(await client.post("/predict", **request_), 400, "malformed_request")
     assert says in problem["detail"]
 
 
 @pytest.mark.parametrize("framing", ["raw", "chunked", "multipart", "json"])
-async def test_too_many_bytes_are_413_and_one_less_is_not(open_client: OpenClient, framing: str) -> None:
+async def test_image_over_max_bytes_is_413(open_client: OpenClient, framing: str) -> None:
     def request(size: int) -> dict[str, Any]:
-        image_bytes = picture(0) + bytes(size - len(picture(0)))  # a decoder stops at the end of the picture
+        image_bytes = picture(0) + bytes(size - len(picture(0)))  # decoders ignore bytes after the image
         forms: dict[str, dict[str, Any]] = {
             "raw": {"content": image_bytes},
             "chunked": {"content": chunks(image_bytes[:5000], image_bytes[5000:])},
@@ -212,7 +212,7 @@ async def test_too_many_bytes_are_413_and_one_less_is_not(open_client: OpenClien
 
 
 @pytest.mark.parametrize("declared", [True, False])
-async def test_a_body_that_is_too_large_is_not_read_to_its_end(open_client: OpenClient, declared: bool) -> None:
+async def test_oversized_body_is_not_read_to_its_end(open_client: OpenClient, declared: bool) -> None:
     read = 0
 
     async def endless() -> AsyncIterator[bytes]:
@@ -227,7 +227,7 @@ async def test_a_body_that_is_too_large_is_not_read_to_its_end(open_client: Open
     assert read == (0 if declared else 11_000)
 
 
-async def test_too_many_pixels_are_413(open_client: OpenClient) -> None:
+async def test_image_over_max_pixels_is_413(open_client: OpenClient) -> None:
     async with open_client(max_image_pixels=1000) as client:
         problem = assert_problem(await client.post("/predict", content=picture(0)), 413, "image_too_large")
     assert "40 x 36 pixels" in problem["detail"]
@@ -256,7 +256,7 @@ FLOODS: dict[str, tuple[str, list[bytes], int, str]] = {
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in FLOODS.items()])
-async def test_a_multipart_flood_is_not_read_on(open_client: OpenClient, case: tuple[str, list[bytes], int, str]) -> None:
+async def test_multipart_flood_stops_reading(open_client: OpenClient, case: tuple[str, list[bytes], int, str]) -> None:
     path, sent, status, says = case
     read = 0
 
@@ -280,7 +280,7 @@ async def test_a_multipart_flood_is_not_read_on(open_client: OpenClient, case: t
         pytest.param([("Content-Type", "image/png"), ("Content-Type", "application/json")], "more than one", id="two"),
     ],
 )
-async def test_an_odd_content_type_is_400(client: httpx.AsyncClient, headers: list[tuple[str, str]], says: str) -> None:
+async def test_odd_content_type_is_400(client: httpx.AsyncClient, headers: list[tuple[str, str]], says: str) -> None:
     for path in ("/predict", "/predict/batch"):
         response = await client.post(path, content=picture(0), headers=headers)
         assert says in assert_problem(response, 400, "malformed_request")["detail"]
@@ -303,12 +303,12 @@ async def test_an_odd_content_type_is_400(client: httpx.AsyncClient, headers: li
         pytest.param(multipart(("Content-Disposition: form-data; name=image", picture(0))), id="unquoted-name"),
     ],
 )
-async def test_what_is_odd_in_a_multipart_body_but_clear_is_answered(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
+async def test_unusual_but_valid_multipart_is_200(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
     assert (await client.post("/predict", **form)).status_code == 200
 
 
 @pytest.mark.parametrize("content", [b"hello", b"%PDF-1.7", b"\x80\x04pickle", b"http://169.254.169.254/latest"])
-async def test_what_is_no_image_is_415(client: httpx.AsyncClient, content: bytes) -> None:
+async def test_non_image_is_415(client: httpx.AsyncClient, content: bytes) -> None:
     assert_problem(await client.post("/predict", content=content), 415, "unsupported_image_format")
     assert_problem(await client.post("/predict", files={"image": content}), 415, "unsupported_image_format")
     assert_problem(await client.post("/predict", **multipart((IMAGE, content))), 415, "unsupported_image_format")
@@ -316,7 +316,7 @@ async def test_what_is_no_image_is_415(client: httpx.AsyncClient, content: bytes
     assert_problem(await client.post("/predict", content=content, headers=pickled), 415, "unsupported_image_format")
 
 
-async def test_a_format_that_is_not_enabled_is_415(open_client: OpenClient) -> None:
+async def test_predict_of_a_disabled_format_is_415(open_client: OpenClient) -> None:
     async with open_client(image_formats="jpeg") as client:
         assert_problem(await client.post("/predict", content=picture(0)), 415, "unsupported_image_format")
         jpeg = encode(random_picture(0), "JPEG")
@@ -324,7 +324,7 @@ async def test_a_format_that_is_not_enabled_is_415(open_client: OpenClient) -> N
 
 
 @pytest.mark.parametrize("encodings", [["gzip"], ["identity", "gzip"], ["identity, br"], [""]])
-async def test_a_compressed_body_is_415(client: httpx.AsyncClient, encodings: list[str]) -> None:
+async def test_compressed_body_is_415(client: httpx.AsyncClient, encodings: list[str]) -> None:
     headers = [("Content-Encoding", encoding) for encoding in encodings]
     response = await client.post("/predict", content=picture(0), headers=headers)
     assert_problem(response, 415, "unsupported_image_format")
@@ -350,13 +350,13 @@ NO_NUMBERS = [
 
 
 @pytest.mark.parametrize("sent", [*NO_NUMBERS, "\uff15", "\u0665", ""])
-async def test_what_is_no_number_of_classes_is_422(client: httpx.AsyncClient, sent: str) -> None:
+async def test_invalid_top_k_is_422(client: httpx.AsyncClient, sent: str) -> None:
     response = await client.post("/predict", params={"top_k": sent}, content=picture(0))
     assert "top_k" in assert_problem(response, 422, "invalid_parameter")["detail"]
 
 
 @pytest.mark.parametrize("sent", NO_NUMBERS)
-async def test_an_odd_content_length_is_400(client: httpx.AsyncClient, sent: str) -> None:
+async def test_invalid_content_length_is_400(client: httpx.AsyncClient, sent: str) -> None:
     for path in ("/predict", "/predict/batch"):
         headers = {b"Content-Length": sent.encode("latin-1"), b"Content-Type": b"application/json"}
         response = await client.post(path, content=b"{}", headers=headers)
@@ -364,13 +364,13 @@ async def test_an_odd_content_length_is_400(client: httpx.AsyncClient, sent: str
 
 
 @pytest.mark.parametrize("params", [{"top_k": 0}, {"top_k": -3}, {"top_k": "many"}, {"vectors": "perhaps"}])
-async def test_parameters_out_of_range_are_422(client: httpx.AsyncClient, params: dict[str, Any]) -> None:
+async def test_parameter_out_of_range_is_422(client: httpx.AsyncClient, params: dict[str, Any]) -> None:
     problem = assert_problem(await client.post("/predict", params=params, content=picture(0)), 422, "invalid_parameter")
     assert next(iter(params)) in problem["detail"]
 
 
 class Held:
-    """A run that is held up until its gate is opened."""
+    """Inference that waits until its gate is opened."""
 
     def __init__(self) -> None:
         self.begun, self.gate = asyncio.Event(), asyncio.Event()
@@ -383,7 +383,7 @@ class Held:
         return await runner.run(images)
 
 
-async def test_a_full_queue_is_429_with_a_time_to_come_back(open_client: OpenClient) -> None:
+async def test_full_queue_is_429_with_retry_after(open_client: OpenClient) -> None:
     held, read = Held(), []
 
     async def body() -> AsyncIterator[bytes]:
@@ -405,7 +405,7 @@ async def test_a_full_queue_is_429_with_a_time_to_come_back(open_client: OpenCli
     assert ready.status_code == 200
 
 
-async def test_bodies_that_are_too_much_together_are_429(open_client: OpenClient) -> None:
+async def test_too_many_bytes_in_flight_is_429(open_client: OpenClient) -> None:
     arrived, go_on = asyncio.Event(), asyncio.Event()
 
     async def slow() -> AsyncIterator[bytes]:
@@ -426,13 +426,13 @@ async def test_bodies_that_are_too_much_together_are_429(open_client: OpenClient
     assert int(refused.headers["retry-after"]) >= 1
 
 
-async def test_those_who_are_refused_together_are_not_all_told_the_same_time() -> None:
+async def test_retry_after_is_jittered() -> None:
     times = {problem_headers(QueueFull("full", retry_after_s=100))["Retry-After"] for _ in range(50)}
     assert len(times) > 1
     assert {80 <= int(time) <= 120 for time in times} == {True}
 
 
-async def test_a_passed_deadline_is_504_and_the_image_is_not_run(open_client: OpenClient) -> None:
+async def test_late_image_is_504_and_skips_inference(open_client: OpenClient) -> None:
     held = Held()
     async with open_client(held) as client:
         first = asyncio.create_task(client.post("/predict", content=picture(0)))
@@ -444,14 +444,14 @@ async def test_a_passed_deadline_is_504_and_the_image_is_not_run(open_client: Op
     assert held.ran == 1
 
 
-async def test_a_callers_deadline_cannot_be_longer_than_the_servers(open_client: OpenClient) -> None:
+async def test_client_cannot_extend_the_deadline(open_client: OpenClient) -> None:
     held = Held()
     async with open_client(held, request_timeout_s=0.02) as client:
         late = await client.post("/predict", content=picture(1), headers={"X-Request-Timeout-Ms": "60000"})
     assert_problem(late, 504, "deadline_exceeded")
 
 
-async def test_a_body_that_does_not_come_in_time_is_504(open_client: OpenClient) -> None:
+async def test_stalled_body_is_504(open_client: OpenClient) -> None:
     async def stalled() -> AsyncIterator[bytes]:
         yield picture(0)[:10]
         await asyncio.Event().wait()
@@ -461,13 +461,13 @@ async def test_a_body_that_does_not_come_in_time_is_504(open_client: OpenClient)
 
 
 @pytest.mark.parametrize("value", ["0", "soon", "", *NO_NUMBERS])
-async def test_a_deadline_that_is_none_is_422(client: httpx.AsyncClient, value: str) -> None:
+async def test_invalid_deadline_is_422(client: httpx.AsyncClient, value: str) -> None:
     headers = {b"X-Request-Timeout-Ms": value.encode("latin-1")}
     response = await client.post("/predict", content=picture(0), headers=headers)
     assert_problem(response, 422, "invalid_parameter")
 
 
-async def test_a_failing_model_is_500_and_tells_nothing(open_client: OpenClient) -> None:
+async def test_model_failure_is_500_without_details(open_client: OpenClient) -> None:
     async def fails(runner: ModelRunner, images: Sequence[Pixels]) -> Any:
         raise RuntimeError("/secret/path 0xdeadbeef")
 
@@ -477,7 +477,7 @@ async def test_a_failing_model_is_500_and_tells_nothing(open_client: OpenClient)
     assert "secret" not in response.text
 
 
-async def test_numbers_that_are_not_finite_are_500(open_client: OpenClient) -> None:
+async def test_non_finite_logits_are_500(open_client: OpenClient) -> None:
     async def burns(runner: ModelRunner, images: Sequence[Pixels]) -> Any:
         scores = await runner.run(images)
         scores[0].logits[3] = np.nan
@@ -489,19 +489,19 @@ async def test_numbers_that_are_not_finite_are_500(open_client: OpenClient) -> N
         assert metrics['vit_images_total{outcome="inference_failed"}'] == 1
 
 
-async def test_a_dead_worker_is_503_and_not_ready(open_client: OpenClient) -> None:
+async def test_dead_worker_is_503_and_not_ready(open_client: OpenClient) -> None:
     async def dies(runner: ModelRunner, images: Sequence[Pixels]) -> Any:
         raise EngineDead
 
     async with open_client(dies) as client:
-        for _ in range(2):  # the one that killed it, and the one after
+        for _ in range(2):  # the request that killed it, and the next
             assert_problem(await client.post("/predict", content=picture(0)), 503, "not_ready")
         problem = assert_problem(await client.get("/health/ready"), 503, "not_ready")
         assert problem["detail"] == "The inference worker has died."
         assert (await client.get("/health/live")).status_code == 200
 
 
-async def test_what_nobody_foresaw_is_a_500_problem(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unforeseen_error_is_a_500_problem(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("confidential")
 
@@ -514,7 +514,7 @@ async def test_what_nobody_foresaw_is_a_500_problem(open_client: OpenClient, mon
 
 
 @pytest.mark.parametrize("form", ["multipart", "json"])
-async def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(client: httpx.AsyncClient, form: str) -> None:
+async def test_batch_keeps_order_and_isolates_errors(client: httpx.AsyncClient, form: str) -> None:
     images = [picture(0), b"", picture(1), b"hello", picture(2)]
     body: dict[str, Any] = (
         {"files": [("images", image) for image in images]}
@@ -534,7 +534,7 @@ async def test_a_batch_answers_in_order_and_a_bad_image_fails_alone(client: http
         assert set(answer["results"][position]) == set(alone)
 
 
-async def test_a_bad_entry_of_json_fails_alone(open_client: OpenClient) -> None:
+async def test_bad_json_entry_fails_alone(open_client: OpenClient) -> None:
     good = base64_of(picture(0))
     bad: dict[str, tuple[Any, str, str]] = {
         "number": (1, "malformed_request", "must be a base64 string"),
@@ -563,7 +563,7 @@ async def test_a_bad_entry_of_json_fails_alone(open_client: OpenClient) -> None:
         assert says in error["error"]["detail"]
 
 
-async def test_a_too_large_part_fails_alone(open_client: OpenClient) -> None:
+async def test_oversized_part_fails_alone(open_client: OpenClient) -> None:
     async with open_client(max_image_bytes=10_000) as client:
         response = await client.post(
             "/predict/batch", files=[("images", image) for image in (picture(0), bytes(10_001), picture(1))]
@@ -584,12 +584,12 @@ async def test_a_too_large_part_fails_alone(open_client: OpenClient) -> None:
         pytest.param({"files": [("images", bytes(30_000))]}, 413, "image_too_large", id="too-many-bytes"),
     ],
 )
-async def test_bad_batches(open_client: OpenClient, body: dict[str, Any], status: int, code: str) -> None:
+async def test_invalid_batch_is_refused(open_client: OpenClient, body: dict[str, Any], status: int, code: str) -> None:
     async with open_client(max_images_per_request=3, max_request_bytes=20_000) as client:
         assert_problem(await client.post("/predict/batch", **body), status, code)
 
 
-async def test_a_batch_larger_than_the_queue_is_answered_as_far_as_there_was_room(open_client: OpenClient) -> None:
+async def test_batch_over_the_queue_is_partly_refused(open_client: OpenClient) -> None:
     async with open_client(max_inflight_images=2) as client:
         response = await client.post("/predict/batch", files=[("images", picture(seed)) for seed in range(4)])
     codes = [result.get("error", {}).get("code") for result in response.json()["results"]]

@@ -18,20 +18,11 @@ from app.errors import StartError
 from model.checkpoints.tensors.regular_file import read_file
 from tests.app.api.test_predict import assert_problem
 from tests.app.conftest import OpenClient
+from tests.support.clock import Clock
 from tests.support.models import picture
 from tests.support.server import Server, running_server
 
 FilePath = Path
-
-
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from app.auth.rate_limits import FixedWindows, RateLimit
 from app.errors import RateLimited, StartError
 from app.setting_values import Rate
 from tests.app.api.test_predict import assert_problem
-from tests.app.auth.test_api_keys import Clock
 from tests.app.conftest import OpenClient
+from tests.support.clock import Clock
 from tests.support.models import picture
 from tests.support.server import Server, running_server
 

@@ -16,25 +16,12 @@ from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPi
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from app.decoding.headers import webp
-from app.decoding.image import ImageDecoder
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
-from app.pixels import Pixels
 from model.preprocessing import Preprocessing, from_hugging_face
+from tests.app.decoding.decoders import HALF, as_pixels, decoder, oriented, refused
 from tests.support.models import encode, random_picture
 
-FORMATS = frozenset({"jpeg", "png", "webp", "gif", "bmp"})
-HALF = (0.5, 0.5, 0.5)
-
-
-def decoder(preprocessing: Preprocessing | None = None, **limits: Any) -> ImageDecoder:
-    return ImageDecoder(
-        preprocessing or Preprocessing(None, None, "bicubic", HALF, HALF),
-        **{"formats": FORMATS, "max_bytes": 10_000_000, "max_pixels": 1_000_000, "exact": True, **limits},
-    )
-
-
-def decode(image_bytes: bytes) -> Pixels:
-    return decoder().decode(image_bytes)
+decode = decoder().decode
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -45,10 +32,6 @@ def png(rows: bytes, size: tuple[int, int], *, interlaced: bool = False, before:
     """Make an 8-bit grey PNG of rows that begin with their filter, with the chunks `before` the pixels."""
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 8, 0, 0, 0, interlaced))
     return b"\x89PNG\r\n\x1a\n" + header + before + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
-def as_pixels(image: Image.Image) -> Pixels:
-    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -75,16 +58,13 @@ def test_turned_photo_stands_upright(orientation: int) -> None:
                  Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE,
                  Image.Transpose.ROTATE_270][orientation - 1]  # fmt: skip
     stored = upright if turn_back is None else upright.transpose(turn_back)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert np.array_equal(decode(encode(stored, "PNG", exif=exif)), as_pixels(upright))
+    assert np.array_equal(decode(encode(stored, "PNG", exif=oriented(orientation))), as_pixels(upright))
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
 def test_unknown_orientation_is_ignored(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert np.array_equal(decode(encode(random_picture(4), "PNG", exif=exif)), as_pixels(random_picture(4)))
+    turned = encode(random_picture(4), "PNG", exif=oriented(orientation))
+    assert np.array_equal(decode(turned), as_pixels(random_picture(4)))
 
 
 def test_transparency_becomes_white() -> None:
@@ -101,12 +81,6 @@ def test_transparent_palette_becomes_white() -> None:
     assert pixels.transpose(1, 2, 0).tolist() == [[[10, 20, 30], [255, 255, 255]]]
 
 
-def _turned() -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encode(random_picture(1), "JPEG", exif=exif)
-
-
 @pytest.mark.parametrize(
     "image_bytes",
     [
@@ -114,7 +88,7 @@ def _turned() -> bytes:
         pytest.param(encode(random_picture(2).quantize(7), transparency=3), id="palette-with-transparency"),
         pytest.param(encode(random_picture(3).convert("RGBA").rotate(30)), id="alpha"),
         pytest.param(encode(random_picture(4).convert("CMYK"), "JPEG"), id="cmyk"),
-        pytest.param(_turned(), id="turned"),
+        pytest.param(encode(random_picture(1), "JPEG", exif=oriented(6)), id="turned"),
     ],
 )
 def test_training_sees_the_served_pixels(image_bytes: bytes) -> None:
@@ -167,13 +141,6 @@ def test_thin_image_is_cropped_before_resize() -> None:
     assert decoder(preprocessing).decode(encode(Image.new("L", (1, 65_535)))).shape == (3, 224, 224)
 
 
-def bad(image_bytes: bytes, error: type[ServiceError], **limits: Any) -> str:
-    with pytest.raises(error) as caught:
-        decoder(**limits).decode(image_bytes)
-    assert "0x" not in str(caught.value)
-    return str(caught.value)
-
-
 @pytest.mark.parametrize(
     "content",
     [
@@ -194,23 +161,23 @@ def bad(image_bytes: bytes, error: type[ServiceError], **limits: Any) -> str:
     ],
 )
 def test_no_image_is_415(content: bytes) -> None:
-    assert "send one of: bmp, gif, jpeg, png, webp" in bad(content, UnsupportedImageFormat)
+    assert "send one of: bmp, gif, jpeg, png, webp" in refused(content, UnsupportedImageFormat)
 
 
 def test_first_bytes_tell_a_polyglot() -> None:
     image_bytes = encode(random_picture(0))
     archive = b"PK\3\4" + bytes(26)
     assert np.array_equal(decode(image_bytes + archive), decode(image_bytes))
-    bad(archive + image_bytes, UnsupportedImageFormat)
+    refused(archive + image_bytes, UnsupportedImageFormat)
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "GIF", "BMP"])
 def test_format_is_never_opened_as_another(image_format: str) -> None:
-    bad(b"\x89PNG\r\n\x1a\n" + encode(random_picture(0), image_format), UndecodableImage)
+    refused(b"\x89PNG\r\n\x1a\n" + encode(random_picture(0), image_format), UndecodableImage)
 
 
 def test_disabled_format_is_415() -> None:
-    message = bad(encode(random_picture(0), "GIF"), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
+    message = refused(encode(random_picture(0), "GIF"), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
     assert message.startswith("gif images are not enabled here; send one of: jpeg.")
     assert message.endswith("VIT_IMAGE_FORMATS=jpeg,gif.")
 
@@ -219,31 +186,31 @@ def test_disabled_format_is_415() -> None:
 def test_truncated_image_is_undecodable(image_format: str) -> None:
     image_bytes = encode(random_picture(7, 200, 200), image_format)
     for share in (0.02, 0.5, 0.9):
-        bad(image_bytes[: max(16, int(len(image_bytes) * share))], UndecodableImage)
+        refused(image_bytes[: max(16, int(len(image_bytes) * share))], UndecodableImage)
 
 
 def test_corrupt_image_is_undecodable() -> None:
     image_bytes = bytearray(encode(random_picture(8)))
     start = image_bytes.index(b"IDAT") + 100
     image_bytes[start : start + 40] = bytes(40)
-    bad(bytes(image_bytes), UndecodableImage)
+    refused(bytes(image_bytes), UndecodableImage)
 
 
 def test_bytes_over_the_limit_are_413() -> None:
     image_bytes = encode(random_picture(9))
     size = len(image_bytes)
     assert decoder(max_bytes=size).decode(image_bytes).shape == (3, 36, 40)
-    assert f"{size} bytes; at most {size - 1}" in bad(image_bytes, ImageTooLarge, max_bytes=size - 1)
+    assert f"{size} bytes; at most {size - 1}" in refused(image_bytes, ImageTooLarge, max_bytes=size - 1)
 
 
 def test_pixels_over_the_limit_are_413() -> None:
     image_bytes = encode(random_picture(9))
     assert decoder(max_pixels=36 * 40).decode(image_bytes).shape == (3, 36, 40)
-    assert "40 x 36 pixels; at most 1439" in bad(image_bytes, ImageTooLarge, max_pixels=36 * 40 - 1)
+    assert "40 x 36 pixels; at most 1439" in refused(image_bytes, ImageTooLarge, max_pixels=36 * 40 - 1)
 
 
 def test_pixel_bomb_is_refused_by_header() -> None:
-    assert "100000 x 100000" in bad(png(b"", (100_000, 100_000)), ImageTooLarge)
+    assert "100000 x 100000" in refused(png(b"", (100_000, 100_000)), ImageTooLarge)
 
 
 def with_scans(jpeg: bytes, more: int) -> bytes:
@@ -254,23 +221,23 @@ def with_scans(jpeg: bytes, more: int) -> bytes:
 
 def test_scan_bomb_is_refused() -> None:
     bomb = with_scans(encode(random_picture(10), "JPEG", progressive=True), 100)
-    assert "more than 100 scans" in bad(bomb, UndecodableImage)
+    assert "more than 100 scans" in refused(bomb, UndecodableImage)
 
 
 def test_large_image_may_have_fewer_scans() -> None:
     image_bytes = with_scans(encode(random_picture(10), "JPEG", progressive=True), 30)
     assert decoder(max_pixels=2 * 40 * 36).decode(image_bytes).shape == (3, 36, 40)
-    assert "40 scans, too many for its size" in bad(image_bytes, UndecodableImage, max_pixels=40 * 36)
+    assert "40 scans, too many for its size" in refused(image_bytes, UndecodableImage, max_pixels=40 * 36)
 
 
 def test_jpeg_behind_stray_bytes_is_refused() -> None:
     image_bytes = encode(random_picture(10), "JPEG")
     assert np.array_equal(decode(image_bytes[:2] + b"\xff" * 1000 + image_bytes[2:]), decode(image_bytes))
-    bad(image_bytes[:2] + b"\xff" * 100_000 + image_bytes[2:], UndecodableImage)
+    refused(image_bytes[:2] + b"\xff" * 100_000 + image_bytes[2:], UndecodableImage)
 
 
 def test_one_pixel_wide_bomb_is_refused() -> None:
-    assert "1 x 40000000 pixels" in bad(png(b"\0", (1, 40_000_000)), ImageTooLarge, max_pixels=50_000_000)
+    assert "1 x 40000000 pixels" in refused(png(b"\0", (1, 40_000_000)), ImageTooLarge, max_pixels=50_000_000)
 
 
 def test_webp_canvas_bomb_is_refused_by_header(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +245,7 @@ def test_webp_canvas_bomb_is_refused_by_header(monkeypatch: pytest.MonkeyPatch) 
     webp = bytearray(encode(random_picture(1), "WEBP", **frames))
     webp[24:30] = (16_382).to_bytes(3, "little") * 2
     monkeypatch.setattr(Image, "open", None)
-    assert "16383 x 16383" in bad(bytes(webp), ImageTooLarge)
+    assert "16383 x 16383" in refused(bytes(webp), ImageTooLarge)
 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}, {"lossless": True, "exact": True}])
@@ -304,12 +271,12 @@ def test_png_profiles_are_not_unpacked() -> None:
 
 
 def test_png_text_bomb_is_refused() -> None:
-    bad(png(GREY_ROWS, (2, 2), before=chunk(b"zTXt", b"a text\0\0" + zlib.compress(bytes(20_000_000)))), UndecodableImage)
+    refused(png(GREY_ROWS, (2, 2), before=chunk(b"zTXt", b"a text\0\0" + zlib.compress(bytes(20_000_000)))), UndecodableImage)
 
 
 def test_png_chunk_flood_is_refused() -> None:
     assert decode(png(GREY_ROWS, (2, 2), before=chunk(b"juNk", b"") * 100)).tolist() == GREY_PIXELS
-    assert "more than 10000 chunks" in bad(png(GREY_ROWS, (2, 2), before=chunk(b"juNk", b"") * 10_000), UndecodableImage)
+    assert "more than 10000 chunks" in refused(png(GREY_ROWS, (2, 2), before=chunk(b"juNk", b"") * 10_000), UndecodableImage)
 
 
 def test_interlaced_png_equals_a_plain_one() -> None:

@@ -4,16 +4,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from app.decoding.image import ImageDecoder
 from app.decoding.jpeg import decode_jpeg
 from app.errors import UndecodableImage
 from app.pixels import Pixels
 from model.preprocessing import Interpolation, Preprocessing
+from tests.app.decoding.decoders import HALF, decoder, oriented
 from tests.support.models import encode, random_picture
-
-HALF = (0.5, 0.5, 0.5)
 
 
 def preprocessing(
@@ -23,8 +20,7 @@ def preprocessing(
 
 
 def decode(image_bytes: bytes, how: Preprocessing, *, exact: bool, scaled: bool = False) -> Pixels:
-    limits: dict[str, Any] = {"formats": frozenset({"jpeg"}), "max_bytes": 10**8, "max_pixels": 10**8}
-    return ImageDecoder(how, **limits, exact=exact, scaled=scaled).decode(image_bytes)
+    return decoder(how, max_pixels=10**7, exact=exact, scaled=scaled).decode(image_bytes)
 
 
 def differences(image_bytes: bytes, how: Preprocessing) -> Pixels:
@@ -65,9 +61,7 @@ def test_every_jpeg_encoding_is_two_steps_away(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("how", [preprocessing(96, (84, 84)), preprocessing((70, 90), None), preprocessing(60, (80, 80))])
 def test_turned_photo_stands_upright(orientation: int, how: Preprocessing) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    assert differences(jpeg(163, 131, exif=exif), how).max() <= 2
+    assert differences(jpeg(163, 131, exif=oriented(orientation)), how).max() <= 2
 
 
 def test_large_image_is_two_steps_away() -> None:

@@ -6,6 +6,7 @@ import resource
 import struct
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +25,21 @@ from app.decoding.pool.zygote_main import _warm_up
 from app.decoding.samples import SAMPLES
 from app.errors import ImageTooLarge, ServiceError, StartError, UndecodableImage, UnsupportedImageFormat
 from app.metrics import Metrics
-from app.pixels import Pixels
 from app.settings import Settings
 from model.preprocessing import Preprocessing
+from tests.app.decoding import decoders
+from tests.app.decoding.decoders import DEFAULT_FORMATS, HALF, as_pixels, oriented
 from tests.support.models import encode, random_picture
 
-HALF = (0.5, 0.5, 0.5)
-DEFAULT = frozenset({"jpeg", "png", "webp", "gif", "bmp"})
 MORE = ["avif", "heic", "tiff"]
 PILLOW = {image_format: pillow_name(image_format) for image_format in MORE}
 
 
-def decoder(formats: frozenset[str] = DEFAULT | set(MORE), max_pixels: int = 1_000_000) -> ImageDecoder:
-    as_it_is = Preprocessing(None, None, "bicubic", HALF, HALF)
-    return ImageDecoder(as_it_is, formats=formats, max_bytes=10_000_000, max_pixels=max_pixels, exact=True)
+ALL = DEFAULT_FORMATS | set(MORE)
 
-
-def decode(image_bytes: bytes) -> Pixels:
-    return decoder().decode(image_bytes)
-
-
-def refused(image_bytes: bytes, error: type[ServiceError], **options: Any) -> str:
-    with pytest.raises(error) as caught:
-        decoder(**options).decode(image_bytes)
-    return str(caught.value)
-
-
-def as_pixels(image: Image.Image) -> Pixels:
-    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+decoder = partial(decoders.decoder, formats=ALL)
+refused = partial(decoders.refused, formats=ALL)
+decode = decoder().decode
 
 
 def sample(image_format: str, seed: int = 1) -> bytes:
@@ -125,8 +113,7 @@ def test_transparency_becomes_white(image_format: str) -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("image_format", MORE)
 def test_turned_photo_is_turned_once(image_format: str, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
+    exif = oriented(orientation)
     stored = random_picture(4, 64, 40).convert("L").convert("RGB")  # without chroma, which is stored at half the size
     turned = encode(stored, PILLOW[image_format], exif=exif.tobytes(), quality=100)
     assert (b"irot" in turned or b"imir" in turned) == (orientation > 1 and image_format != "tiff")
@@ -244,7 +231,7 @@ def test_10_bits_become_8() -> None:
 
 def test_heic_without_decoder_is_start_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.decoding.formats.find_spec", lambda _: None)
-    check_decoders(DEFAULT | {"avif"})
+    check_decoders(DEFAULT_FORMATS | {"avif"})
     with pytest.raises(
         StartError, match=r"VIT_IMAGE_FORMATS has heic, which needs pillow-heif: pip install 'vit-serve\[heif\]'"
     ):

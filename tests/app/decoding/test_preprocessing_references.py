@@ -18,30 +18,19 @@ from transformers.models.convnext.image_processing_pil_convnext import ConvNextI
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from app.decoding.image import ImageDecoder
 from app.pixels import Pixels
 from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, from_hugging_face, from_timm
+from tests.app.decoding.decoders import decoder, oriented
 from tests.support.models import encode, random_picture
-
-
-def turned(image: Image.Image) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encode(image, "JPEG", exif=exif, quality=92)
-
-
-def palette_with_transparency(image: Image.Image) -> bytes:
-    return encode(image.quantize(16), "PNG", transparency=3)
-
 
 IMAGES: dict[str, Callable[[Image.Image], bytes]] = {
     "jpeg": lambda image: encode(image, "JPEG", quality=92),
-    "turned-jpeg": turned,
+    "turned-jpeg": lambda image: encode(image, "JPEG", exif=oriented(6), quality=92),
     "cmyk-jpeg": lambda image: encode(image.convert("CMYK"), "JPEG", quality=92),
     "grey-jpeg": lambda image: encode(image.convert("L"), "JPEG", quality=92),
     "alpha-png": lambda image: encode(Image.merge("RGBA", (*image.split(), image.convert("L")))),
     "palette-png": lambda image: encode(image.quantize(16)),
-    "palette-png-with-transparency": palette_with_transparency,
+    "palette-png-with-transparency": lambda image: encode(image.quantize(16), transparency=3),
     "grey-alpha-png": lambda image: encode(image.convert("LA")),
     "webp": lambda image: encode(image, "WEBP", quality=90),
 }
@@ -95,8 +84,7 @@ LIBRARIES = {
 
 
 def ours(preprocessing: Preprocessing, image_bytes: bytes) -> Pixels:
-    formats = frozenset({"jpeg", "png", "webp"})
-    return ImageDecoder(preprocessing, formats=formats, max_bytes=10**8, max_pixels=10**7, exact=True).decode(image_bytes)
+    return decoder(preprocessing, max_bytes=10**8, max_pixels=10**7).decode(image_bytes)
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)

@@ -1,4 +1,4 @@
-"""Files that are kept for the next start: written whole, checked when they are found, and swept up after a killed process."""
+"""CachedDirectory: atomic writes, digests, and removal of what killed processes leave."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ CachedDirectory(Path(sys.argv[1])).replace(write)
 
 @contextmanager
 def writer(path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that is in the middle of writing, and goes on when its input ends."""
+    """A process in the middle of writing; it finishes when its stdin closes."""
     command = [sys.executable, "-c", WRITER, str(path)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -52,23 +52,23 @@ def pipe(file: Path) -> None:
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> CachedDirectory:
-    """A directory that was kept."""
-    kept = CachedDirectory(tmp_path / "below" / "made")
-    kept.replace(write)
-    return kept
+def cached(tmp_path: Path) -> CachedDirectory:
+    """A directory that has been written."""
+    cached = CachedDirectory(tmp_path / "below" / "made")
+    cached.replace(write)
+    return cached
 
 
-def beside(kept: CachedDirectory) -> list[str]:
-    return sorted(path.name for path in kept.path.parent.iterdir())
+def siblings(cached: CachedDirectory) -> list[str]:
+    return sorted(path.name for path in cached.path.parent.iterdir())
 
 
-def test_kept_directory_is_found_again(kept: CachedDirectory) -> None:
-    assert (kept.path / "weights").read_bytes() == b"12345"
-    assert beside(kept) == ["made"]
-    assert kept.path.parent.stat().st_mode & 0o777 == 0o700
-    assert kept.verify()
-    assert not CachedDirectory(kept.path.with_name("another")).verify()
+def test_written_directory_is_verified(cached: CachedDirectory) -> None:
+    assert (cached.path / "weights").read_bytes() == b"12345"
+    assert siblings(cached) == ["made"]
+    assert cached.path.parent.stat().st_mode & 0o777 == 0o700
+    assert cached.verify()
+    assert not CachedDirectory(cached.path.with_name("another")).verify()
 
 
 @pytest.mark.parametrize(
@@ -84,61 +84,61 @@ def test_kept_directory_is_found_again(kept: CachedDirectory) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["weights", "sha256"])
-def test_damaged_directory_is_refused(kept: CachedDirectory, name: str, damage: Callable[[Path], object]) -> None:
-    damage(kept.path / name)
+def test_damaged_directory_is_refused(cached: CachedDirectory, name: str, damage: Callable[[Path], object]) -> None:
+    damage(cached.path / name)
     with pytest.raises((FileError, OSError)):
-        kept.verify()
-    kept.replace(write)
-    assert kept.verify()
+        cached.verify()
+    cached.replace(write)
+    assert cached.verify()
 
 
-def test_added_file_counts_as_damage(kept: CachedDirectory) -> None:
-    (kept.path / "more").touch()
+def test_added_file_counts_as_damage(cached: CachedDirectory) -> None:
+    (cached.path / "more").touch()
     with pytest.raises(FileError, match="its files do not match their digests"):
-        kept.verify()
+        cached.verify()
 
 
-def test_pipe_in_its_place_is_replaced(kept: CachedDirectory) -> None:
-    kept.path.rename(kept.path.with_name("moved"))
-    os.mkfifo(kept.path)
-    kept.replace(write)
-    assert kept.verify()
+def test_pipe_as_directory_is_replaced(cached: CachedDirectory) -> None:
+    cached.path.rename(cached.path.with_name("moved"))
+    os.mkfifo(cached.path)
+    cached.replace(write)
+    assert cached.verify()
 
 
-def test_failed_write_leaves_nothing(kept: CachedDirectory) -> None:
+def test_failed_write_keeps_old_directory(cached: CachedDirectory) -> None:
     def fails(directory: Path) -> None:
         write(directory)
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space left"):
-        kept.replace(fails)
-    assert kept.verify()
-    assert beside(kept) == ["made"]
+        cached.replace(fails)
+    assert cached.verify()
+    assert siblings(cached) == ["made"]
 
 
-def test_leftovers_of_a_killed_process_go(kept: CachedDirectory) -> None:
-    with writer(kept.path) as process:
+def test_stale_directories_are_removed(cached: CachedDirectory) -> None:
+    with writer(cached.path) as process:
         process.send_signal(signal.SIGKILL)
-    assert len(beside(kept)) == 2
-    os.mkfifo(kept.path.with_name("tmp-pipe"))
-    kept.remove_stale()
-    assert beside(kept) == ["made", "tmp-pipe"]
+    assert len(siblings(cached)) == 2
+    os.mkfifo(cached.path.with_name("tmp-pipe"))
+    cached.remove_stale()
+    assert siblings(cached) == ["made", "tmp-pipe"]
 
 
-def test_sweep_spares_a_process_that_writes(kept: CachedDirectory) -> None:
-    with writer(kept.path) as killed:
+def test_directory_being_written_is_not_stale(cached: CachedDirectory) -> None:
+    with writer(cached.path) as killed:
         killed.send_signal(signal.SIGKILL)
-    with writer(kept.path) as process:
-        kept.remove_stale()
-        CachedDirectory(kept.path.with_name("another")).replace(write)
+    with writer(cached.path) as process:
+        cached.remove_stale()
+        CachedDirectory(cached.path.with_name("another")).replace(write)
         process.communicate()
         assert process.returncode == 0
-    assert kept.verify()
-    assert (kept.path / "half").read_text() == "of it"
-    kept.remove_stale()
-    assert beside(kept) == ["another", "made"]
+    assert cached.verify()
+    assert (cached.path / "half").read_text() == "of it"
+    cached.remove_stale()
+    assert siblings(cached) == ["another", "made"]
 
 
-def test_sweep_without_a_directory(tmp_path: Path) -> None:
+def test_remove_stale_without_directory(tmp_path: Path) -> None:
     CachedDirectory(tmp_path / "none" / "made").remove_stale()
     assert not list(tmp_path.iterdir())

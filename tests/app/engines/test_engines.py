@@ -35,7 +35,7 @@ def random_pixels(count: int, seed: int = 0) -> list[Pixels]:
 
 
 def expected_logits(images: list[Pixels]) -> Logits:
-    """What the model gives for images that were normalised the plain way."""
+    """Return the plain model's logits for images that are normalised explicitly."""
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (TINY_PREPROCESSING.mean, TINY_PREPROCESSING.std))
     with torch.no_grad():
         logits: Logits = tiny_model()((torch.from_numpy(np.stack(images)) / 255 - mean) / std).numpy()
@@ -47,7 +47,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own, at import
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
 @pytest.mark.parametrize(
     ("options", "name"),
     [
@@ -59,7 +59,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ({"max_batch_size": None}, "openvino"),
     ],
 )
-def test_every_engine_gives_the_logits_of_the_plain_model(cache: Path, options: dict[str, Any], name: str) -> None:
+def test_every_engine_matches_plain_model(cache: Path, options: dict[str, Any], name: str) -> None:
     engine = engine_of(cache, **options)
     assert (engine.name, engine.device, engine.dtype) == (name, "cpu", "float32")
     for count in (1, 3, engine.max_batch_size):
@@ -83,7 +83,7 @@ def test_every_engine_gives_the_logits_of_the_plain_model(cache: Path, options: 
     ],
     ids=str,
 )
-def test_checkpoint_is_left_as_it_was(cache: Path, options: dict[str, Any]) -> None:
+def test_engine_leaves_checkpoint_unchanged(cache: Path, options: dict[str, Any]) -> None:
     model, images = tiny_model(), torch.randn(2, 3, 28, 28, generator=torch.Generator().manual_seed(0))
     weights, logits = copy.deepcopy(model.state_dict()), model(images)
     engine_of(cache, model, **options)
@@ -91,7 +91,7 @@ def test_checkpoint_is_left_as_it_was(cache: Path, options: dict[str, Any]) -> N
     assert torch.equal(model(images), logits)
 
 
-def test_pixel_model_shares_all_other_weights() -> None:
+def test_pixel_model_shares_weights() -> None:
     model = tiny_model()
     memory = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
     copied = {
@@ -104,7 +104,7 @@ def test_pixel_model_shares_all_other_weights() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
 @pytest.mark.parametrize("options", [{"engine": "torch"}, {"engine": "openvino"}, {"compile": True}])
-def test_runs_at_once_do_not_mix(cache: Path, options: dict[str, Any]) -> None:
+def test_concurrent_batches_do_not_mix(cache: Path, options: dict[str, Any]) -> None:
     engine = engine_of(cache, **options)
     batches = [random_pixels(1 + seed % 4, seed) for seed in range(24)]
     with ThreadPoolExecutor(engine.max_concurrent_batches) as threads:
@@ -114,7 +114,7 @@ def test_runs_at_once_do_not_mix(cache: Path, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_torchs_and_stays_close(cache: Path, dtype: str) -> None:
+def test_half_precision_selects_torch(cache: Path, dtype: str) -> None:
     engine = engine_of(cache, dtype=dtype)
     assert (engine.name, engine.dtype) == ("torch", dtype)
     images = random_pixels(3)
@@ -122,30 +122,30 @@ def test_half_precision_is_torchs_and_stays_close(cache: Path, dtype: str) -> No
     np.testing.assert_allclose(engine.run(images, use_all_cores=True), reference, rtol=0, atol=0.05 * np.abs(reference).max())
 
 
-def test_on_a_cpu_a_batch_is_as_large_as_it_pays(cache: Path) -> None:
+def test_default_batch_size_on_cpu(cache: Path) -> None:
     assert engine_of(cache, engine="torch", max_batch_size=None).max_batch_size == 16  # of 17 tokens each
     assert engine_of(cache, engine="torch", max_batch_size=3).max_batch_size == 3
 
 
-def test_batches_are_padded_to_a_short_list_of_sizes() -> None:
+def test_padded_sizes() -> None:
     assert padded_sizes(1) == (1,)
     assert padded_sizes(8) == (1, 2, 4, 8)
     assert padded_sizes(12) == (1, 2, 4, 8, 12)
 
 
-def test_a_staged_batch_runs_at_the_next_prepared_size(cache: Path) -> None:
+def test_batch_runs_at_next_prepared_size(cache: Path) -> None:
     engine = engine_of(cache, compile=True, max_batch_size=3)
     assert isinstance(engine, TorchCudaEngine)
     assert engine.batch_sizes == (1, 2, 3)
-    ran: list[int] = []
+    sizes: list[int] = []
     forward = engine._forward
-    engine._forward = lambda pixels: (ran.append(len(pixels)), forward(pixels))[1]  # type: ignore[func-returns-value,method-assign]
+    engine._forward = lambda pixels: (sizes.append(len(pixels)), forward(pixels))[1]  # type: ignore[func-returns-value,method-assign]
     for count in (1, 2, 3):
         engine.run(random_pixels(count), use_all_cores=False)
-    assert ran == [1, 2, 3]
+    assert sizes == [1, 2, 3]
 
 
-def test_auto_takes_torch_on_a_gpu_and_openvino_on_a_cpu(cache: Path) -> None:
+def test_auto_engine_by_device(cache: Path) -> None:
     engine = engine_of(cache, device="auto")
     expected = ("torch", "bfloat16") if torch.cuda.is_available() else ("openvino", "float32")
     assert (engine.name, engine.dtype) == expected
@@ -161,15 +161,13 @@ def test_auto_takes_torch_on_a_gpu_and_openvino_on_a_cpu(cache: Path) -> None:
         ({"engine": "openvino", "compile": True}, "VIT_COMPILE: only torch compiles"),
     ],
 )
-def test_what_cannot_be_had_stops_the_start(cache: Path, options: dict[str, Any], message: str) -> None:
+def test_unsupported_options_stop_the_start(cache: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(StartError, match=message):
         engine_of(cache, **options)
 
 
 @pytest.mark.parametrize("capabilities", [{}, {"avx512_f": True, "avx512_vnni": False, "avx_vnni": False}], ids=str)
-def test_int8_is_refused_where_it_is_not_faster(
-    cache: Path, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool]
-) -> None:
+def test_int8_without_vnni_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool]) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
     with pytest.raises(StartError, match=r"^VIT_DTYPE: int8 is faster than float32 only on an x86 CPU with VNNI"):
         engine_of(cache, dtype="int8")

@@ -1,4 +1,4 @@
-"""What int8 does to logits, to the kept model, and between the images of a batch."""
+"""int8: accuracy, size of the cached model, and independence of the images in a batch."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ IMAGES: list[Pixels] = list(np.random.default_rng(0).integers(0, 256, (4, 3, 28,
 
 
 def pixel_model(**options: object) -> PixelModel:
-    """Tiny, and with an input for each of the groups that share a scale to be whole, part of one, or one and a part."""
+    """Return a tiny model; its widths cover a whole group, part of a group, and a group and a part."""
     fields = {name: getattr(TINY_DINOV2, name) for name in ViTConfig.__dataclass_fields__}
     model = VisionTransformer(ViTConfig(**{**fields, **options}))
     generator = torch.Generator().manual_seed(1)
@@ -51,52 +51,52 @@ def expected_logits(model: PixelModel) -> Logits:
     ],
     ids=str,
 )
-def test_logits_are_near_those_of_float32_and_not_the_same(tmp_path: Path, options: dict[str, object]) -> None:
+def test_int8_logits_are_near_float32(tmp_path: Path, options: dict[str, object]) -> None:
     expected = expected_logits(pixel_model(**options))
     logits = engine_of(tmp_path, pixel_model(**options)).run(IMAGES, use_all_cores=False)
     difference = np.abs(logits - expected).max() / np.abs(expected).max()
     assert 1e-3 < difference < 0.05
 
 
-def test_an_answer_does_not_depend_on_its_neighbours(tmp_path: Path) -> None:
+def test_logits_are_independent_of_the_batch(tmp_path: Path) -> None:
     engine = engine_of(tmp_path, pixel_model(embed_dim=64, mlp_dim=256))
-    dark = [image // 16 for image in IMAGES[1:]]  # smaller numbers: they would share a scale badly
+    dark = [image // 16 for image in IMAGES[1:]]  # a scale shared with these would be wrong
     for use_all_cores in (True, False):
         single = engine.run(IMAGES[:1], use_all_cores=use_all_cores)
         np.testing.assert_allclose(engine.run([IMAGES[0], *dark], use_all_cores=False)[:1], single, rtol=0, atol=1e-4)
 
 
-def test_weights_are_kept_in_a_file_of_their_own_and_a_quarter_as_large(tmp_path: Path) -> None:
+def test_int8_weights_are_smaller_on_disk(tmp_path: Path) -> None:
     options: dict[str, object] = {"embed_dim": 128, "mlp_dim": 512}
     sizes: dict[Path, int] = {}
     for dtype in ("float32", "int8"):
         engine_of(tmp_path, pixel_model(**options), dtype)
         (new,) = set(tmp_path.glob("*/*.bin")) - set(sizes)
         sizes[new] = new.stat().st_size
-    whole, rounded = sizes.values()
-    assert rounded < 0.4 * whole  # the patch embedding, norms and biases are as they were
+    float32, int8 = sizes.values()
+    assert int8 < 0.4 * float32  # patch embedding, norms and biases stay float32
 
 
-def test_the_second_start_answers_as_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_int8_gives_same_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: dict[str, object] = {"embed_dim": 64, "mlp_dim": 256}
     first = engine_of(tmp_path, pixel_model(**options)).run(IMAGES, use_all_cores=False)
     monkeypatch.setattr(openvino, "convert_model", lambda _: pytest.fail("converted again"))
     np.testing.assert_array_equal(engine_of(tmp_path, pixel_model(**options)).run(IMAGES, use_all_cores=False), first)
 
 
-def test_weights_that_are_all_zero_stay_so(tmp_path: Path) -> None:
+def test_zero_weights_stay_zero(tmp_path: Path) -> None:
     model = pixel_model()
     model.vit.head.weight[0] = 0
     logits = engine_of(tmp_path, model).run(IMAGES, use_all_cores=True)
     np.testing.assert_allclose(logits[:, 0], float(model.vit.head.bias[0]), rtol=0, atol=1e-5)
 
 
-def test_the_setting_takes_openvino(tmp_path: Path) -> None:
+def test_int8_selects_openvino(tmp_path: Path) -> None:
     engine = choose_engine(tiny_checkpoint(), options(tmp_path))
     assert (engine.name, engine.device, engine.dtype) == ("openvino", "cpu", "int8")
 
 
-def test_who_asked_for_int8_is_not_served_in_another_dtype(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_int8_has_no_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: object) -> None:
         raise RuntimeError("Check failed")
 

@@ -1,4 +1,4 @@
-"""What OpenVINO's engine keeps on disk, and what it does when that, or OpenVINO itself, is not to be trusted."""
+"""OpenVINO engine: its cache on disk, faults of the cache and of OpenVINO, and conversion of every model option."""
 
 import json
 import math
@@ -35,7 +35,7 @@ def pixel_model(model: VisionTransformer | None = None) -> PixelModel:
     return PixelModel(model or tiny_model(), TINY_PREPROCESSING)
 
 
-def kept(cache: Path) -> list[Path]:
+def entries(cache: Path) -> list[Path]:
     return sorted(cache.iterdir())
 
 
@@ -49,7 +49,7 @@ def warnings_in(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache with the tiny model in it."""
+    """A cache that holds the tiny model."""
     directory = tmp_path_factory.mktemp("cache")
     engine_of(directory)
     return directory
@@ -67,22 +67,22 @@ def count_conversions(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: count[0]
 
 
-def test_the_second_start_finds_what_the_first_converted(tmp_path: Path, count_conversions: Callable[[], int]) -> None:
-    cache = tmp_path / "below" / "what is made"
+def test_second_start_uses_the_cache(tmp_path: Path, count_conversions: Callable[[], int]) -> None:
+    cache = tmp_path / "below" / "cache"
     first = first_logit(engine_of(cache))
-    assert len(kept(cache)) == 1
+    assert len(entries(cache)) == 1
     assert first_logit(engine_of(cache)) == pytest.approx(first, abs=1e-5)
     assert count_conversions() == 1
 
 
-def test_other_weights_are_another_model(tmp_path: Path, count_conversions: Callable[[], int]) -> None:
+def test_other_weights_convert_again(tmp_path: Path, count_conversions: Callable[[], int]) -> None:
     engine_of(tmp_path)
     other = tiny_model()
     with torch.no_grad():
-        other.head.bias[0] += 1e-3  # less than the check of the logits would see
+        other.head.bias[0] += 1e-3  # within the tolerance of the comparison
     engine_of(tmp_path, other)
     assert count_conversions() == 2
-    assert len(kept(tmp_path)) == 2
+    assert len(entries(tmp_path)) == 2
 
 
 def random_bytes(path: Path) -> None:
@@ -111,7 +111,7 @@ def test_damaged_cache_costs_one_conversion(
     damage: Callable[[Path], None],
 ) -> None:
     shutil.copytree(cache, tmp_path, dirs_exist_ok=True)
-    (entry,) = kept(tmp_path)
+    (entry,) = entries(tmp_path)
     damage(entry if name == "." else entry / name)
     for _ in range(2):
         assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
@@ -122,10 +122,12 @@ def test_damaged_cache_costs_one_conversion(
 
 
 @pytest.mark.parametrize("bias", [math.nan, 100])
-def test_cache_of_wrong_logits_is_replaced(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, bias: float) -> None:
+def test_cache_with_wrong_logits_is_replaced(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, bias: float
+) -> None:
     wrong = tiny_model()
     wrong.head.bias[:] = bias
-    (entry,) = kept(cache)
+    (entry,) = entries(cache)
     _save(_convert(pixel_model(wrong), "float32"), CachedDirectory(tmp_path / entry.name))
     assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
     (warning,) = warnings_in(caplog)
@@ -142,7 +144,7 @@ def test_unusable_cache_never_stops_the_start(tmp_path: Path, place: str, caplog
 START = """
 import resource, sys
 from pathlib import Path
-import app.engines.openvino  # before this file's own import of openvino, which would ask for a home directory
+import app.engines.openvino  # before this file imports openvino, whose telemetry would need a home directory
 from app.process.logs import configure_logging
 from tests.app.engines.test_openvino import engine_of, first_logit
 
@@ -154,7 +156,7 @@ print(first_logit(engine_of(Path(sys.argv[1]))))
 
 
 def start(*arguments: str | Path) -> tuple[float, list[dict[str, str]]]:
-    """The first logit of an engine in a process that must obey permissions, and what it logs."""
+    """Return the first logit of an engine in an unprivileged process, and its log."""
     command = [*UNPRIVILEGED, sys.executable, "-c", START, *map(str, arguments)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=True)
     return float(ended.stdout), [json.loads(line) for line in ended.stderr.splitlines() if line.startswith("{")]
@@ -179,13 +181,11 @@ def test_full_disk_costs_one_conversion(tmp_path: Path, cache: Path) -> None:
     logit, (line,) = start(tmp_path, "65536")
     assert logit == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
     assert "cannot cache" in line["event"]
-    assert kept(tmp_path) == []
+    assert entries(tmp_path) == []
 
 
 @pytest.mark.parametrize(("dtype", "setting"), [("float32", "VIT_ENGINE"), pytest.param("int8", "VIT_DTYPE", marks=needs_vnni)])
-def test_a_conversion_that_gives_other_logits_is_not_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, setting: str
-) -> None:
+def test_wrong_conversion_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, setting: str) -> None:
     def wrong(_: object) -> openvino.Model:
         other = pixel_model()
         with torch.no_grad():
@@ -199,7 +199,7 @@ def test_a_conversion_that_gives_other_logits_is_not_served(
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_vnni)])
-def test_one_class_whose_logit_is_near_0_is_served(tmp_path: Path, dtype: str) -> None:
+def test_single_logit_near_zero_is_accepted(tmp_path: Path, dtype: str) -> None:
     model = VisionTransformer(replace(TINY_DINOV2, num_classes=1)).eval().requires_grad_(False)
     model.load_state_dict({key: value for key, value in tiny_model().state_dict().items() if "head" not in key}, strict=False)
     pixels, *_ = _reference(pixel_model(model), threads=2)
@@ -213,7 +213,7 @@ def test_one_class_whose_logit_is_near_0_is_served(tmp_path: Path, dtype: str) -
     assert math.isfinite(first_logit(engine_of(tmp_path, model, dtype)))
 
 
-def test_a_model_that_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_conversion_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: object) -> None:
         raise RuntimeError("Check failed\nfor reasons of its own")
 
@@ -222,7 +222,7 @@ def test_a_model_that_cannot_be_converted_is_said_in_one_sentence(tmp_path: Path
         engine_of(tmp_path)
 
 
-def test_a_model_that_can_be_converted_but_not_run_is_said_so_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_inference_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("no primitive descriptor")
 
@@ -236,7 +236,7 @@ def test_a_model_that_can_be_converted_but_not_run_is_said_so_too(tmp_path: Path
     [
         {"pooling": "token", "layer_scale": False},
         {"swiglu": True, "mlp_dim": 64, "activation": "silu"},
-        {"reg_tokens": 2, "embedded": "class+patches"},
+        {"reg_tokens": 2, "pos_embed_coverage": "class+patches"},
         {"pooling": "avg", "class_token": False, "fc_norm": True},
         {"pre_norm": True, "activation": "quick_gelu"},
         {"dist_token": True, "head_dist": True, "pooling": "token"},
@@ -244,7 +244,7 @@ def test_a_model_that_can_be_converted_but_not_run_is_said_so_too(tmp_path: Path
     ],
     ids=str,
 )
-def test_every_kind_of_model_is_converted_right(tmp_path: Path, options: dict[str, object]) -> None:
+def test_every_model_option_converts(tmp_path: Path, options: dict[str, object]) -> None:
     fields = {name: getattr(TINY_DINOV2, name) for name in ViTConfig.__dataclass_fields__}
     model = VisionTransformer(ViTConfig(**{**fields, **options}))
     generator = torch.Generator().manual_seed(1)
@@ -259,6 +259,6 @@ def test_every_kind_of_model_is_converted_right(tmp_path: Path, options: dict[st
     )
 
 
-def test_nothing_is_reported_to_anybody() -> None:
+def test_telemetry_is_off() -> None:
     code = "import app.engines.openvino, openvino, sys; print([m for m in sys.modules if m.startswith('openvino_telemetry.')])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

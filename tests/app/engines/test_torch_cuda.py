@@ -1,4 +1,4 @@
-"""What was compiled and kept on disk, and what happens when that cannot be used."""
+"""Compilation cache of torch: faults cost one compilation."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def pixel_model() -> PixelModel:
 
 
 def check_engine(cache: Path) -> None:
-    """Compile, and compare with the model as it is."""
+    """Compile, and compare with the eager model."""
     engine = make_torch_cuda_engine(
         pixel_model(), device=torch.device("cpu"), dtype="float32", compile_model=True, max_batch_size=1, cache=cache
     )
@@ -36,7 +36,7 @@ def check_engine(cache: Path) -> None:
 
 
 def warnings_of_start(cache: Path) -> list[str]:
-    """Compile in a process of its own: within one, torch keeps much in memory."""
+    """Compile in a new process, without torch's caches in memory, and return the warnings."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR_")}
     command = [sys.executable, "-m", "tests.app.engines.test_torch_cuda", str(cache)]
     ended = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, timeout=300, check=True)

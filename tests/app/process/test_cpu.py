@@ -20,7 +20,7 @@ CORES = len(os.sched_getaffinity(0))
         pytest.param({"cpu.max": "garbage"}, CORES, id="unreadable"),
     ],
 )
-def test_cores_are_bounded_by_the_cgroups_quota(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+def test_cores_are_bounded_by_the_cgroup_quota(tmp_path: Path, files: dict[str, str], expected: int) -> None:
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)

@@ -15,7 +15,7 @@ def logging_as_before() -> Iterator[None]:
     configure_logging("info", "json")
 
 
-def test_json_logs_are_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_log_is_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "json")
     with structlog.contextvars.bound_contextvars(request_id="abc"):
         structlog.get_logger("a").info("first\nstill first", status=200)
@@ -29,9 +29,9 @@ def test_json_logs_are_one_object_a_line(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_a_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str], log_format: Literal["text", "json"]) -> None:
+def test_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str], log_format: Literal["text", "json"]) -> None:
     configure_logging("info", log_format)
-    image_bytes = "a private picture"[::-1]
+    image_bytes = "a private image"[::-1]
     try:
         raise ValueError
     except ValueError:

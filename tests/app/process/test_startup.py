@@ -1,4 +1,4 @@
-"""A start that is slow says what it waits for; one that fails ends in one sentence, or says that it is a bug."""
+"""Startup: a slow start logs its step; a failed one ends in one sentence, or is called a bug."""
 
 import errno
 import json
@@ -19,8 +19,8 @@ from tests.support.models import ROOT, UNPRIVILEGED
 from tests.support.server import Server
 
 
-class Heard(logging.Handler):
-    """Records of slow starts, and an event when there are enough of them."""
+class SlowSteps(logging.Handler):
+    """Steps logged as slow, and an event when there are enough of them."""
 
     def __init__(self, enough: int) -> None:
         super().__init__()
@@ -36,15 +36,15 @@ class Heard(logging.Handler):
 
 
 def test_slow_start_says_what_it_waits_for() -> None:
-    heard = Heard(2)
-    logging.getLogger("app.process.startup").addHandler(heard)
+    slow = SlowSteps(2)
+    logging.getLogger("app.process.startup").addHandler(slow)
     try:
         with watched_start(slow_s=0.01) as on_step:
             on_step("reading the weights")
-            assert heard.full.wait(60)
+            assert slow.full.wait(60)
     finally:
-        logging.getLogger("app.process.startup").removeHandler(heard)
-    assert set(heard.steps) == {"reading the weights"}
+        logging.getLogger("app.process.startup").removeHandler(slow)
+    assert set(slow.steps) == {"reading the weights"}
 
 
 def test_quick_start_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -73,7 +73,7 @@ def test_too_little_memory_is_one_sentence(error: Exception) -> None:
         try:
             raise error
         except Exception as cause:
-            raise ValueError("of a library around it") from cause
+            raise ValueError("a library wraps it") from cause
 
 
 def test_other_shortages_are_one_sentence() -> None:
@@ -82,7 +82,7 @@ def test_other_shortages_are_one_sentence() -> None:
     assert str(disk_is_full) == "warming up failed: No space left on device: /cache/x"
 
 
-def test_a_bug_comes_through_as_it_is() -> None:
+def test_bug_is_raised_unchanged() -> None:
     with pytest.raises(ZeroDivisionError), watched_start():
         _ = 1 / 0
 
@@ -96,7 +96,7 @@ VIT_SERVE = str(Path(sys.executable).parent / "vit-serve")
 
 
 def failed_start(*prefix: str, **variables: object) -> str:
-    """The reason of a start that fails with status 1 and without a stack trace."""
+    """Return the reason of a start that fails with status 1 and without a stack trace."""
     server = Server([*prefix, VIT_SERVE, "serve"], **{"engine": "torch", **variables})
     try:
         assert server.wait() == 1
@@ -151,7 +151,7 @@ def test_unforeseen_error_is_called_a_bug(tiny_checkpoint: Path) -> None:
 
 def test_unknown_variable_is_warned_of(tiny_checkpoint: Path) -> None:
     server = Server(model=tiny_checkpoint / "none", max_batchsize=4)
-    assert server.wait_for_log("VIT_MAX_BATCHSIZE is no setting")["level"] == "warning"
+    assert server.wait_for_log("VIT_MAX_BATCHSIZE is not a setting")["level"] == "warning"
     assert server.wait() == 1
 
 
@@ -184,7 +184,7 @@ def test_commands_end_in_one_sentence(arguments: tuple[str, ...]) -> None:
 def test_warnings_do_not_mix_with_the_output(tiny_checkpoint: Path) -> None:
     ended = vit_serve("info", tiny_checkpoint, "--json", VIT_COLOUR="red")
     assert json.loads(ended.stdout)["name"] == "tiny-dinov2"
-    assert "VIT_COLOUR is no setting" in ended.stderr
+    assert "VIT_COLOUR is not a setting" in ended.stderr
 
 
 def test_too_little_memory_ends_info() -> None:

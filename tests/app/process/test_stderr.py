@@ -1,4 +1,4 @@
-"""QueuedStderr: readers that are slow, gone or full, and the ends of processes."""
+"""QueuedStderr: slow, stopped and closed readers, full disks, forks, and process exit."""
 
 import fcntl
 import json
@@ -20,18 +20,18 @@ from app.process.stderr import QueuedStderr
 OpenPipe = Callable[..., "Pipe"]
 LogTo = Callable[[QueuedStderr], None]
 
-PATIENCE_S = 60
+TIMEOUT_S = 60
 
 
 @dataclass
 class Pipe:
-    """A small pipe; a stream writes to it, and a test may read from it, or close it."""
+    """A small pipe that a stream writes to, and a test reads or closes."""
 
     reading: int
     stream: QueuedStderr
 
     def read_to_end(self) -> list[str]:
-        """All lines, once the stream has written what is queued."""
+        """Finish the stream, and return all its lines."""
         received: list[bytes] = []
         finished = threading.Thread(target=self._finish)
         finished.start()
@@ -41,7 +41,7 @@ class Pipe:
         return b"".join(received).decode().splitlines()
 
     def _finish(self) -> None:
-        assert self.stream.finish(PATIENCE_S)
+        assert self.stream.finish(TIMEOUT_S)
         os.close(self.stream.fileno())
 
 
@@ -66,7 +66,7 @@ def open_pipe() -> Iterator[Callable[..., Pipe]]:
 
 @pytest.fixture
 def logging_to(monkeypatch: pytest.MonkeyPatch) -> Iterator[LogTo]:
-    """Has all that is logged written to a stream, until the test ends."""
+    """A function that redirects the log to a stream until the test ends."""
 
     def log_to(stream: QueuedStderr) -> None:
         monkeypatch.setattr(sys, "stderr", stream)
@@ -82,7 +82,7 @@ def write_lines(stream: QueuedStderr, count: int) -> None:
         print(number, file=stream)
 
 
-def test_a_reader_that_stops_blocks_no_writer(open_pipe: OpenPipe, logging_to: LogTo) -> None:
+def test_stopped_reader_blocks_no_writer(open_pipe: OpenPipe, logging_to: LogTo) -> None:
     pipe = open_pipe(max_lines=100)
     logging_to(pipe.stream)
     write_lines(pipe.stream, 20_000)
@@ -95,16 +95,16 @@ def test_a_reader_that_stops_blocks_no_writer(open_pipe: OpenPipe, logging_to: L
     assert {line["level"] for line in told} == {"warning"}
 
 
-def test_the_end_does_not_wait_for_a_stopped_reader(open_pipe: OpenPipe) -> None:
+def test_finish_times_out_on_a_stopped_reader(open_pipe: OpenPipe) -> None:
     stream = open_pipe().stream
     write_lines(stream, 4000)
     assert not stream.finish(0.05)
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-def test_a_slow_reader_gets_every_line_in_order(open_pipe: OpenPipe, blocking: bool) -> None:
+def test_slow_reader_gets_lines_in_order(open_pipe: OpenPipe, blocking: bool) -> None:
     pipe = open_pipe()
-    os.set_blocking(pipe.stream.fileno(), blocking)  # whoever shares a pipe may change that
+    os.set_blocking(pipe.stream.fileno(), blocking)  # another process that shares the pipe may set O_NONBLOCK
     write_lines(pipe.stream, 4000)
     received = b""
     while received.count(b"\n") < 4000:
@@ -113,7 +113,7 @@ def test_a_slow_reader_gets_every_line_in_order(open_pipe: OpenPipe, blocking: b
     assert pipe.stream.dropped_lines == 0
 
 
-def test_lines_of_many_threads_are_not_mixed(tmp_path: Path) -> None:
+def test_lines_of_threads_are_not_mixed(tmp_path: Path) -> None:
     with (tmp_path / "log").open("wb") as file:
         stream = QueuedStderr(file.fileno(), max_lines=100_000)
 
@@ -126,38 +126,38 @@ def test_lines_of_many_threads_are_not_mixed(tmp_path: Path) -> None:
             writer.start()
         for writer in writers:
             writer.join()
-        assert stream.finish(PATIENCE_S)
+        assert stream.finish(TIMEOUT_S)
     assert set((tmp_path / "log").read_text().splitlines()) == {"one line"}
 
 
-def test_a_full_disk_costs_lines_and_no_more(tmp_path: Path, logging_to: LogTo) -> None:
+def test_full_disk_drops_lines(tmp_path: Path, logging_to: LogTo) -> None:
     fd = os.open("/dev/full", os.O_WRONLY)
     stream = QueuedStderr(fd)
     logging_to(stream)
     write_lines(stream, 7)
     written = threading.Event()
     stream._queue.put(written)
-    assert written.wait(PATIENCE_S)
+    assert written.wait(TIMEOUT_S)
     assert stream.dropped_lines == 7
     with (tmp_path / "log").open("wb") as file:
-        os.dup2(file.fileno(), fd)  # there is room again
+        os.dup2(file.fileno(), fd)  # space again
     print("after", file=stream)
-    assert stream.finish(PATIENCE_S)
+    assert stream.finish(TIMEOUT_S)
     os.close(fd)
     after, told = (tmp_path / "log").read_text().splitlines()
     assert (after, json.loads(told)["lines"]) == ("after", 7)
 
 
-def test_a_reader_that_has_gone_costs_lines_and_no_more(open_pipe: OpenPipe, logging_to: LogTo) -> None:
+def test_closed_pipe_drops_lines(open_pipe: OpenPipe, logging_to: LogTo) -> None:
     pipe = open_pipe()
     logging_to(pipe.stream)
     os.close(pipe.reading)
     write_lines(pipe.stream, 7)
-    assert pipe.stream.finish(PATIENCE_S)
+    assert pipe.stream.finish(TIMEOUT_S)
     assert pipe.stream.dropped_lines == 7
 
 
-def test_text_that_is_no_line_yet_is_written_at_a_flush(open_pipe: OpenPipe) -> None:
+def test_flush_writes_an_unfinished_line(open_pipe: OpenPipe) -> None:
     pipe = open_pipe()
     pipe.stream.write("50 %")
     pipe.stream.flush()
@@ -167,23 +167,23 @@ def test_text_that_is_no_line_yet_is_written_at_a_flush(open_pipe: OpenPipe) -> 
 def run(code: str, **options: object) -> subprocess.CompletedProcess[str]:
     code = f"import os, sys, warnings\nfrom app.process.stderr import queue_stderr\nqueue_stderr()\n{code}"
     return subprocess.run(  # type: ignore[call-overload]
-        [sys.executable, "-c", code], text=True, stderr=subprocess.PIPE, timeout=PATIENCE_S, check=False, **options
+        [sys.executable, "-c", code], text=True, stderr=subprocess.PIPE, timeout=TIMEOUT_S, check=False, **options
     )
 
 
-def test_what_python_itself_says_is_queued_and_written_at_the_end() -> None:
+def test_python_output_is_written_at_exit() -> None:
     ended = run("warnings.warn('odd')\nprint('printed', file=sys.stderr)\nraise SystemExit('a last word')")
     assert ended.returncode == 1
     assert [word in ended.stderr for word in ("UserWarning: odd", "printed\n", "a last word")] == [True] * 3
 
 
-def test_a_forked_process_writes_without_the_thread() -> None:
+def test_forked_process_writes_directly() -> None:
     ended = run("if os.fork() == 0:\n    print('child', file=sys.stderr)\n    os._exit(0)\nos.wait()")
     assert (ended.returncode, ended.stderr) == (0, "child\n")
 
 
-def test_closed_standard_files_go_to_no_socket() -> None:
+def test_closed_files_are_replaced() -> None:
     code = "import os, sys, app.process.stderr as s; s.queue_stderr(); print('x', file=sys.stderr); print(os.open('/', 0))"
     shell = ["sh", "-c", 'exec "$0" -c "$1" <&- 2>&-', sys.executable, code]
-    ended = subprocess.run(shell, stdout=subprocess.PIPE, text=True, timeout=PATIENCE_S, check=True)
+    ended = subprocess.run(shell, stdout=subprocess.PIPE, text=True, timeout=TIMEOUT_S, check=True)
     assert int(ended.stdout) > 2

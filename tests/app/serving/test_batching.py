@@ -1,4 +1,4 @@
-"""The batcher around a function that a test holds up. Items are numbers; the result of n is n * n."""
+"""Batcher with a `run` that squares numbers and can be held up."""
 
 import asyncio
 from collections.abc import Sequence
@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory
-from app.serving.batching import Batcher, BatchResult, BatchSlots, next_batch_size
+from app.serving.batch import BatchResult
+from app.serving.batching import Batcher, BatchSlots, next_batch_size
 
 
 class Squares:
-    """Squares its items, remembers its batches, and waits while its gate is closed."""
+    """A `run` that squares its items, records its batches, and waits while its gate is closed."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -46,7 +47,7 @@ async def results(tasks: list[asyncio.Task[BatchResult[int]]]) -> list[int]:
 
 
 async def while_busy(run: Squares, batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[BatchResult[int]]]:
-    """Submit items while the worker is held up by a batch of the item 100."""
+    """Submit items while a batch of the item 100 is held up."""
     run.gate.clear()
     run.begun.clear()
     first = submit(batcher, 100)
@@ -69,7 +70,7 @@ async def test_each_item_gets_its_own_result() -> None:
     await batcher.stop()
 
 
-async def test_an_idle_worker_takes_a_single_item_at_once() -> None:
+async def test_idle_worker_takes_one_item_at_once() -> None:
     run = Squares()
     batcher = await started(run)
     served = await batcher.submit(3)
@@ -77,7 +78,7 @@ async def test_an_idle_worker_takes_a_single_item_at_once() -> None:
     await batcher.stop()
 
 
-async def test_the_next_batch_gathers_while_one_runs_and_is_cut_at_its_size() -> None:
+async def test_next_batch_gathers_while_one_runs() -> None:
     run = Squares()
     batcher = await started(run)
     tasks = await while_busy(run, batcher, 1, 2, 3, 4, 5, 6)
@@ -87,7 +88,7 @@ async def test_the_next_batch_gathers_while_one_runs_and_is_cut_at_its_size() ->
     await batcher.stop()
 
 
-async def test_runs_side_by_side_share_what_waits() -> None:
+async def test_independent_streams_share_the_queue() -> None:
     run = Squares()
     batcher = await started(run, slots=3, independent_streams=True)
     tasks = await while_busy(run, batcher)  # one of three is busy
@@ -96,13 +97,13 @@ async def test_runs_side_by_side_share_what_waits() -> None:
     assert run.batches == [[100], [1, 2, 3], [4, 5]]
     tasks += submit(batcher, 6, 7)
     await turns(10)
-    assert (batcher.queued, len(run.batches)) == (2, 3)  # no run may begin
+    assert (batcher.queued, len(run.batches)) == (2, 3)  # all slots are taken
     run.gate.set()
     assert await results(tasks) == [10_000, 1, 4, 9, 16, 25, 36, 49]
     await batcher.stop()
 
 
-async def test_who_waits_for_full_batches_gets_them() -> None:
+async def test_delay_fills_batches_before_sharing() -> None:
     run = Squares()
     batcher = await started(run, slots=2, independent_streams=True, max_queue_delay_s=60)
     tasks = submit(batcher, 1, 2, 3, 4)
@@ -113,7 +114,7 @@ async def test_who_waits_for_full_batches_gets_them() -> None:
     await batcher.stop()
 
 
-async def test_a_run_behind_another_takes_all_it_can() -> None:
+async def test_dependent_stream_takes_a_full_batch() -> None:
     run = Squares()
     batcher = await started(run, slots=3)
     tasks = await while_busy(run, batcher)
@@ -149,7 +150,23 @@ async def test_batchers_that_share_slots_take_turns() -> None:
     await second.stop()
 
 
-async def test_a_delay_holds_an_incomplete_batch_until_it_is_full() -> None:
+async def test_stopped_batcher_frees_its_shared_slots() -> None:
+    run, slots = Squares(), BatchSlots(1)
+    stopped, other = (Batcher[int, int](run, max_batch_size=1, slots=slots) for _ in range(2))
+    stopped.start()
+    other.start()
+    tasks = await while_busy(run, stopped)
+    waiting = submit(other, 3)
+    await stopped.stop()
+    run.gate.set()
+    assert await results(waiting) == [9]
+    with pytest.raises(Draining):
+        await tasks[0]
+    await other.stop()
+    assert slots.free == 1
+
+
+async def test_delay_holds_a_batch_until_full() -> None:
     run = Squares()
     batcher = await started(run, max_queue_delay_s=3600)
     tasks = submit(batcher, 1, 2, 3)
@@ -161,7 +178,7 @@ async def test_a_delay_holds_an_incomplete_batch_until_it_is_full() -> None:
     await batcher.stop()
 
 
-async def test_a_delay_ends_counted_from_the_oldest_item() -> None:
+async def test_delay_counts_from_the_oldest_item() -> None:
     run = Squares()
     batcher = await started(run, max_queue_delay_s=0.02)
     served = await batcher.submit(3)
@@ -170,7 +187,7 @@ async def test_a_delay_ends_counted_from_the_oldest_item() -> None:
     await batcher.stop()
 
 
-async def test_a_cancelled_item_leaves_the_queue_and_is_not_run() -> None:
+async def test_cancelled_item_leaves_the_queue() -> None:
     run = Squares()
     batcher = await started(run)
     first, one, two = await while_busy(run, batcher, 1, 2)
@@ -184,7 +201,7 @@ async def test_a_cancelled_item_leaves_the_queue_and_is_not_run() -> None:
     await batcher.stop()
 
 
-async def test_an_item_that_is_cancelled_while_it_runs_harms_nobody() -> None:
+async def test_cancelling_in_flight_spares_the_batch() -> None:
     run = Squares()
     batcher = await started(run)
     first, one, two = await while_busy(run, batcher, 1, 2)
@@ -194,11 +211,11 @@ async def test_an_item_that_is_cancelled_while_it_runs_harms_nobody() -> None:
     await batcher.stop()
 
 
-async def test_an_item_past_its_deadline_is_told_in_time_and_not_run() -> None:
+async def test_late_item_fails_in_time_and_is_not_run() -> None:
     run = Squares()
     batcher = await started(run)
     first, second = await while_busy(run, batcher, 2)
-    with pytest.raises(DeadlineExceeded):  # told while the worker is still held up
+    with pytest.raises(DeadlineExceeded):  # while the batch is still held up
         await batcher.submit(1, deadline=asyncio.get_running_loop().time() + 0.01)
     run.gate.set()
     await results([first, second])
@@ -206,10 +223,10 @@ async def test_an_item_past_its_deadline_is_told_in_time_and_not_run() -> None:
     await batcher.stop()
 
 
-async def test_a_culprit_fails_alone() -> None:
+async def test_culprit_fails_alone() -> None:
     async def picky(items: Sequence[int]) -> Sequence[int]:
         if 13 in items:
-            raise ValueError("13 brings bad luck")
+            raise ValueError("13 is unlucky")
         return [item * item for item in items]
 
     batcher = await started(picky, max_batch_size=16)
@@ -217,7 +234,7 @@ async def test_a_culprit_fails_alone() -> None:
     for item, outcome in zip(range(10, 20), outcomes, strict=True):
         if item == 13:
             assert isinstance(outcome, InferenceFailed)
-            assert "bad luck" not in str(outcome)
+            assert "unlucky" not in str(outcome)
         else:
             assert isinstance(outcome, BatchResult)
             assert outcome.result == item * item
@@ -225,16 +242,16 @@ async def test_a_culprit_fails_alone() -> None:
     await batcher.stop()
 
 
-async def test_a_run_that_loses_a_result_gives_nobody_a_wrong_one() -> None:
+async def test_missing_result_splits_the_batch() -> None:
     async def forgetful(items: Sequence[int]) -> Sequence[int]:
         return [item * item for item in items][: 1 if len(items) > 1 else None]
 
     batcher = await started(forgetful)
-    assert await results(submit(batcher, 1, 2, 3, 4)) == [1, 4, 9, 16]  # alone, each is well
+    assert await results(submit(batcher, 1, 2, 3, 4)) == [1, 4, 9, 16]  # alone, each gets its result
     await batcher.stop()
 
 
-async def test_out_of_memory_splits_the_batch_and_keeps_later_ones_small() -> None:
+async def test_out_of_memory_halves_batches_for_good() -> None:
     sizes = []
 
     async def small(items: Sequence[int]) -> Sequence[int]:
@@ -253,7 +270,7 @@ async def test_out_of_memory_splits_the_batch_and_keeps_later_ones_small() -> No
     await batcher.stop()
 
 
-async def test_a_dead_engine_fails_all_who_wait_and_refuses_the_next() -> None:
+async def test_dead_engine_fails_the_queue_and_refuses() -> None:
     run = Squares()
 
     async def dies(items: Sequence[int]) -> Sequence[int]:
@@ -270,7 +287,7 @@ async def test_a_dead_engine_fails_all_who_wait_and_refuses_the_next() -> None:
         await batcher.submit(1)
 
 
-async def test_an_image_that_is_cancelled_in_a_failing_run_is_not_run_again() -> None:
+async def test_cancelled_item_is_not_retried() -> None:
     run = Squares()
 
     async def fails_together(items: Sequence[int]) -> Sequence[int]:
@@ -294,7 +311,7 @@ async def test_an_image_that_is_cancelled_in_a_failing_run_is_not_run_again() ->
     await batcher.stop()
 
 
-async def test_a_run_that_hangs_is_a_dead_engine_and_whoever_waits_is_told() -> None:
+async def test_inference_timeout_kills_the_worker() -> None:
     run, died = Squares(), asyncio.Event()
     run.gate.clear()
     batcher = Batcher[int, int](run, max_batch_size=1, slots=BatchSlots(1), inference_timeout_s=0.01)
@@ -305,7 +322,7 @@ async def test_a_run_that_hangs_is_a_dead_engine_and_whoever_waits_is_told() -> 
     assert run.batches == [[1]]
 
 
-async def test_a_run_that_raises_a_timeout_of_its_own_is_only_a_failure() -> None:
+async def test_timeout_raised_by_a_batch_is_a_failure() -> None:
     async def late(items: Sequence[int]) -> Sequence[int]:
         raise TimeoutError
 
@@ -316,13 +333,13 @@ async def test_a_run_that_raises_a_timeout_of_its_own_is_only_a_failure() -> Non
     await batcher.stop()
 
 
-async def test_stopping_is_no_death() -> None:
+async def test_stop_does_not_call_on_death() -> None:
     batcher = Batcher[int, int](Squares(), max_batch_size=1, slots=BatchSlots(1))
-    batcher.start(lambda: pytest.fail("it did not die"))
+    batcher.start(lambda: pytest.fail("on_death was called"))
     await batcher.stop()
 
 
-async def test_an_engine_that_dies_in_one_run_fails_the_other_runs_too() -> None:
+async def test_dead_engine_fails_all_batches_in_flight() -> None:
     run = Squares()
 
     async def dies(items: Sequence[int]) -> Sequence[int]:
@@ -338,14 +355,14 @@ async def test_an_engine_that_dies_in_one_run_fails_the_other_runs_too() -> None
     assert not batcher.alive
 
 
-async def test_a_stopped_batcher_is_draining_and_not_dead() -> None:
+async def test_stopped_batcher_raises_draining() -> None:
     batcher = await started(Squares())
     await batcher.stop()
     with pytest.raises(Draining):
         await batcher.submit(1)
 
 
-async def test_stopping_fails_what_is_left() -> None:
+async def test_stop_fails_remaining_items() -> None:
     run = Squares()
     batcher = await started(run)
     tasks = await while_busy(run, batcher, 1, 2)
@@ -353,16 +370,16 @@ async def test_stopping_fails_what_is_left() -> None:
     assert [type(outcome) for outcome in await asyncio.gather(*tasks, return_exceptions=True)] == [Draining] * 3
 
 
-async def test_before_the_start_nothing_is_accepted() -> None:
+async def test_submit_before_start_is_refused() -> None:
     batcher = Batcher[int, int](Squares(), max_batch_size=1, slots=BatchSlots(1))
     with pytest.raises(NotReady):
         await batcher.submit(1)
 
 
-# What may happen to a batcher, in any order. Every run takes a turn of the event loop for each "turn" that follows.
+# Events in any order. A batch takes one iteration of the event loop, which "turn" provides.
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("submit"), st.integers(0, 30)),  # an item; multiples of 7 make every run that they are in fail
+        st.tuples(st.just("submit"), st.integers(0, 30)),  # an item; multiples of 7 fail every batch that they are in
         st.tuples(st.just("late"), st.integers(0, 30)),  # an item whose deadline has passed
         st.tuples(st.just("cancel"), st.integers(0, 30)),  # the n-th task so far, if there is one
         st.tuples(st.just("turn"), st.integers(1, 5)),
@@ -383,9 +400,7 @@ OPTIONS = st.fixed_dictionaries(
 
 @given(events=EVENTS, options=OPTIONS)
 @settings(max_examples=150, deadline=None)
-def test_whatever_happens_every_item_gets_exactly_its_own_outcome(
-    events: list[tuple[str, int]], options: dict[str, Any]
-) -> None:
+def test_every_item_gets_exactly_its_outcome(events: list[tuple[str, int]], options: dict[str, Any]) -> None:
     uvloop.run(live_through(events, options))
 
 
@@ -423,19 +438,20 @@ async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -
     outcomes = await asyncio.gather(*(task for _, _, task in tasks), return_exceptions=True)
 
     for number, ((event, value, _), outcome) in enumerate(zip(tasks, outcomes, strict=True)):
-        match outcome:
-            case BatchResult():
-                assert outcome.result == value * value
-                assert event == "submit"
-                assert ran.count(number) == 1
-            case InferenceFailed():
-                assert value % 7 == 0
-            case DeadlineExceeded():
-                assert event == "late"
-                assert number not in ran
-            case _:
-                assert isinstance(outcome, asyncio.CancelledError)
-                assert number in cancelled
+        check(outcome, event, value, times_run=ran.count(number), cancelled=number in cancelled)
     assert batcher.queued == 0
     assert batcher.alive
     await batcher.stop()
+
+
+def check(outcome: object, event: str, value: int, *, times_run: int, cancelled: bool) -> None:
+    match outcome:
+        case BatchResult():
+            assert (outcome.result, event, times_run) == (value * value, "submit", 1)
+        case InferenceFailed():
+            assert value % 7 == 0
+        case DeadlineExceeded():
+            assert (event, times_run) == ("late", 0)
+        case _:
+            assert isinstance(outcome, asyncio.CancelledError)
+            assert cancelled

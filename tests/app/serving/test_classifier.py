@@ -1,4 +1,4 @@
-"""The classifier around a decoder that a test holds up; model and batcher are real."""
+"""Classifier with a decoder that can be held up; model and batcher are real."""
 
 import asyncio
 import threading
@@ -19,7 +19,7 @@ from tests.support.models import TINY_DINOV2, picture
 
 
 class HeldDecode:
-    """Waits for its gate, then decodes and counts."""
+    """Decode function that waits for its gate, and counts."""
 
     def __init__(self) -> None:
         self.begun, self.gate, self.decoded = threading.Semaphore(0), threading.Event(), 0
@@ -49,7 +49,7 @@ async def begin(classifier: Classifier, decoder: HeldDecode) -> asyncio.Task[obj
     return first
 
 
-async def test_an_image_that_is_late_is_never_decoded(held: tuple[Classifier, HeldDecode]) -> None:
+async def test_late_image_is_not_decoded(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     first = await begin(classifier, decoder)
     with pytest.raises(DeadlineExceeded):
@@ -59,7 +59,7 @@ async def test_an_image_that_is_late_is_never_decoded(held: tuple[Classifier, He
     assert decoder.decoded == 1
 
 
-async def test_an_image_whose_caller_has_gone_is_never_decoded(held: tuple[Classifier, HeldDecode]) -> None:
+async def test_cancelled_image_is_not_decoded(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     first = await begin(classifier, decoder)
     second = asyncio.create_task(classifier.classify(picture(1)))
@@ -72,7 +72,7 @@ async def test_an_image_whose_caller_has_gone_is_never_decoded(held: tuple[Class
     assert decoder.decoded == 1
 
 
-async def test_images_that_are_decoded_count_as_accepted(held: tuple[Classifier, HeldDecode]) -> None:
+async def test_images_being_decoded_hold_slots(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     first = await begin(classifier, decoder)
     others = [asyncio.create_task(classifier.classify(picture(seed))) for seed in (1, 2)]
@@ -85,7 +85,7 @@ async def test_images_that_are_decoded_count_as_accepted(held: tuple[Classifier,
     classifier.admission.check_room()
 
 
-async def test_closing_tells_images_in_every_stage_that_it_is_draining(held: tuple[Classifier, HeldDecode]) -> None:
+async def test_close_fails_every_stage_with_draining(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     decoding = await begin(classifier, decoder)
     waiting = asyncio.create_task(classifier.classify(picture(1)))
@@ -108,7 +108,7 @@ async def test_classify_pixels_skips_decoding(held: tuple[Classifier, HeldDecode
     assert (decoder.decoded, of_pixels.timings.decode_s) == (1, 0.0)
 
 
-async def test_a_second_load_shares_the_metrics(tiny_checkpoint: Path) -> None:
+async def test_second_load_shares_the_metrics(tiny_checkpoint: Path) -> None:
     settings, metrics = read_settings(model=str(tiny_checkpoint)), Metrics()
     for _ in range(2):
         classifier = load_classifier(settings, metrics)

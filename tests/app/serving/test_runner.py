@@ -1,3 +1,5 @@
+"""ModelRunner: threads, warm-up and probabilities."""
+
 import asyncio
 import threading
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from model.head import softmax
 
 
 class Echo:
-    """An engine whose logits are the first three pixels. Its runs wait until `gathered` of them are under way."""
+    """Engine whose logits are the first three pixels. A batch waits until `gathered` batches are in flight."""
 
     name, device, dtype = "echo", "cpu", "float32"
     batch_sizes = ()
@@ -32,7 +34,7 @@ class Echo:
 
 
 class Failing(Echo):
-    """An engine for which two images are too many, or whose logits are no numbers."""
+    """Engine that runs out of memory on larger batches, and returns NaN for others."""
 
     def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
         if len(images) > self.max_concurrent_batches:
@@ -44,7 +46,7 @@ def image(value: int) -> Pixels:
     return np.full((3, 2, 2), value, np.uint8)
 
 
-async def test_each_image_gets_its_own_logits_and_their_softmax() -> None:
+async def test_each_image_gets_its_own_scores() -> None:
     runner = ModelRunner(Echo(), (3, 2, 2), softmax)
     scores = await runner.run([image(1), image(7)])
     assert [row.logits.tolist() for row in scores] == [[1, 1, 1], [7, 7, 7]]
@@ -52,13 +54,13 @@ async def test_each_image_gets_its_own_logits_and_their_softmax() -> None:
     np.testing.assert_allclose(scores[0].probabilities, [1 / 3] * 3, rtol=1e-6)
 
 
-async def test_outputs_that_are_no_classes_have_no_probabilities() -> None:
+async def test_regression_has_no_probabilities() -> None:
     runner = ModelRunner(Echo(), (3, 2, 2), lambda logits: None)
     scores = await runner.run([image(1), image(7)])
     assert [(row.logits.tolist(), row.probabilities) for row in scores] == [([1, 1, 1], None), ([7, 7, 7], None)]
 
 
-async def test_a_lone_image_may_have_all_cores() -> None:
+async def test_single_image_uses_all_cores() -> None:
     engine = Echo(max_concurrent_batches=2)
     runner = ModelRunner(engine, (3, 2, 2), softmax)
     await runner.run([image(1)])
@@ -66,7 +68,7 @@ async def test_a_lone_image_may_have_all_cores() -> None:
     assert engine.calls == [(1, True), (2, False)]
 
 
-async def test_runs_under_way_at_once_share_the_cores() -> None:
+async def test_concurrent_batches_share_the_cores() -> None:
     engine = Echo(max_concurrent_batches=2, gathered=2)
     runner = ModelRunner(engine, (3, 2, 2), softmax)
     await asyncio.gather(runner.run([image(1)]), runner.run([image(2)]))
@@ -74,25 +76,25 @@ async def test_runs_under_way_at_once_share_the_cores() -> None:
     assert len(engine.threads) == 2
 
 
-async def test_one_run_at_a_time_takes_turns_in_one_thread() -> None:
+async def test_sequential_batches_share_one_thread() -> None:
     engine = Echo(max_concurrent_batches=1)
     runner = ModelRunner(engine, (3, 2, 2), softmax)
     await asyncio.gather(*(runner.run([image(value)]) for value in range(6)))
     assert len(engine.threads) == 1
 
 
-def test_warming_up_runs_everything_that_a_caller_will_in_every_thread() -> None:
-    engine = Echo(max_concurrent_batches=2, gathered=2)  # a thread that did not take part would be waited for
+def test_warm_up_runs_all_sizes_in_every_thread() -> None:
+    engine = Echo(max_concurrent_batches=2, gathered=2)  # an unused thread would block the barrier
     ModelRunner(engine, (3, 2, 2), softmax).warm_up()
     assert set(engine.calls) == {(4, False), (1, False), (1, True)}
     assert len(engine.threads) == 2
 
 
-def test_a_batch_that_does_not_fit_stops_the_start() -> None:
+def test_oversized_batch_is_a_start_error() -> None:
     with pytest.raises(StartError, match="VIT_MAX_BATCH_SIZE: 4 images do not fit into the memory of cpu"):
         ModelRunner(Failing(), (3, 2, 2), softmax).warm_up()
 
 
-def test_a_model_that_only_gives_nan_stops_the_start() -> None:
+def test_non_finite_logits_are_a_start_error() -> None:
     with pytest.raises(StartError, match="VIT_MODEL: the model gives logits that are not finite, in float32 on cpu"):
         ModelRunner(Failing(max_concurrent_batches=4), (3, 2, 2), softmax).warm_up()

@@ -18,7 +18,7 @@ def write_parquet(path: Path, targets: list[int], features: object) -> Path:
 FEATURES = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
 
 
-def test_class_folders_are_read_in_alphabetical_order(tmp_path: Path) -> None:
+def test_class_folders_are_sorted(tmp_path: Path) -> None:
     for name in ("dog/b.png", "cat/c.JPG", "cat/deeper/a.webp", "cat/notes.txt"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
@@ -27,16 +27,16 @@ def test_class_folders_are_read_in_alphabetical_order(tmp_path: Path) -> None:
     assert [images.read(i) for i in range(len(images))] == [(b"cat/c.JPG", 0), (b"cat/deeper/a.webp", 0), (b"dog/b.png", 1)]
 
 
-def test_parquet_is_read_in_hugging_faces_layout(tmp_path: Path) -> None:
+def test_parquet_in_hugging_face_layout(tmp_path: Path) -> None:
     images = load_labelled_images(write_parquet(tmp_path / "test.parquet", [1, 0, 1], FEATURES))
     assert images.labels == ("cat", "dog")
     assert [images.read(i) for i in range(len(images))] == [(b"\x01", 1), (b"\x00", 0), (b"\x01", 1)]
 
 
-def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_unreadable_dataset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="neither a folder"):
         load_labelled_images(tmp_path / "nowhere.parquet")
-    with pytest.raises(DatasetError, match="no pictures in class folders"):
+    with pytest.raises(DatasetError, match="no images in class folders"):
         load_labelled_images(tmp_path)
     with pytest.raises(DatasetError, match="label outside 0 to 1"):
         load_labelled_images(write_parquet(tmp_path / "a.parquet", [0, 2], FEATURES))

@@ -6,7 +6,7 @@ from model.training.evaluate import Confusion, evaluate
 LABELS = ("ant", "bee", "cat", "dog", "eel", "fox")
 
 
-def test_accuracies_and_confusions_of_known_answers() -> None:
+def test_accuracies_and_confusions() -> None:
     probabilities = np.zeros((5, 6), np.float32)
     for row, ranking in enumerate([[0, 1], [1, 0], [1, 2], [1, 2], [3, 4]]):
         probabilities[row, ranking] = [0.9, 0.1]
@@ -19,8 +19,8 @@ def test_accuracies_and_confusions_of_known_answers() -> None:
     assert report.confusions == [Confusion("cat", "bee", 2), Confusion("fox", "ant", 1)]
 
 
-def test_scores_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="do not fit"):
+def test_mismatched_scores_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not match"):
         evaluate(np.zeros((2, 6), np.float32), [0], LABELS)
-    with pytest.raises(ValueError, match="0 pictures"):
+    with pytest.raises(ValueError, match="0 images"):
         evaluate(np.zeros((0, 6), np.float32), [], LABELS)

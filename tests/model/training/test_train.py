@@ -13,10 +13,10 @@ from app.settings import read_settings
 from model.checkpoints.checkpoint import load_checkpoint
 from model.training.augment import random_view
 from model.training.dataset import LabelledImages
+from model.training.settings import TrainSettings
 from model.training.train import (
     AugmentedStream,
     TrainError,
-    TrainSettings,
     parameter_groups,
     schedule,
     train,
@@ -30,7 +30,7 @@ SETTINGS = TrainSettings(epochs=6, batch_size=8, learning_rate=3e-3, layer_decay
 
 
 def colours(count: int) -> LabelledImages:
-    """Red, green and blue pictures: something that can be learned in seconds."""
+    """Return red, green and blue images, which a model learns in seconds."""
     images = []
     for i in range(count):
         pixels = np.random.default_rng(i).integers(0, 90, (28, 28, 3), dtype=np.uint8)
@@ -39,7 +39,7 @@ def colours(count: int) -> LabelledImages:
     return LabelledImages(("red", "green", "blue"), images, [i % 3 for i in range(count)])
 
 
-def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_training_writes_a_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
     train(tiny_checkpoint, colours(48), DECODE, tmp_path, training_preprocessing(28), SETTINGS)
 
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
@@ -49,23 +49,23 @@ def test_training_learns_and_writes_a_checkpoint(tmp_path: Path, tiny_checkpoint
     assert load_checkpoint(tmp_path).labels == ("red", "green", "blue")
 
 
-def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_resumed_training_has_same_weights(tmp_path: Path, tiny_checkpoint: Path) -> None:
     images = colours(24)
     straight = train(tiny_checkpoint, images, DECODE, tmp_path / "straight", training_preprocessing(28), SETTINGS)
 
-    left = 70  # in the ninth of eighteen steps; the last saved one is the eighth
+    reads_left = 70  # ends in step 9 of 18, after the state of step 8 was saved
 
     class Interrupted(LabelledImages):
         def read(self, index: int) -> tuple[bytes, int]:
-            nonlocal left
-            left -= 1
-            if left == 0:
+            nonlocal reads_left
+            reads_left -= 1
+            if reads_left == 0:
                 raise KeyboardInterrupt
             return LabelledImages.read(self, index)
 
-    broken = Interrupted(images.labels, images.images, images.targets)
+    interrupted = Interrupted(images.labels, images.images, images.targets)
     with pytest.raises(KeyboardInterrupt):
-        train(tiny_checkpoint, broken, DECODE, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
+        train(tiny_checkpoint, interrupted, DECODE, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
     resumed = train(tiny_checkpoint, images, DECODE, tmp_path / "resumed", training_preprocessing(28), SETTINGS)
 
     steps = [json.loads(line)["step"] for line in (tmp_path / "resumed" / "history.jsonl").read_text().splitlines()]
@@ -74,7 +74,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, tiny
         torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0, msg=key)
 
 
-def test_another_training_is_not_resumed(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_other_recipe_is_not_resumed(tmp_path: Path, tiny_checkpoint: Path) -> None:
     images, once = colours(24), replace(SETTINGS, epochs=1.0)
     train(tiny_checkpoint, images, DECODE, tmp_path, training_preprocessing(28), once)
     with pytest.raises(TrainError, match="from a training with other settings; remove it"):
@@ -87,7 +87,7 @@ def test_another_training_is_not_resumed(tmp_path: Path, tiny_checkpoint: Path) 
         train(tiny_checkpoint, images, DECODE, tmp_path, training_preprocessing(28), once)
 
 
-def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order() -> None:
+def test_epochs_differ_in_order_only() -> None:
     images = LabelledImages(("a",), [picture(0)] * 50, list(range(50)))
     stream = AugmentedStream(images, DECODE, 28, seed=1)
     first, second = ([stream[i][1] for i in range(start, start + 50)] for start in (0, 50))
@@ -97,13 +97,13 @@ def test_an_epoch_shows_every_picture_once_and_the_next_in_another_order() -> No
     assert not torch.equal(stream[7][0], stream[57][0])
 
 
-def test_a_view_is_of_the_size_asked_for_whatever_the_picture() -> None:
+def test_random_view_has_requested_size() -> None:
     for size in ((64, 64), (10, 300), (1, 1)):
         view = random_view(Image.new("RGB", size), 28, random.Random(0))
         assert (view.shape, view.dtype) == ((3, 28, 28), torch.uint8)
 
 
-def test_lower_layers_learn_slower_and_only_matrices_decay() -> None:
+def test_layer_decay_and_weight_decay() -> None:
     model = tiny_model().requires_grad_(True)
     groups = parameter_groups(model, TrainSettings(layer_decay=0.5, weight_decay=0.1))
     group_of = {id(parameter): group for group in groups for parameter in group["params"]}
@@ -116,7 +116,7 @@ def test_lower_layers_learn_slower_and_only_matrices_decay() -> None:
     assert decays == {name for name in names if name.endswith("weight") and "norm" not in name}
 
 
-def test_the_learning_rate_rises_and_falls() -> None:
+def test_learning_rate_schedule() -> None:
     rates = [schedule(step, 100, 0.1) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
     assert rates[9:] == sorted(rates[9:], reverse=True)

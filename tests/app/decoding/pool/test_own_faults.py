@@ -1,38 +1,27 @@
 """Exceptions in the service's own code while it decodes: 500, logged by class and place, never the image's fault."""
 
-import asyncio
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from app.decoding import headers, jpeg, pillow
 from app.decoding import image as images
 from app.decoding.geometry import Geometry
-from app.decoding.image import ImageDecoder
 from app.decoding.pool.threads import ThreadDecoder
 from app.errors import InternalError, UndecodableImage
 from benchmarks.watch import metrics_of
 from model.preprocessing import Preprocessing
 from tests.app.conftest import OpenClient, open_client
+from tests.app.decoding.decoders import HALF, decoder
 from tests.support.models import encode, picture, random_picture
 
 __all__ = ["open_client"]
 
-HALF = (0.5, 0.5, 0.5)
 PREPROCESSING = Preprocessing(32, (28, 28), "bicubic", HALF, HALF)
 
 
 def broken(*_: object, **__: object) -> Any:
     raise KeyError("pixel 17 shows a secret")
-
-
-def decoder(**options: Any) -> Callable[[bytes], Any]:
-    formats = frozenset({"jpeg", "png"})
-    return ImageDecoder(
-        PREPROCESSING, **{"formats": formats, "max_bytes": 100_000, "max_pixels": 100_000, "exact": False, **options}
-    ).decode
 
 
 @pytest.mark.parametrize(
@@ -51,21 +40,21 @@ def decoder(**options: Any) -> Callable[[bytes], Any]:
 def test_own_fault_is_not_the_images(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, broken)
     with pytest.raises(KeyError):
-        decoder(exact=True)(encode(random_picture(0), "JPEG"))
+        decoder(PREPROCESSING).decode(encode(random_picture(0), "JPEG"))
 
 
 @pytest.mark.parametrize("name", ["_resize", "_upright"])
 def test_own_fault_in_fast_jpeg_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg, name, broken)
     with pytest.raises(KeyError):
-        decoder()(encode(random_picture(0), "JPEG"))
+        decoder(PREPROCESSING, exact=False).decode(encode(random_picture(0), "JPEG"))
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 def test_truncated_image_is_the_images_fault(image_format: str) -> None:
     image = encode(random_picture(0), image_format)
     with pytest.raises(UndecodableImage):
-        decoder()(image[: len(image) // 2])
+        decoder(PREPROCESSING, exact=False).decode(image[: len(image) // 2])
 
 
 async def test_fault_in_a_thread_is_logged_by_place(caplog: pytest.LogCaptureFixture) -> None:
@@ -102,55 +91,3 @@ async def test_fault_is_500_for_its_image_alone(open_client: OpenClient, monkeyp
     assert results[1]["error"]["status"] == 500
     assert "secret" not in response.text
     assert metrics['vit_images_total{outcome="internal_error"}'] == 1
-
-
-async def test_threads_preprocess_as_they_are_told() -> None:
-    threads = ThreadDecoder(lambda _: np.zeros((3, 2, 2), np.uint8), lambda _: np.ones((3, 4, 4), np.uint8), threads=1)
-    for index, shape in enumerate([(3, 2, 2), (3, 4, 4)]):
-        pixels = await threads.decode(b"", preprocessing=index)
-        assert pixels.shape == shape
-        assert (pixels == index).all()
-    await threads.close()
-
-
-async def test_closed_threads_refuse_what_waits() -> None:
-    threads = ThreadDecoder(broken, threads=1)
-    calls = [asyncio.create_task(threads.decode(b"")) for _ in range(3)]
-    await asyncio.sleep(0)
-    await threads.close()
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(outcome).__name__ for outcome in outcomes] == ["InternalError", "Draining", "Draining"]
-
-
-async def test_thread_that_cannot_start_fails_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    threads = ThreadDecoder(lambda encoded: np.zeros((3, 2, 2), np.uint8), threads=1)
-    submit = threads._threads.submit
-
-    def scarce(*arguments: Any) -> Any:
-        monkeypatch.setattr(threads._threads, "submit", submit)
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(threads._threads, "submit", scarce)
-    with pytest.raises(InternalError):
-        await threads.decode(b"")
-    for _ in range(3):
-        assert not (await threads.decode(b"")).any()
-    await threads.close()
-
-
-async def test_cancelled_image_is_never_begun() -> None:
-    begun = list[bytes]()
-
-    def decode(encoded: bytes) -> Any:
-        begun.append(encoded)
-        return np.zeros((3, 2, 2), np.uint8)
-
-    threads = ThreadDecoder(decode, threads=1)
-    first, second, third = (asyncio.create_task(threads.decode(name)) for name in (b"first", b"second", b"third"))
-    await asyncio.sleep(0)
-    second.cancel()
-    threads._free += 1  # a thread becomes free before the call has run its cancellation
-    threads._dispatch()
-    await asyncio.gather(first, third)
-    await threads.close()
-    assert begun == [b"first", b"third"]

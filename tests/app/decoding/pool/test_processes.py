@@ -22,7 +22,6 @@ import numpy as np
 import pytest
 import structlog
 
-from app.decoding.image import ImageDecoder
 from app.decoding.pool import zygote as forking
 from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
@@ -32,6 +31,7 @@ from app.decoding.pool.zygote import WorkerProcess, Zygote, _environment, _share
 from app.decoding.pool.zygote_main import SERVICE_SIGNALS
 from app.errors import Draining, ImageTooLarge, InternalError, NotReady, ServiceError, StartError, UndecodableImage
 from model.preprocessing import Preprocessing
+from tests.app.decoding import decoders
 from tests.app.decoding.pool import faults
 from tests.support.models import ROOT, encode, random_picture
 
@@ -438,14 +438,8 @@ def test_shared_memory_cannot_be_resized() -> None:
         os.close(memory)
 
 
-@pytest.fixture
-def image_decoder() -> ImageDecoder:
-    how = Preprocessing(32, (28, 28), "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-    formats = frozenset({"jpeg", "png", "webp", "gif", "bmp"})
-    return ImageDecoder(how, formats=formats, max_bytes=100_000, max_pixels=1_000_000, exact=False)
-
-
-async def test_damaged_images_cost_no_worker(open_decoder: Open, image_decoder: ImageDecoder) -> None:
+async def test_damaged_images_cost_no_worker(open_decoder: Open) -> None:
+    image_decoder = decoders.decoder(Preprocessing(32, (28, 28), "bicubic", decoders.HALF, decoders.HALF), exact=False)
     memory_bytes = needed_bytes(1_000_000, 100_000)
     job = {"probe": encode(random_picture(1)), "preprocessors": (Preprocessor(image_decoder.decode, (3, 28, 28)),)}
     decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)
