@@ -28,7 +28,17 @@ OUT_OF_REACH = {
     "app/engines": ("app.cli", "app.decoding.pool", "app.main", "app.serving", "app.settings", *WIRE),
     "app/serving": ("app.cli", "app.main", *WIRE),
     "app/serving/batching.py": ("PIL", "model", "numpy", "torch"),
-    "app/http": ("app.api", "app.auth", "app.decoding", "app.engines", "app.serving", "app.settings", "fastapi", "model", "torch"),
+    "app/http": (
+        "app.api",
+        "app.auth",
+        "app.decoding",
+        "app.engines",
+        "app.serving",
+        "app.settings",
+        "fastapi",
+        "model",
+        "torch",
+    ),
     "app/auth": (
         "app.api",
         "app.cli",
