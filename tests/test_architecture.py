@@ -44,7 +44,6 @@ OUT_OF_REACH = {
         "app.cli",
         "app.decoding",
         "app.engines",
-        "app.http",
         "app.main",
         "app.serving",
         "fastapi",
