@@ -1,4 +1,4 @@
-"""Batcher: one queue in front of one worker. asyncio only; knows neither torch nor HTTP.
+"""Batcher: one queue and one worker. asyncio only; knows neither torch nor HTTP.
 
 Every submitted item gets exactly one outcome, its own. Batching is work-conserving: while a batch slot is free, queued items
 are taken at once; while none is, the next batch gathers in the queue.
@@ -11,35 +11,12 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic
 
-from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+from app.errors import Draining, NotReady
+from app.serving.batch import BatchExecutor, BatchResult, Item, Job, Result, too_late
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult(Generic[Result]):
-    """Result of one item, with its seconds in the queue and in inference, and the size of its batch."""
-
-    result: Result
-    queue_s: float
-    inference_s: float
-    batch_size: int
-
-
-@dataclass(eq=False, slots=True)
-class _Job(Generic[Item, Result]):
-    item: Item
-    arrival: float
-    """Time of `time.perf_counter`, for measurements."""
-    deadline: float
-    """Time of the event loop's clock, for decisions."""
-    future: asyncio.Future[BatchResult[Result]]
 
 
 class BatchSlots:
@@ -47,22 +24,26 @@ class BatchSlots:
 
     def __init__(self, count: int) -> None:
         self.free = count
-        self._waiters: list[asyncio.Event] = []
+        self._wakes: list[asyncio.Event] = []  # the batcher that took a slot longest ago comes first
 
     def join(self, wake: asyncio.Event) -> None:
         """Register a batcher by the event that is set whenever a slot is freed."""
-        self._waiters.append(wake)
+        self._wakes.append(wake)
+
+    def leave(self, wake: asyncio.Event) -> None:
+        """Forget a batcher that has stopped."""
+        self._wakes.remove(wake)
 
     def take(self, wake: asyncio.Event) -> None:
         """Take a free slot; the other batchers are woken first next time."""
         self.free -= 1
-        self._waiters.remove(wake)
-        self._waiters.append(wake)
+        self._wakes.remove(wake)
+        self._wakes.append(wake)
 
     def release(self) -> None:
-        """Free a slot and wake all batchers, the one that took a slot longest ago first."""
+        """Free a slot and wake all batchers."""
         self.free += 1
-        for wake in self._waiters:
+        for wake in self._wakes:
             wake.set()
 
 
@@ -98,20 +79,16 @@ class Batcher(Generic[Item, Result]):
         inference_timeout_s: float = math.inf,
         observe: Callable[[int], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self._run = run
-        self._max_batch_size = max_batch_size
+        self._executor = BatchExecutor[Item, Result](run, max_batch_size, inference_timeout_s, observe)
         self._slots = slots
         self._max_queue_delay_s = max_queue_delay_s
         self._shares_slots = independent_streams and not max_queue_delay_s  # with a delay, batches are to be full
-        self._inference_timeout_s = inference_timeout_s
-        self._observe = observe
-        self._queue: dict[_Job[Item, Result], None] = {}  # a dict: cancelled jobs leave from the middle
-        self._in_flight: dict[int, Sequence[_Job[Item, Result]]] = {}
+        self._queue: dict[Job[Item, Result], None] = {}  # a dict: cancelled jobs leave from the middle
+        self._in_flight: dict[int, Sequence[Job[Item, Result]]] = {}
         self._changed = asyncio.Event()  # an item arrived or a slot was freed
         self._worker: asyncio.Task[None] | None = None
         self._stopped = False
         self._on_death: Callable[[], None] = lambda: None
-        slots.join(self._changed)
 
     def start(self, on_death: Callable[[], None] = lambda: None) -> None:
         """Start the worker. Call it in the event loop that will submit.
@@ -120,6 +97,7 @@ class Batcher(Generic[Item, Result]):
             on_death: called if the worker dies, after everything queued has failed.
         """
         self._on_death = on_death
+        self._slots.join(self._changed)
         self._worker = asyncio.create_task(self._work(), name="batcher")
         self._worker.add_done_callback(self._ended)
 
@@ -137,8 +115,8 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def max_batch_size(self) -> int:
-        """Items in one batch; shrinks when a batch ran out of memory."""
-        return self._max_batch_size
+        """Items in one batch; shrinks when a batch runs out of memory."""
+        return self._executor.max_batch_size
 
     @property
     def queued(self) -> int:
@@ -162,14 +140,14 @@ class Batcher(Generic[Item, Result]):
             raise _stopping()
         if not self.alive:
             raise NotReady("The inference worker is not running.", retry_after_s=5.0)
-        job = _Job[Item, Result](item, time.perf_counter(), deadline, asyncio.get_running_loop().create_future())
+        job = Job[Item, Result](item, time.perf_counter(), deadline, asyncio.get_running_loop().create_future())
         self._queue[job] = None
         self._changed.set()
         try:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
                 return await job.future
         except TimeoutError:
-            raise _too_late() from None
+            raise too_late() from None
         finally:
             self._queue.pop(job, None)
 
@@ -178,9 +156,10 @@ class Batcher(Generic[Item, Result]):
             for number in itertools.count():
                 self._in_flight[number] = await self._collect()
                 self._slots.take(self._changed)
-                batches.create_task(self._process(number), name=f"batch {number}")
+                batch = batches.create_task(self._process(number), name=f"batch {number}")
+                batch.add_done_callback(lambda _: self._slots.release())
 
-    async def _collect(self) -> Sequence[_Job[Item, Result]]:
+    async def _collect(self) -> Sequence[Job[Item, Result]]:
         """Wait for items, a free slot and, where a delay is set, company; then take a batch from the queue."""
         while True:
             while not (self._queue and self._slots.free):
@@ -191,7 +170,7 @@ class Batcher(Generic[Item, Result]):
 
     async def _gather(self) -> None:
         """Hold an incomplete batch open, counted from its oldest item's arrival."""
-        while 0 < len(self._queue) < self._max_batch_size:
+        while 0 < len(self._queue) < self.max_batch_size:
             oldest = next(iter(self._queue))
             wait_s = oldest.arrival + self._max_queue_delay_s - time.perf_counter()
             if wait_s <= 0:
@@ -206,95 +185,34 @@ class Batcher(Generic[Item, Result]):
         self._changed.clear()
         await self._changed.wait()
 
-    def _take(self) -> Sequence[_Job[Item, Result]]:
+    def _take(self) -> Sequence[Job[Item, Result]]:
         """Remove the oldest items that are still awaited from the queue."""
-        size = next_batch_size(len(self._queue), self._max_batch_size, self._slots.free if self._shares_slots else 1)
-        batch: list[_Job[Item, Result]] = []
+        size = next_batch_size(len(self._queue), self.max_batch_size, self._slots.free if self._shares_slots else 1)
+        batch: list[Job[Item, Result]] = []
         while self._queue and len(batch) < size:
             job = next(iter(self._queue))
             del self._queue[job]
-            if _still_awaited(job):
+            if job.still_awaited():
                 batch.append(job)
         return batch
 
     async def _process(self, number: int) -> None:
-        """Run a batch; after a failure run its halves, so that in the end only the culprit fails."""
-        pieces = [self._in_flight[number]]  # a stack: the next piece is the last
-        while pieces:
-            piece = pieces.pop()
-            if len(piece) > self._max_batch_size:  # an earlier piece ran out of memory
-                pieces.append(piece[self._max_batch_size :])
-                piece = piece[: self._max_batch_size]
-            if jobs := [job for job in piece if _still_awaited(job)]:
-                pieces += reversed(await self._run_once(jobs))
+        await self._executor.execute(self._in_flight[number])
         del self._in_flight[number]
-        self._slots.release()
-
-    async def _run_once(self, jobs: Sequence[_Job[Item, Result]]) -> list[Sequence[_Job[Item, Result]]]:
-        """Run jobs as one batch and deliver their results, or return the pieces to try after a failure."""
-        started = time.perf_counter()
-        try:
-            results = await self._run_in_time([job.item for job in jobs])
-            if len(results) != len(jobs):
-                raise RuntimeError(f"a batch of {len(jobs)} items gave {len(results)} results")
-        except EngineDead:
-            raise
-        except Exception as error:
-            return self._split(jobs, error)
-        inference_s = time.perf_counter() - started
-        for job, result in zip(jobs, results, strict=True):
-            if not job.future.done():
-                job.future.set_result(BatchResult(result, started - job.arrival, inference_s, len(jobs)))
-        return []
-
-    async def _run_in_time(self, items: Sequence[Item]) -> Sequence[Result]:
-        timeout_s = None if self._inference_timeout_s == math.inf else self._inference_timeout_s
-        try:
-            async with asyncio.timeout(timeout_s) as limit:
-                with self._observe(len(items)):
-                    return await self._run(items)
-        except TimeoutError as error:
-            if not limit.expired():  # raised by `run` itself
-                raise
-            raise EngineDead(f"a batch of {len(items)} did not end within {timeout_s:g} s") from error
-
-    def _split(self, jobs: Sequence[_Job[Item, Result]], error: Exception) -> list[Sequence[_Job[Item, Result]]]:
-        """Return the halves of a failed batch; fail its job if there is only one."""
-        if len(jobs) == 1:
-            _log.error("the model failed on an image", exc_info=error)
-            if not jobs[0].future.done():
-                jobs[0].future.set_exception(InferenceFailed("The model failed on this image."))
-            return []
-        half = math.ceil(len(jobs) / 2)
-        if isinstance(error, OutOfMemory):
-            self._max_batch_size = min(self._max_batch_size, half)
-            _log.warning("a batch of %d did not fit into memory; from now on at most %d", len(jobs), self._max_batch_size)
-        return [jobs[:half], jobs[half:]]
 
     def _ended(self, worker: asyncio.Task[None]) -> None:
         """Fail everything queued or in flight when the worker stops or dies."""
+        self._slots.leave(self._changed)
         if worker.cancelled():
             error: Exception = _stopping()
         else:
             _log.critical("the inference worker died", exc_info=worker.exception())
             error = NotReady("The inference worker has died.", retry_after_s=5.0)
         for job in itertools.chain(*self._in_flight.values(), self._queue):
-            if not job.future.done():
-                job.future.set_exception(error)
+            job.fail(error)
         if not worker.cancelled():
             self._on_death()
 
 
-def _still_awaited(job: _Job[Item, Result]) -> bool:
-    """Return False if the job was cancelled or is late; fail a late one whose timer has not fired yet."""
-    if not job.future.done() and job.deadline <= asyncio.get_running_loop().time():
-        job.future.set_exception(_too_late())
-    return not job.future.done()
-
-
 def _stopping() -> Draining:
     return Draining("The service is shutting down.", retry_after_s=1.0)
-
-
-def _too_late() -> DeadlineExceeded:
-    return DeadlineExceeded("The deadline passed before the image was classified.")

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory
-from app.serving.batching import Batcher, BatchResult, BatchSlots, next_batch_size
+from app.serving.batch import BatchResult
+from app.serving.batching import Batcher, BatchSlots, next_batch_size
 
 
 class Squares:
@@ -147,6 +148,22 @@ async def test_batchers_that_share_slots_take_turns() -> None:
     assert slots.free == 1
     await first.stop()
     await second.stop()
+
+
+async def test_stopped_batcher_frees_its_shared_slots() -> None:
+    run, slots = Squares(), BatchSlots(1)
+    stopped, other = (Batcher[int, int](run, max_batch_size=1, slots=slots) for _ in range(2))
+    stopped.start()
+    other.start()
+    tasks = await while_busy(run, stopped)
+    waiting = submit(other, 3)
+    await stopped.stop()
+    run.gate.set()
+    assert await results(waiting) == [9]
+    with pytest.raises(Draining):
+        await tasks[0]
+    await other.stop()
+    assert slots.free == 1
 
 
 async def test_delay_holds_a_batch_until_full() -> None:
@@ -421,19 +438,20 @@ async def live_through(events: list[tuple[str, int]], options: dict[str, Any]) -
     outcomes = await asyncio.gather(*(task for _, _, task in tasks), return_exceptions=True)
 
     for number, ((event, value, _), outcome) in enumerate(zip(tasks, outcomes, strict=True)):
-        match outcome:
-            case BatchResult():
-                assert outcome.result == value * value
-                assert event == "submit"
-                assert ran.count(number) == 1
-            case InferenceFailed():
-                assert value % 7 == 0
-            case DeadlineExceeded():
-                assert event == "late"
-                assert number not in ran
-            case _:
-                assert isinstance(outcome, asyncio.CancelledError)
-                assert number in cancelled
+        check(outcome, event, value, times_run=ran.count(number), cancelled=number in cancelled)
     assert batcher.queued == 0
     assert batcher.alive
     await batcher.stop()
+
+
+def check(outcome: object, event: str, value: int, *, times_run: int, cancelled: bool) -> None:
+    match outcome:
+        case BatchResult():
+            assert (outcome.result, event, times_run) == (value * value, "submit", 1)
+        case InferenceFailed():
+            assert value % 7 == 0
+        case DeadlineExceeded():
+            assert (event, times_run) == ("late", 0)
+        case _:
+            assert isinstance(outcome, asyncio.CancelledError)
+            assert cancelled

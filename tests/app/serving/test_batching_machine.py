@@ -1,7 +1,7 @@
 """Hypothesis state machine: events of admission and batcher in any order, on a clock that rules advance."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from app.errors import DeadlineExceeded, Draining, EngineDead, InferenceFailed, NotReady, OutOfMemory, QueueFull
 from app.serving.admission import Admission
-from app.serving.batching import Batcher, BatchResult, BatchSlots
+from app.serving.batch import BatchResult
+from app.serving.batching import Batcher, BatchSlots
 
 TIMEOUT_S = 10.0
 MAX_BYTES = 100
@@ -36,7 +37,7 @@ class Client:
 
     number: int
     deadline: float
-    expects_room: bool
+    expects_slot: bool
     task: asyncio.Task[BatchResult[int]] | None = None
     cancelled: bool = False
     failed_alone: bool = False
@@ -51,6 +52,35 @@ class Batch:
     began: float
     outcome: asyncio.Future[list[int]] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
+    def violations(self, others: Sequence["Batch"], max_batch_size: int) -> Iterator[str]:
+        """Yield each reason why this batch should not have begun."""
+        busy = {client.number for other in others for client in other.clients}
+        if not 1 <= len(self.clients) <= max_batch_size:
+            yield f"a batch of {len(self.clients)} items, {max_batch_size} are allowed"
+        for client in self.clients:
+            if client.number in busy:
+                yield f"two batches with {client}"
+            if client.cancelled:
+                yield f"a batch with {client}, which was cancelled"
+            if self.began >= client.deadline:
+                yield f"a batch with {client}, whose deadline has passed"
+
+    def end(self, how: str) -> None:
+        results = [client.number * 10 for client in self.clients]
+        if how not in ("well", "dead") and len(self.clients) == 1:
+            self.clients[0].failed_alone = True
+        match how:
+            case "well":
+                self.outcome.set_result(results)
+            case "short":
+                self.outcome.set_result(results[1:])
+            case "failed":
+                self.outcome.set_exception(ValueError("it failed"))
+            case "out of memory":
+                self.outcome.set_exception(OutOfMemory())
+            case "dead":
+                self.outcome.set_exception(EngineDead("the device is gone"))
+
 
 class BatcherMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
@@ -58,8 +88,8 @@ class BatcherMachine(RuleBasedStateMachine):
         self.loop = ClockLoop()
         self.clients: list[Client] = []
         self.in_flight: list[Batch] = []
-        self.holds: list[AbstractContextManager[Callable[[int], None]]] = []
-        self.held = 0
+        self.reservations: list[AbstractContextManager[Callable[[int], None]]] = []
+        self.reserved = 0
         self.stopped = self.died = False
         self.violations: list[str] = []
 
@@ -78,17 +108,8 @@ class BatcherMachine(RuleBasedStateMachine):
 
     async def run(self, numbers: Sequence[int]) -> Sequence[int]:
         batch = Batch([self.clients[number] for number in numbers], self.loop.now)
-        busy = {client.number for other in self.in_flight for client in other.clients}
         # collected, because the batcher takes an exception of `run` for a failure of the model
-        if not 1 <= len(numbers) <= self.batcher.max_batch_size:
-            self.violations.append(f"a batch of {len(numbers)} items, {self.batcher.max_batch_size} are allowed")
-        for client in batch.clients:
-            if client.number in busy:
-                self.violations.append(f"two batches with {client}")
-            if client.cancelled:
-                self.violations.append(f"a batch with {client}, which was cancelled")
-            if self.loop.now >= client.deadline:
-                self.violations.append(f"a batch with {client}, whose deadline has passed")
+        self.violations += batch.violations(self.in_flight, self.batcher.max_batch_size)
         self.in_flight.append(batch)
         try:
             return await batch.outcome
@@ -132,8 +153,8 @@ class BatcherMachine(RuleBasedStateMachine):
     def submit(self, count: int, patience: float) -> None:
         async def begin() -> None:
             for _ in range(count):
-                room = self.admission.images < self.max_inflight_images
-                client = Client(len(self.clients), self.loop.now + patience, room)
+                has_slot = self.admission.images < self.max_inflight_images
+                client = Client(len(self.clients), self.loop.now + patience, has_slot)
                 self.clients.append(client)
                 client.task = asyncio.create_task(self.call(client))
                 await asyncio.sleep(0)  # it takes its slot, or finds none
@@ -170,44 +191,29 @@ class BatcherMachine(RuleBasedStateMachine):
             self.end(data.draw(st.sampled_from(self.in_flight)), "dead")
 
     def end(self, batch: Batch, how: str) -> None:
-        results = [client.number * 10 for client in batch.clients]
-        if how not in ("well", "dead") and len(batch.clients) == 1:
-            batch.clients[0].failed_alone = True
-        match how:
-            case "well":
-                batch.outcome.set_result(results)
-            case "short":
-                batch.outcome.set_result(results[1:])
-            case "failed":
-                batch.outcome.set_exception(ValueError("it failed"))
-            case "out of memory":
-                batch.outcome.set_exception(OutOfMemory())
-            case "dead":
-                batch.outcome.set_exception(EngineDead("the device is gone"))
+        batch.end(how)
         self.settle()
         assert self.died or self.stopped or how != "dead"
 
     @rule(size=st.integers(0, 60))
-    def reserve_bytes_of_a_request(self, size: int) -> None:
-        holding = self.admission.reserve_bytes()
-        hold = holding.__enter__()
+    def reserve_bytes(self, size: int) -> None:
+        context = self.admission.reserve_bytes()
+        reserve = context.__enter__()
         try:
-            hold(size)
+            reserve(size)
         except QueueFull:
-            assert self.held + size > MAX_BYTES
-            holding.__exit__(None, None, None)
+            assert self.reserved + size > MAX_BYTES
+            context.__exit__(None, None, None)
         else:
-            self.holds.append(holding)
-            self.held += size
-        if not self.holds:
-            self.held = 0
+            self.reservations.append(context)
+            self.reserved += size
 
     @rule()
-    @precondition(lambda self: self.holds)
+    @precondition(lambda self: self.reservations)
     def release_all_bytes(self) -> None:
-        while self.holds:
-            self.holds.pop().__exit__(None, None, None)
-        self.held = 0
+        while self.reservations:
+            self.reservations.pop().__exit__(None, None, None)
+        self.reserved = 0
 
     @rule()
     @precondition(lambda self: len(self.clients) > _LATE and not self.stopped)
@@ -226,12 +232,12 @@ class BatcherMachine(RuleBasedStateMachine):
         if not hasattr(self, "batcher"):
             return
         assert self.admission.images <= self.max_inflight_images
-        assert self.admission.bytes == self.held <= MAX_BYTES
+        assert self.admission.bytes == self.reserved <= MAX_BYTES
         assert len(self.in_flight) <= self.slots
         assert self.batcher.queued <= self.admission.images
 
     @invariant()
-    def nothing_waits_in_vain(self) -> None:
+    def no_item_waits_for_a_free_slot(self) -> None:
         if not hasattr(self, "batcher"):
             return
         if self.died or self.stopped:
@@ -259,7 +265,7 @@ class BatcherMachine(RuleBasedStateMachine):
             case DeadlineExceeded():
                 assert self.loop.now >= client.deadline
             case QueueFull():
-                assert not client.expects_room
+                assert not client.expects_slot
             case NotReady():
                 assert self.died
             case Draining():
