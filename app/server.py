@@ -1,11 +1,13 @@
-"""Run the application under uvicorn, and stop it without losing an accepted request."""
+"""The server process: the application under uvicorn, stopped without losing an accepted request."""
 
 import asyncio
 import gc
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
@@ -14,7 +16,13 @@ import uvicorn
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry, start_http_server
 
+from app.api.problems import internal_error
+from app.api.state import state_of
+from app.api.wire import Wires
 from app.errors import StartError
+from app.http.connections import Connections, RawResponse
+from app.http.limits import HttpLimits
+from app.http.protocol import HttpProtocol
 from app.main import create_app
 from app.metrics import Metrics
 from app.process.signals import IGNORED, STOP, handled
@@ -26,49 +34,80 @@ from app.settings import Settings
 
 _FAILED = 1
 _BACKLOG = 2048
-"""Connections that the system keeps until they are accepted; uvicorn's own number."""
+"""Connections that the system queues until they are accepted; uvicorn's default."""
 _FLUSH_S = 5
-"""How long a stop waits for answers that are written but not yet read by their callers, in seconds."""
+"""Seconds that a stop waits for clients to read responses that are written."""
+
+_OTHER_DESCRIPTORS = 256
+"""Files, pipes and libraries of the process, and connections that are being closed."""
 
 _log = structlog.get_logger(__name__)
 
 
 def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = load_classifier) -> int:
-    """Serve until a signal says to stop; returns the process's exit status.
+    """Serve until a signal stops the process. Returns its exit status.
 
     Args:
-        settings: all of the service's.
+        settings: settings of the service.
         load: makes the classifier.
 
     Raises:
-        StartError: something other than the model keeps the service from starting.
+        StartError: anything but the model keeps the service from starting.
     """
 
     def load_and_freeze(settings: Settings, metrics: Metrics) -> Classifier:
         classifier = load(settings, metrics)
         gc.collect()
-        gc.freeze()  # or each full collection looks at all that was imported, and for a quarter of a second nobody is heard
+        gc.freeze()  # exclude what is loaded from GC: a full collection would stall the event loop for 250 ms
         return classifier
 
-    app = create_app(settings, load=load_and_freeze, on_failure=lambda reason: server.give_up(reason))
-    app.state.limits.check_descriptors()
-    app.state.metrics.counter("vit_log_lines_dropped", "Lines of the log that could not be written.", dropped_lines)
-    if settings.metrics and settings.metrics_port is not None:
-        _serve_metrics(settings.host, settings.metrics_port, app.state.metrics.registry)
-    server = DrainingServer(
-        _config(app, settings), app.state.service, settings.drain_timeout_s, on_drain=app.state.connections.drain
+    failure = Failure()
+    app = create_app(settings, load=load_and_freeze, on_failure=failure.report)
+    state = state_of(app)
+    limits = HttpLimits(
+        settings.max_connections, header_timeout_s=settings.header_timeout_s, keep_alive_s=settings.keep_alive_s
     )
+    allow_open_files(limits, settings.decode_workers)
+    connections = Connections(
+        limits,
+        state.metrics,
+        health_paths=state.wires.health_paths,
+        server_error=partial(server_error, state.wires),
+        slices=state.slices,
+    )
+    state.metrics.counter("vit_log_lines_dropped", "Lines of the log that could not be written.", dropped_lines)
+    if settings.metrics and settings.metrics_port is not None:
+        _serve_metrics(settings.host, settings.metrics_port, state.metrics.registry)
+    server = DrainingServer(_config(app, settings, connections), state.service, settings.drain_timeout_s, connections.drain)
+    failure.server = server
     try:
         server.run(_dual_stack_sockets(settings.host, settings.port))
     except SystemExit as ended:  # uvicorn could not listen, and has logged why; or a signal came before its handler did
         return _FAILED if ended.code else 0
-    if server.failure is None:
+    if failure.reason is None:
         return 0
-    _log.critical("ended", reason=server.failure)
+    _log.critical("ended", reason=failure.reason)
     return _FAILED
 
 
-def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def allow_open_files(limits: HttpLimits, decode_workers: int) -> None:
+    """Raise the process's limit of open files to what connections and decoding workers need.
+
+    Raises:
+        StartError: the hard limit is lower.
+    """
+    # a decoding worker has a socket and shared memory
+    needed = limits.max_connections + limits.reserve + 2 * decode_workers + _OTHER_DESCRIPTORS
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise StartError(
+            f"VIT_MAX_CONNECTIONS: {limits.max_connections} connections need {needed} open files, and only {hard} are allowed"
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _config(app: FastAPI, settings: Settings, connections: Connections) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         host=settings.host,
@@ -76,19 +115,25 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        http=app.state.http_protocol,
+        http=partial(HttpProtocol, connections=connections),  # type: ignore[arg-type] # called like a class
         ws="none",
-        proxy_headers=bool(settings.trusted_proxies),  # by default uvicorn believes whoever calls from this machine
+        proxy_headers=bool(settings.trusted_proxies),  # by default uvicorn trusts every client on this machine
         forwarded_allow_ips=list(settings.trusted_proxies),
         timeout_graceful_shutdown=_FLUSH_S,
     )
 
 
+def server_error(wires: Wires) -> RawResponse:
+    """Return the response for an application that raised before it answered."""
+    response = wires.render("/", internal_error(), {})
+    return response.status_code, response.raw_headers, bytes(response.body)
+
+
 def _dual_stack_sockets(host: str, port: int) -> list[socket.socket] | None:
-    """Open a socket for IPv6 and IPv4 if the host is `::`; return None for any other, which uvicorn opens itself.
+    """Open a socket for IPv6 and IPv4 if the host is `::`. Returns None for other hosts, which uvicorn opens itself.
 
     Raises:
-        StartError: nothing can listen there.
+        StartError: the address cannot be listened on.
     """
     if host != "::" or not socket.has_dualstack_ipv6():
         return None
@@ -99,7 +144,7 @@ def _dual_stack_sockets(host: str, port: int) -> list[socket.socket] | None:
 
 
 def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
-    """Answer with the metrics on a port of their own, in threads that end with the process."""
+    """Serve the metrics on their own port, in daemon threads."""
     try:
         listening, _ = start_http_server(port, host, registry)
     except OSError as error:
@@ -107,13 +152,26 @@ def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
     _log.info("serving metrics", host=host, port=listening.server_port)
 
 
+@dataclass
+class Failure:
+    """Reason why the service cannot go on; it stops the server, if that runs already."""
+
+    reason: str | None = None
+    server: "DrainingServer | None" = None
+
+    def report(self, reason: str) -> None:
+        """Stop the server."""
+        self.reason = reason
+        if self.server is not None:
+            self.server.should_exit = True
+
+
 class DrainingServer(uvicorn.Server):
-    """A server that on a signal to stop first lets the service drain, with the door open: probes and late callers are
-    answered (not ready, 503) until the last accepted request is. A second signal refuses what still waits, a third cuts."""
+    """Server that drains the service on a signal to stop, while it goes on listening: probes and new requests are answered
+    (not ready, 503) until the last accepted request is. A second signal refuses what still waits, a third one cuts."""
 
     def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float, on_drain: Callable[[], None]) -> None:
         super().__init__(config)
-        self.failure: str | None = None
         self._service = service
         self._on_drain = on_drain
         self._drain_timeout_s = drain_timeout_s
@@ -121,7 +179,7 @@ class DrainingServer(uvicorn.Server):
         self._hurried = asyncio.Event()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        # called between two bytecodes of the main thread: leave everything else to the event loop
+        # runs between two bytecodes of the main thread; the rest is for the event loop
         self._loop.call_soon_threadsafe(self._on_signal)
 
     @contextmanager
@@ -136,16 +194,11 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         if sockets is not None:
-            self._log_started_message(sockets)  # which uvicorn leaves to whoever made them
+            self._log_started_message(sockets)  # uvicorn does not for sockets it is given
 
     def _ignore_signal(self, sig: int, frame: FrameType | None) -> None:
         name = signal.Signals(sig).name
         self._loop.call_soon_threadsafe(partial(_log.warning, "ignored a signal; SIGTERM stops the service", signal=name))
-
-    def give_up(self, reason: str) -> None:
-        """Stop because the service cannot do its work; whoever started the process is told by its status."""
-        self.failure = reason
-        self.should_exit = True
 
     def _on_signal(self) -> None:
         if self._stopping is None:
@@ -163,7 +216,7 @@ class DrainingServer(uvicorn.Server):
         try:
             await asyncio.wait((drain, hurried), return_when=asyncio.FIRST_COMPLETED)
             if not (drain.done() and drain.result()):
-                await self._service.close()  # whoever still waits is told so, instead of being cut off
+                await self._service.close()  # requests that still wait get an answer instead of a cut connection
         finally:
             for task in (drain, hurried):
                 task.cancel()

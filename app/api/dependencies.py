@@ -14,10 +14,10 @@ from starlette.requests import ClientDisconnect
 
 from app.api.payloads.body import Body
 from app.api.payloads.images import BodyLimits
-from app.auth.access import Access
+from app.api.state import state_of
 from app.errors import InvalidParameter
 from app.http.numbers import whole_number
-from app.http.turns import Turns
+from app.http.time_slices import TimeSlices
 from app.metrics import Metrics
 from app.serving.classifier import Classifier
 from app.serving.service import Service
@@ -37,17 +37,17 @@ class Admitted:
     deadline: float
     """Time of the event loop's clock after which the answer is of no use."""
     service: Service
-    turns: Turns
+    slices: TimeSlices
 
 
 async def get_service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
+    """Return the service."""
+    return state_of(request.app).service
 
 
 async def get_metrics(request: Request) -> Metrics:
-    metrics: Metrics = request.app.state.metrics
-    return metrics
+    """Return the metrics."""
+    return state_of(request.app).metrics
 
 
 async def check_client(request: Request) -> None:
@@ -57,8 +57,7 @@ async def check_client(request: Request) -> None:
         Unauthorized: the request has no valid key.
         RateLimited: too many requests came from this address or with this key.
     """
-    access: Access = request.app.state.access
-    await access.check(request)
+    await state_of(request.app).access.check(request)
 
 
 async def admit(
@@ -76,11 +75,11 @@ async def admit(
         InvalidParameter: the deadline is not a positive whole number.
     """
     await check_client(request)
-    state = request.app.state
+    state = state_of(request.app)
     with state.service.accept() as accepted:
         deadline = request.state.arrival + _timeout(x_request_timeout_ms, state.settings.request_timeout_s)
-        body = Body(request, accepted.reserve_bytes, state.turns)
-        yield Admitted(state.settings, state.body_limits, accepted.classifier, body, deadline, state.service, state.turns)
+        body = Body(request, accepted.reserve_bytes, state.slices)
+        yield Admitted(state.settings, state.body_limits, accepted.classifier, body, deadline, state.service, state.slices)
 
 
 def _timeout(asked_ms: str | None, longest_s: float) -> float:

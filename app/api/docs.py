@@ -1,4 +1,4 @@
-"""GET /docs: the OpenAPI description as a page for people; all that a browser loads for it comes from this service."""
+"""GET /docs: the OpenAPI description as a page, served from this host alone."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -14,13 +14,12 @@ _FILES = {
     name: Path(str(files("fastapi_swagger.resources") / name))
     for name in ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 }
-"""Swagger UI as its makers publish it; of the package that brings it along, no code is used."""
+"""Files of Swagger UI as published; no code of the package is used."""
 
 
-@router.head("/docs")
 @router.get("/docs")
 async def docs() -> HTMLResponse:
-    # relative, so that they stay right behind a proxy that adds a prefix
+    # relative URLs also work behind a proxy that adds a prefix
     return get_swagger_ui_html(
         openapi_url="openapi.json",
         title="vit-serve",
@@ -30,7 +29,6 @@ async def docs() -> HTMLResponse:
     )
 
 
-@router.head("/docs/{name}")
 @router.get("/docs/{name}")
 async def file_of_docs(name: str) -> FileResponse:
     if name not in _FILES:

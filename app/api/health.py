@@ -1,4 +1,4 @@
-"""GET /health/live and GET /health/ready: answered at once, whatever the load, without a key and without limits."""
+"""GET /health/live and GET /health/ready: answered at once under any load, without a key and without limits."""
 
 from fastapi import APIRouter
 
@@ -9,17 +9,17 @@ from app.api.schemas import HealthBody
 
 router = APIRouter(tags=["operations"])
 
+PATHS = frozenset({"/health/live", "/health/ready"})
 
-@router.head("/health/live", include_in_schema=False)
+
 @router.get("/health/live")
 async def live() -> HealthBody:
-    """200 while the process can answer."""
+    """Answer 200 while the process can answer."""
     return HealthBody(status="live")
 
 
-@router.head("/health/ready", include_in_schema=False)
 @router.get("/health/ready", responses=problem_responses(errors.NotReady, errors.Draining))
 async def ready(service: ServiceDep) -> HealthBody:
-    """200 after warm-up, while the worker is alive and the service is not shutting down; a full queue does not matter."""
+    """Answer 200 after warm-up, while the worker is alive and the service is not shutting down, even if the queue is full."""
     service.ready_classifier()
     return HealthBody(status="ready")

@@ -1,4 +1,4 @@
-"""GET /metrics: all metrics in Prometheus' text format, on the port of the service."""
+"""GET /metrics: all metrics in Prometheus' text format."""
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -7,9 +7,10 @@ from app.api.dependencies import MetricsDep
 
 router = APIRouter(tags=["operations"])
 
+PATH = "/metrics"
 
-@router.head("/metrics", include_in_schema=False)
-@router.get("/metrics", response_class=Response)
+
+@router.get(PATH, response_class=Response)
 async def metrics(metrics: MetricsDep) -> Response:
-    """All metrics in Prometheus' text format."""
+    """Return all metrics in Prometheus' text format."""
     return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""RequestContext: what every request gets, whatever its route: an id, its times, a log line, a count, and an answer."""
+"""Middleware: id, timing, log line and count of every request; unexpected errors; HEAD."""
 
 import asyncio
 import re
@@ -11,8 +11,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import last_resort, problem_response
+from app.api.problems import framework_problem, internal_error, problem_headers, problem_of
 from app.api.request_log import RequestLog
+from app.api.wire import Wires
 from app.errors import ServiceError
 from app.metrics import Metrics
 from app.serving.results import Timings
@@ -20,11 +21,11 @@ from app.serving.service import Service
 
 _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLIENT_GONE = 499
-"""Nginx' status for a caller that left before the answer; only in logs and metrics, nobody is there to read it."""
+"""Status of nginx for a client that left before the response; only in logs and metrics."""
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
-_ON_EVERY_ANSWER = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
+_COMMON_HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
 
 _log = structlog.get_logger(__name__)
 
@@ -32,7 +33,7 @@ _log = structlog.get_logger(__name__)
 class RequestContext:
     """ASGI middleware around the whole app.
 
-    Adds `X-Request-ID`, `Server-Timing` and what keeps browsers and caches from misusing an answer to every one, and
+    Adds `X-Request-ID`, `Server-Timing`, `Cache-Control` and `X-Content-Type-Options` to every response, and
     `Connection: close` while the service drains; counts, times and logs every request.
     """
 
@@ -57,7 +58,7 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
-                headers.raw.extend(_ON_EVERY_ANSWER)
+                headers.raw.extend(_COMMON_HEADERS)
                 headers["X-Request-ID"] = request_id
                 headers["Server-Timing"] = _server_timing(state.get("timings"), time.perf_counter() - started)
                 if self._service.draining:
@@ -80,17 +81,24 @@ class RequestContext:
         self._log.write(method, route, status, state.get("problem_code"), _milliseconds(state.get("timings"), total_s))
 
 
-class LastResort:
-    """ASGI middleware next to the routes: answers what `HttpProtocol` refused, and what nobody else caught with a 500 that
-    tells nothing. Inside all other middleware, so that these answers too get what that adds (CORS)."""
+class UnhandledErrors:
+    """ASGI middleware around the routes: answers requests that `HttpProtocol` refused, and unexpected errors with a 500.
 
-    def __init__(self, app: ASGIApp) -> None:
+    It is inside all other middleware, so that these answers too get the headers that the others add (CORS).
+    """
+
+    def __init__(self, app: ASGIApp, wires: Wires) -> None:
         self._app = app
+        self._wires = wires
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
         refusal = scope.get("refusal")
         if isinstance(refusal, ServiceError):
-            await problem_response(refusal)(scope, receive, send)
+            response = self._wires.render(scope["path"], problem_of(refusal), problem_headers(refusal))
+            await response(scope, receive, send)
             return
         started = False
 
@@ -107,19 +115,78 @@ class LastResort:
             raise
         except Exception:
             _log.exception("unexpected error")
-            if started:  # half an answer is out; the server has to cut the connection
+            if started:  # half a response is out; the server has to cut the connection
                 raise
-            await last_resort()(scope, receive, send)
+            await self._wires.render(scope["path"], internal_error(), {})(scope, receive, send)
+
+
+class HeadAsGet:
+    """ASGI middleware: answers HEAD as GET without the body, and says so in `Allow`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_head = scope["type"] == "http" and scope["method"] == "HEAD"
+
+        async def send_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("allow") == "GET":
+                    headers["Allow"] = "GET, HEAD"
+            elif is_head:
+                message = {**message, "body": b""}
+            await send(message)
+
+        inner = {**scope, "method": "GET"} if is_head else scope  # a copy: the server leaves the body out by its own scope
+        try:
+            await self._app(inner, receive, send_headers)
+        finally:
+            if "route" in inner:
+                scope["route"] = inner["route"]  # for the log
+
+
+class PlainErrorsAsProblems:
+    """ASGI middleware: renders as a problem what the framework answers in plain text by itself.
+
+    Starlette does so where no exception handler is reached: a refused preflight, and a `Range` that it cannot serve.
+    """
+
+    def __init__(self, app: ASGIApp, wires: Wires) -> None:
+        self._app = app
+        self._wires = wires
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        status, headers, text = 0, Headers(), b""
+
+        async def send_problem(message: Message) -> None:
+            nonlocal status, headers, text
+            if message["type"] == "http.response.start" and _is_plain_error(message):
+                status, headers = message["status"], Headers(raw=message["headers"])
+            elif not status:
+                await send(message)
+            elif message["type"] == "http.response.body":
+                text += message.get("body", b"")
+                if not message.get("more_body", False):
+                    kept = {name: value for name, value in headers.items() if name not in ("content-length", "content-type")}
+                    problem = framework_problem(status, text.decode())
+                    await self._wires.render(scope["path"], problem, kept)(scope, receive, send)
+
+        await self._app(scope, receive, send_problem)
+
+
+def _is_plain_error(start: Message) -> bool:
+    return start["status"] >= 400 and Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's id, if it is one that can stand in a header and a log line; else a new one."""
+    """Return the client's id if it is fit for a header and a log line, else a new one."""
     sent = Headers(scope=scope).get("x-request-id", "")
     return sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def _server_timing(timings: Timings | None, total_s: float) -> str:
-    """https://www.w3.org/TR/server-timing/: durations in milliseconds."""
+    """Return durations in milliseconds (https://www.w3.org/TR/server-timing/)."""
     return ", ".join(f"{name.removesuffix('_ms')};dur={value}" for name, value in _milliseconds(timings, total_s).items())
 
 

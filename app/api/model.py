@@ -12,7 +12,6 @@ _ERRORS = problem_responses(errors.Unauthorized, errors.RateLimited, errors.NotR
 router = APIRouter(tags=["model"], dependencies=[Depends(check_client)])
 
 
-@router.head("/model", include_in_schema=False)
 @router.get("/model", responses=_ERRORS)
 async def model(service: ServiceDep) -> ModelDescription:
     """Describe the model: name, labels, sizes, preprocessing, device and batch sizes."""

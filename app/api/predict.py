@@ -17,7 +17,7 @@ from app.api.problems import problem_headers, problem_of, problem_responses
 from app.api.schemas import FailedBody, PredictBatchBody, PredictBody
 from app.decoding.limits import check_work
 from app.http.numbers import whole_number
-from app.http.turns import Steps
+from app.http.time_slices import Steps
 from app.serving.classifier import Classifier
 from app.serving.results import Classification, Timings
 
@@ -108,7 +108,7 @@ async def predict(
         image_bytes = await read_image(admitted.body, admitted.limits)
     classification = await while_connected(request, classifier.classify(image_bytes, admitted.deadline))
     request.state.timings = classification.timings
-    result = await admitted.turns.work(_result(classification, top_k, vectors))
+    result = await admitted.slices.work(_result(classification, top_k, vectors))
     return _answer(classifier, result.removeprefix(b"{"))
 
 
@@ -124,11 +124,11 @@ async def predict_batch(
     async with admitted.service.uploading(admitted.deadline):
         images = await read_images(admitted.body, admitted.limits)
     encoded = [image for image in images if isinstance(image, bytes)]
-    await admitted.turns.work(check_work(encoded, settings.max_image_pixels, settings.max_request_pixels))
+    await admitted.slices.work(check_work(encoded, settings.max_image_pixels, settings.max_request_pixels))
     outcomes = await while_connected(request, _classify_all(classifier, images, admitted.deadline))
     done = [outcome for outcome in outcomes if isinstance(outcome, Classification)]
     request.state.timings = _longest([classification.timings for classification in done])
-    results = await admitted.turns.work(_results(outcomes, top_k, vectors))
+    results = await admitted.slices.work(_results(outcomes, top_k, vectors))
     refused = max((error for error in outcomes if isinstance(error, errors.Refused)), key=_patience, default=None)
     headers = None if refused is None else problem_headers(refused)
     return _answer(classifier, b'"results":' + results + b"}", headers)

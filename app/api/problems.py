@@ -1,19 +1,20 @@
-"""The one table: exception -> status code -> problem body (RFC 9457, https://www.rfc-editor.org/rfc/rfc9457)."""
+"""Problems: exception -> status and code (one table) -> problem body (RFC 9457, https://www.rfc-editor.org/rfc/rfc9457)."""
 
 import math
 import random
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from app import errors
 from app.api.schemas import Problem
+from app.api.wire import Wires
 
 _STATUS: dict[type[errors.ServiceError], int] = {
     errors.MalformedRequest: 400,
@@ -35,109 +36,91 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.DeadlineExceeded: 504,
 }
 
-INTERNAL_ERROR = "internal_error"
-"""The code of an error that nobody foresaw."""
-
 _FRAMEWORK_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: "range_not_satisfiable"}
-"""Of what the framework refuses; not from the status's name, which changes with the version of Python."""
+"""Codes of the framework's refusals; HTTPStatus names them differently from one Python version to the next."""
 
 _MEDIA_TYPE = "application/problem+json"
 
 
 def problem_of(error: errors.ServiceError) -> Problem:
-    """The body that tells a caller of an error."""
-    return _problem(_STATUS[type(error)], error.code, str(error))
+    """Return the body that describes an error."""
+    return _problem(_status(type(error)), error.code, str(error))
 
 
-def problem_response(error: errors.ServiceError) -> Response:
-    """The answer that tells a caller of an error."""
-    return _ProblemResponse(problem_of(error), problem_headers(error))
+def internal_error() -> Problem:
+    """Return the body of an unexpected error; its details are in the log alone."""
+    return _problem(500, errors.InternalError.code, "Something went wrong inside the service; it has been logged.")
 
 
-def last_resort() -> Response:
-    """The answer to an error that nobody foresaw; what it was stands in the log alone."""
-    return _ProblemResponse(_problem(500, INTERNAL_ERROR, "Something went wrong inside the service; it has been logged."))
+def framework_problem(status: int, detail: str) -> Problem:
+    """Return the body of a refusal by the framework."""
+    phrase = HTTPStatus(status).phrase
+    code = _FRAMEWORK_CODES.get(status, phrase.lower().replace(" ", "_"))
+    return _problem(status, code, (detail or phrase).rstrip(".") + ".")
+
+
+def problem_headers(error: errors.ServiceError) -> dict[str, str]:
+    """Return the headers that go with an error."""
+    match error:
+        case errors.Unauthorized():
+            return {"WWW-Authenticate": "Bearer"}
+        case errors.ImageTooLarge():
+            return {"Connection": "close"}  # more of the kind may be on its way
+        case errors.RateLimited():
+            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}  # the end of the window, which is known
+        case errors.Refused():
+            # with jitter, so that clients that were refused together do not come back together
+            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s * random.uniform(0.8, 1.2))))}
+    return {}
+
+
+def render_problem(problem: Problem, headers: Mapping[str, str]) -> Response:
+    """Return a problem as a response, the native wire's way."""
+    return _ProblemResponse(problem, headers)
 
 
 def problem_responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """What a route declares in OpenAPI of the errors it may answer with."""
+    """Return the OpenAPI declaration of the errors that a route may answer with."""
     codes: dict[int, list[str]] = {}
     for kind in kinds:
-        codes.setdefault(_STATUS[kind], []).append(f"`{kind.code}`")
+        codes.setdefault(_status(kind), []).append(f"`{kind.code}`")
     return {status: _described(names) for status, names in sorted(codes.items())}
 
 
-def wire_problem_responses() -> dict[int | str, dict[str, Any]]:
-    """What any route may be answered before it is reached, or when something breaks."""
+def common_problem_responses() -> dict[int | str, dict[str, Any]]:
+    """Return the OpenAPI declaration of the errors that any route may answer with."""
     responses = problem_responses(
         errors.MalformedRequest, errors.RequestTooSlow, errors.UrlTooLong, errors.HeaderTooLarge, errors.TooManyConnections
     )
-    return {**responses, 500: _described([f"`{INTERNAL_ERROR}`"])}
+    return {**responses, 500: _described([f"`{errors.InternalError.code}`"])}
 
 
-def install_problem_handlers(app: FastAPI) -> None:
-    """Make the app answer every error, its own and the framework's, with a problem body."""
+def install_problem_handlers(app: FastAPI, wires: Wires) -> None:
+    """Make the application answer every error, its own and the framework's, as its wire renders it."""
 
     @app.exception_handler(errors.ServiceError)
     async def service_error(request: Request, error: errors.ServiceError) -> Response:
-        return problem_response(error)
+        return wires.render(request.url.path, problem_of(error), problem_headers(error))
 
     @app.exception_handler(RequestValidationError)
     async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
         faults = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
-        return problem_response(errors.InvalidParameter(f"{faults}."))
+        return wires.render(request.url.path, problem_of(errors.InvalidParameter(f"{faults}.")), {})
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
         details = {404: "There is nothing at this path", 405: "This path does not take this method"}
         hint = "; see /docs." if request.app.openapi_url else "."
         detail = details[error.status_code] + hint if error.status_code in details else ""
-        headers = dict(error.headers or {})
-        if headers.get("Allow") == "GET":
-            headers["Allow"] = "GET, HEAD"  # every GET is answered without its body too, by a route of its own
-        return _framework_response(error.status_code, detail, headers)
+        return wires.render(request.url.path, framework_problem(error.status_code, detail), error.headers or {})
 
     @app.exception_handler(Exception)
     async def broken_middleware(request: Request, error: Exception) -> Response:
-        return last_resort()
+        return wires.render(request.url.path, internal_error(), {})
 
 
-class ProblemsOnly:
-    """ASGI middleware: says as a problem what the framework answers in plain text by itself.
-
-    Starlette does so where it raises no exception that a handler could catch: for a browser's preflight that it refuses, and
-    for a `Range` that it cannot serve.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status, headers, text = 0, Headers(), b""
-
-        async def send_problem(message: Message) -> None:
-            nonlocal status, headers, text
-            if message["type"] == "http.response.start" and _is_plain_error(message):
-                status, headers = message["status"], Headers(raw=message["headers"])
-            elif not status:
-                await send(message)
-            elif message["type"] == "http.response.body":
-                text += message.get("body", b"")
-                if not message.get("more_body", False):
-                    kept = {name: value for name, value in headers.items() if name not in ("content-length", "content-type")}
-                    await _framework_response(status, text.decode(), kept)(scope, receive, send)
-
-        await self._app(scope, receive, send_problem)
-
-
-def _is_plain_error(start: Message) -> bool:
-    return start["status"] >= 400 and Headers(raw=start["headers"]).get("content-type", "").startswith("text/plain")
-
-
-def _framework_response(status: int, detail: str, headers: dict[str, str]) -> Response:
-    phrase = HTTPStatus(status).phrase
-    code = _FRAMEWORK_CODES.get(status, phrase.lower().replace(" ", "_"))
-    return _ProblemResponse(_problem(status, code, (detail or phrase).rstrip(".") + "."), headers)
+def _status(kind: type[errors.ServiceError]) -> int:
+    return next(_STATUS[base] for base in kind.__mro__ if base in _STATUS)
 
 
 def _described(codes: list[str]) -> dict[str, Any]:
@@ -152,27 +135,12 @@ def _problem(status: int, code: str, detail: str) -> Problem:
 
 
 class _ProblemResponse(Response):
-    """An answer that leaves its code in the request's state, for the log."""
+    """Response that leaves its code in the request's state, for the log."""
 
-    def __init__(self, problem: Problem, headers: dict[str, str] | None = None) -> None:
+    def __init__(self, problem: Problem, headers: Mapping[str, str]) -> None:
         super().__init__(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope.setdefault("state", {})["problem_code"] = self._code
         await super().__call__(scope, receive, send)
-
-
-def problem_headers(error: errors.ServiceError) -> dict[str, str]:
-    """What a caller is told of an error outside the body."""
-    match error:
-        case errors.Unauthorized():
-            return {"WWW-Authenticate": "Bearer"}
-        case errors.ImageTooLarge():
-            return {"Connection": "close"}  # more of the kind may be on its way
-        case errors.RateLimited():
-            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s)))}  # when the window ends, which is known
-        case errors.Refused():
-            # with jitter, so that those who were refused together do not come back together
-            return {"Retry-After": str(max(1, math.ceil(error.retry_after_s * random.uniform(0.8, 1.2))))}
-    return {}

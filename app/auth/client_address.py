@@ -1,8 +1,10 @@
 """The address that a client is counted by, however many addresses it has."""
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv6Address
 
 from starlette.requests import Request
+
+from app.http.addresses import unmapped
 
 _UNKNOWN = "unknown"
 """Common name of all clients without an IP address, such as those of a Unix socket."""
@@ -18,13 +20,3 @@ def client_of(request: Request) -> str:
     except ValueError:
         return _UNKNOWN
     return f"{IPv6Address(int(address) >> 64 << 64)}/64" if isinstance(address, IPv6Address) else str(address)
-
-
-def unmapped(host: str) -> IPv4Address | IPv6Address:
-    """Parse an address; an IPv4-mapped IPv6 address, `::ffff:192.0.2.1`, becomes the IPv4 address.
-
-    Raises:
-        ValueError: it is not an address.
-    """
-    address = ip_address(host)
-    return (address.ipv4_mapped if isinstance(address, IPv6Address) else None) or address

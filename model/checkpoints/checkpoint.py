@@ -124,7 +124,8 @@ def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> Vision
         if not may_resize:
             raise CheckpointError(
                 f"the preprocessing of {blueprint.name} makes pictures of {image_size} pixels, but the model takes "
-                f"{config.image_size}: set VIT_IMAGE_SIZE to {config.image_size} or {image_size}"
+                f"{config.image_size}: choose {config.image_size} or {image_size}",
+                "image_size",
             )
         with explained(blueprint.weights):
             config = _resize(state, config, image_size, blueprint.resampling)
@@ -189,9 +190,7 @@ def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> 
     if found:
         refuse_other_folders(path)
     if architecture is not None:
-        raise CheckpointError(
-            f"{model} tells its architecture itself: leave out VIT_ARCHITECTURE, which is for bare state dicts"
-        )
+        raise CheckpointError(f"it is for bare state dicts, and {model} has a configuration: leave it out", "architecture")
     if found:
         return _directory(path)
     on_step("downloading the model")
@@ -213,13 +212,14 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
         case ["torchvision", name]:
             return name_classes(read_torchvision_file(path, name), path.parent)
         case [name] if name:
-            raise CheckpointError(f"VIT_ARCHITECTURE {name!r} must begin with timm/ or torchvision/, the library that has it")
+            raise CheckpointError(f"{name!r} must begin with timm/ or torchvision/, the library that has it", "architecture")
     with readable(path):
         if exists(path.parent / "config.json"):
             raise CheckpointError(
                 f"{path} stands beside a config.json, which says what it is of: name the folder, {path.parent}"
             )
-    raise CheckpointError(f"{path} is a bare state dict: {how_to_serve(open_weights(path))}")
+    advice, field = how_to_serve(open_weights(path))
+    raise CheckpointError(f"{path} is a bare state dict: {advice}", field)
 
 
 def _read_state(weights: WeightsFile, layout: Layout, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:

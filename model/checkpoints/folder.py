@@ -67,4 +67,4 @@ def _advice_for_bare(directory: Path, names: set[str]) -> str:
     bare = sorted(name for name in names - _BESIDE if Path(name).suffix.lower() in _BARE)
     if not bare:
         return ""
-    return f": if {bare[0]} is a state dict of timm or torchvision, name {directory / bare[0]} itself, and set VIT_ARCHITECTURE"
+    return f": if {bare[0]} is a state dict of timm or torchvision, name {directory / bare[0]} itself, and its architecture"

@@ -26,7 +26,7 @@ def open_client(tiny_checkpoint: Path) -> OpenClient:
         app = create_app(settings) if run is None else create_app(settings, load=partial(load_classifier, run=run))
         transport = httpx.ASGITransport(app)
         async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            await app.state.starting
+            await app.state.vit_serve.starting
             client.app = app  # type: ignore[attr-defined] # for tests that reach behind the wire
             yield client
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -328,3 +329,27 @@ def test_sigterm_while_a_model_warms_up_does_not_wait_for_it() -> None:
     assert server.wait() == 0
     with pytest.raises(AssertionError, match="the server ended with 0 before 'ready'"):
         server.wait_for_log("ready")
+
+
+LIMIT_FILES = (
+    "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))",
+    "from app.http.limits import HttpLimits",
+    "from app.server import allow_open_files",
+    "allow_open_files(HttpLimits(max_connections=200), decode_workers={workers})",
+    "print(*resource.getrlimit(resource.RLIMIT_NOFILE))",
+)
+
+
+def allow_open_files(soft: int, hard: int, workers: int = 0) -> subprocess.CompletedProcess[str]:
+    code = "; ".join(LIMIT_FILES).format(soft=soft, hard=hard, workers=workers)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(("workers", "needed"), [(0, 488), (1, 490), (50, 588)])
+def test_limit_of_open_files_is_raised(workers: int, needed: int) -> None:
+    assert allow_open_files(soft=300, hard=600, workers=workers).stdout.split() == [str(needed), "600"]
+
+
+def test_too_low_limit_of_open_files_stops_the_start() -> None:
+    ended = allow_open_files(soft=300, hard=400)
+    assert "VIT_MAX_CONNECTIONS: 200 connections need 488 open files, and only 400 are allowed" in ended.stderr

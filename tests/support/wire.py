@@ -10,11 +10,15 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 
-from app.api.middleware import LastResort
+from app.api.middleware import UnhandledErrors
+from app.api.native import WIRES
 from app.api.problems import install_problem_handlers
-from app.http.connections import Connections, HttpLimits
+from app.http.connections import Connections
+from app.http.limits import HttpLimits
 from app.http.protocol import HttpProtocol
+from app.http.time_slices import TimeSlices
 from app.metrics import Metrics
+from app.server import server_error
 
 PATIENCE_S = 30
 BIG = 50_000_000
@@ -90,12 +94,19 @@ async def open_wire(limits: HttpLimits) -> AsyncIterator[Wire]:
     wire = Wire(limits)
     app = FastAPI(openapi_url=None)
     app.mount("/", wire.app)
-    install_problem_handlers(app)
-    app.add_middleware(LastResort)
+    install_problem_handlers(app, WIRES)
+    app.add_middleware(UnhandledErrors, wires=WIRES)
+    connections = Connections(
+        limits,
+        wire.metrics,
+        health_paths=WIRES.health_paths,
+        server_error=partial(server_error, WIRES),
+        slices=TimeSlices(),
+    )
     config = uvicorn.Config(
         app,
         port=0,
-        http=partial(HttpProtocol, connections=Connections(limits, wire.metrics)),  # type: ignore[arg-type] # as it is used
+        http=partial(HttpProtocol, connections=connections),  # type: ignore[arg-type] # as it is used
         ws="none",
         lifespan="off",
         log_config=None,

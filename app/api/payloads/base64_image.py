@@ -8,7 +8,7 @@ from itertools import chain
 from app.api.payloads.body import Image, image_too_large
 from app.api.payloads.json_object import JsonString
 from app.errors import MalformedRequest, ServiceError
-from app.http.turns import Steps
+from app.http.time_slices import Steps
 
 _WHITESPACE = b" \t\r\n"
 

@@ -9,7 +9,7 @@ from starlette.datastructures import Headers
 
 from app.errors import ImageTooLarge, MalformedRequest, ServiceError, UnsupportedImageFormat
 from app.http.numbers import whole_number
-from app.http.turns import Turns
+from app.http.time_slices import TimeSlices
 from app.serving.admission import ReserveBytes
 
 Image = bytes | ServiceError
@@ -25,16 +25,16 @@ class Body:
     Args:
         request: the request.
         reserve_bytes: accounts for its bytes.
-        turns: the queue for work that takes more than a turn, such as parsing.
+        slices: runs work that takes more than a slice, such as parsing.
 
     Raises:
         MalformedRequest: the Content-Type is too long, or there are two.
     """
 
-    def __init__(self, request: Request, reserve_bytes: ReserveBytes, turns: Turns) -> None:
+    def __init__(self, request: Request, reserve_bytes: ReserveBytes, slices: TimeSlices) -> None:
         self._request = request
         self._reserve_bytes = reserve_bytes
-        self.turns = turns
+        self.slices = slices
         self.media_type, self.parameters = _content_type(request.headers)
 
     async def chunks(self, max_bytes: int) -> AsyncIterator[bytes]:

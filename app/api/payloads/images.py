@@ -47,7 +47,7 @@ async def read_image(body: Body, limits: BodyLimits) -> bytes:
             content = await read_json(body, bound, _max_values(images=1))
             if "image" not in content:
                 raise _no_image()
-            image = await body.turns.work(decode_image(content["image"], limits.max_image_bytes))
+            image = await body.slices.work(decode_image(content["image"], limits.max_image_bytes))
         case _:
             image = await body.read(limits.max_image_bytes)
             if not image:
@@ -80,7 +80,7 @@ async def read_images(body: Body, limits: BodyLimits) -> list[Image]:
             encoded = _list_of_images(content)
             if len(encoded) > limits.max_images:
                 raise too_many
-            images = await body.turns.work(decode_images(encoded, limits.max_image_bytes))
+            images = await body.slices.work(decode_images(encoded, limits.max_image_bytes))
         case _:
             raise MalformedRequest("Send the images as multipart parts `images`, or as JSON with a list `images`.")
     if not images:

@@ -12,7 +12,7 @@ from typing import Any
 
 from app.api.payloads.body import Body
 from app.errors import MalformedRequest
-from app.http.turns import Steps
+from app.http.time_slices import Steps
 
 _STEP_BYTES = 32 * 1024
 """Bytes read in one step, which takes a millisecond if they are full of escapes."""
@@ -78,7 +78,7 @@ async def read_json(body: Body, max_bytes: int, max_values: int) -> dict[str, An
     """
     reader = _Reader(max_values)
     async for chunk in body.chunks(max_bytes):
-        await body.turns.work(reader.feed(chunk))
+        await body.slices.work(reader.feed(chunk))
     return reader.finish()
 
 

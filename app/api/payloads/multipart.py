@@ -9,7 +9,7 @@ from python_multipart.multipart import MultipartParser, MultipartState, parse_op
 
 from app.api.payloads.body import Body, Image, image_too_large
 from app.errors import MalformedRequest, ServiceError
-from app.http.turns import Steps
+from app.http.time_slices import Steps
 
 _OTHER_PARTS = 8
 """Maximum number of parts that are not images; they are ignored."""
@@ -167,7 +167,7 @@ async def read_multipart(
     parts = _ImageParts(names, max_images, max_image_bytes, too_many)
     parser = _Parser(boundary, parts)
     async for chunk in body.chunks(max_bytes):
-        await body.turns.work(parser.write(chunk))
+        await body.slices.work(parser.write(chunk))
     if not parts.ended:
         raise MalformedRequest("The multipart body ends before its closing boundary.")
     return parts.results()

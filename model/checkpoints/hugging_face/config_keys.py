@@ -14,7 +14,7 @@ _EXECUTION = keys(
     "experts_implementation chunk_size_feed_forward gradient_checkpointing use_cache return_dict output_attentions "
     "output_hidden_states"
 )
-"""How the same numbers are computed, and what is returned beside the logits. The precision is set by VIT_DTYPE."""
+"""Keys without effect on the logits: ways to compute them, and outputs beside them. The dtype is chosen when serving."""
 
 _TRAINING = keys("hidden_dropout_prob attention_probs_dropout_prob drop_path_rate layerscale_value use_mask_token")
 """Of effect while a model is trained."""
@@ -48,7 +48,7 @@ SUPPORTED = {
 REFUSED = {
     "auto_map": "it asks for code that comes with the model, and none is run; remove it if transformers has the model",
     "custom_pipelines": "it asks for code that comes with the model, and none is run; remove it if transformers' own will do",
-    "quantization_config": "quantised weights are not read here; save the model unquantised, and set VIT_DTYPE",
+    "quantization_config": "quantized weights are not supported; save the model unquantized, and choose the dtype when serving",
     "pruned_heads": "heads that were cut away are not supported; save the model with all its heads",
     "cross_attention_hidden_size": "only encoders are supported",
 }

@@ -9,13 +9,16 @@ from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile
 _PATCHES = "patch_embed.proj.weight"
 """Tensor that every model has, and so tells under which prefix it is."""
 
-_LIBRARIES = {
-    _PATCHES: "its names are timm's: set VIT_ARCHITECTURE to what it is of, such as timm/vit_small_patch16_224",
-    "conv_proj.weight": "its names are torchvision's: set VIT_ARCHITECTURE to what it is of, such as torchvision/vit_b_16",
-    "embeddings.patch_embeddings.projection.weight": "its names are those of transformers: copy it as pytorch_model.bin into a "
-    "folder with the model's config.json and preprocessor_config.json, and name that folder",
+_LIBRARIES: dict[str, tuple[str, str | None]] = {
+    _PATCHES: ("its names are timm's: name its architecture, such as timm/vit_small_patch16_224", "architecture"),
+    "conv_proj.weight": ("its names are torchvision's: name its architecture, such as torchvision/vit_b_16", "architecture"),
+    "embeddings.patch_embeddings.projection.weight": (
+        "its names are those of transformers: copy it as pytorch_model.bin into a folder with the model's config.json and "
+        "preprocessor_config.json, and name that folder",
+        None,
+    ),
 }
-"""How each library names the patch embedding's weights, and what to do with a bare state dict of its."""
+"""Key of the patch embedding's weights in each library, with the advice for a bare state dict and the field to set."""
 
 _ENCODER = ("cls_token", "dist_token", "reg_token", "pos_embed", "patch_embed.proj.", "norm.", "norm_pre.", "fc_norm.")
 """Our names beside the blocks, and beginnings of them."""
@@ -47,7 +50,7 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
     """
     key, patches = layout.sources("head.weight")[0], layout.sources(_PATCHES)[0]
     if patches not in weights.shapes:
-        raise ValueError(f"there is no {patches}, which every model of this architecture has; {how_to_serve(weights)}")
+        raise ValueError(f"there is no {patches}, which every model of this architecture has; {how_to_serve(weights)[0]}")
     if (shape := weights.shapes.get(key)) is not None:
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"{key} has shape {shape}, expected that of a Linear (classes, width)")
@@ -60,12 +63,12 @@ def count_classes(weights: WeightsFile, layout: Layout) -> int:
     )
 
 
-def how_to_serve(weights: WeightsFile) -> str:
-    """Tell from its names what to do with a state dict of which nothing else is known."""
+def how_to_serve(weights: WeightsFile) -> tuple[str, str | None]:
+    """Return advice for a bare state dict, by its names, and the field of `CheckpointError` to set, if any."""
     for patches, advice in _LIBRARIES.items():
         if any(key == patches or key.endswith(f".{patches}") for key in weights.shapes):
             return advice
-    return f"its names are those of no library that is read here: it has {_listed(list(weights.shapes))}"
+    return f"its names are those of no library that is read here: it has {_listed(list(weights.shapes))}", None
 
 
 def _without_prefix(weights: WeightsFile, layout: Layout) -> WeightsFile:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from app.http.connections import HttpLimits
+from app.http.limits import HttpLimits
 from tests.app.api.test_predict import IMAGE, MULTIPART, multipart
 from tests.support.models import picture
 from tests.support.wire import PATIENCE_S, open_wire

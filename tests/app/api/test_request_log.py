@@ -90,7 +90,7 @@ async def test_answers_and_failures_have_every_line(open_client: OpenClient, lin
 
 async def test_probes_do_not_hide_refusals(open_client: OpenClient, lines: Lines) -> None:
     async with open_client() as client:
-        await client.app.state.service.drain(0)  # type: ignore[attr-defined]
+        await client.app.state.vit_serve.service.drain(0)  # type: ignore[attr-defined]
         for path in ("/health/ready", "/model"):
             assert (await client.get(path)).status_code == 503
     assert [line["route"] for line in lines()] == ["/model"]

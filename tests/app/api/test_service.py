@@ -67,7 +67,7 @@ async def test_while_loading_it_is_live_but_not_ready(tiny_checkpoint: Any) -> N
             assert_problem(response, 503, "not_ready")
             assert int(response.headers["retry-after"]) >= 1
         loading.set()
-        await app.state.starting
+        await app.state.vit_serve.starting
         assert (await client.get("/health/ready")).status_code == 200
 
 
@@ -78,7 +78,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_service(tiny_checkpoint: A
     reasons: list[str] = []
     app = create_app(read_settings(model=tiny_checkpoint), load=impossible, on_failure=reasons.append)
     async with app.router.lifespan_context(app):
-        await app.state.starting
+        await app.state.vit_serve.starting
     assert reasons == ["the model could not be loaded"]
 
 
@@ -87,7 +87,7 @@ async def test_a_draining_service_finishes_its_work_and_takes_no_more(open_clien
     async with open_client(held) as client:
         first = asyncio.create_task(client.post("/predict", content=picture(0)))
         await held.begun.wait()
-        drained = asyncio.create_task(client.app.state.service.drain(30))  # type: ignore[attr-defined]
+        drained = asyncio.create_task(client.app.state.vit_serve.service.drain(30))  # type: ignore[attr-defined]
         await asyncio.sleep(0)
         refused = await client.post("/predict", content=picture(1))
         assert_problem(refused, 503, "draining")
@@ -123,7 +123,7 @@ async def test_a_drain_that_takes_too_long_is_told(open_client: OpenClient) -> N
     async with open_client(held) as client:
         first = asyncio.create_task(client.post("/predict", content=picture(0)))
         await held.begun.wait()
-        assert not await client.app.state.service.drain(0.01)  # type: ignore[attr-defined]
+        assert not await client.app.state.vit_serve.service.drain(0.01)  # type: ignore[attr-defined]
         held.gate.set()
         await first
 

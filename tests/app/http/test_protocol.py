@@ -5,21 +5,16 @@ import io
 import json
 import logging
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
 from structlog.stdlib import ProcessorFormatter
 
-from app.http.connections import HttpLimits
+from app.http.limits import HttpLimits
+from app.http.parser import RequestParser
 from app.http.protocol import HttpProtocol
-from app.main import create_app
-from app.settings import read_settings
 from tests.support.wire import BIG, PATIENCE_S, get, open_wire
 
 
@@ -273,18 +268,29 @@ def log() -> Iterator[io.StringIO]:
 
 
 @pytest.mark.parametrize("sent", [get("/") * 2, POST % (b"", b"hello"), POST % (b"held", b"hel")], ids=["get", "post", "half"])
-@pytest.mark.parametrize("where", ["on_message_begin", "on_url", "on_header", "_set_path", "_begin", "_deliver_body"])
+@pytest.mark.parametrize(
+    ("owner", "where"),
+    [
+        (HttpProtocol, "request_begun"),
+        (RequestParser, "on_url"),
+        (RequestParser, "on_header"),
+        (HttpProtocol, "head_complete"),
+        (HttpProtocol, "_begin"),
+        (RequestParser, "_flush_body"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
 async def test_our_own_fault_is_500_and_logged_once(
-    monkeypatch: pytest.MonkeyPatch, log: io.StringIO, where: str, sent: bytes
+    monkeypatch: pytest.MonkeyPatch, log: io.StringIO, owner: type, where: str, sent: bytes
 ) -> None:
-    whole, faults = getattr(HttpProtocol, where), iter([ZeroDivisionError("confidential")])
+    whole, faults = getattr(owner, where), iter([ZeroDivisionError("confidential")])
 
     def fails_once(self: HttpProtocol, *arguments: Any, **options: Any) -> Any:
         for fault in faults:
             raise fault
         return whole(self, *arguments, **options)
 
-    monkeypatch.setattr(HttpProtocol, where, fails_once)
+    monkeypatch.setattr(owner, where, fails_once)
     async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S)) as wire:
         reader, _ = await wire.connect(sent)
         async with asyncio.timeout(PATIENCE_S):
@@ -316,32 +322,6 @@ async def test_an_app_that_raises_gives_a_problem(monkeypatch: pytest.MonkeyPatc
         async with asyncio.timeout(PATIENCE_S):
             answer = await reader.read()
     assert_internal_error(answer)
-
-
-LIMIT = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, {hard}))"
-CHECK = "from app.http.connections import HttpLimits; HttpLimits(max_connections=200).check_descriptors()"
-
-
-def check_descriptors(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
-    show = "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
-    code = "; ".join((LIMIT.format(soft=soft, hard=hard), CHECK, show))
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False)
-
-
-def test_the_limit_of_open_files_is_raised_as_far_as_connections_need() -> None:
-    assert check_descriptors(soft=300, hard=600).stdout.split() == ["488", "600"]
-
-
-def test_decoding_processes_count_as_open_files_too(tiny_checkpoint: Path) -> None:
-    app = create_app(read_settings(model=str(tiny_checkpoint), decode_workers=100))
-    assert app.state.limits == HttpLimits(decoders=100)
-    few = HttpLimits(max_connections=200, decoders=1)
-    assert (few.needed_descriptors, replace(few, decoders=100).needed_descriptors) == (490, 688)
-
-
-def test_a_process_that_may_not_open_as_many_files_does_not_start() -> None:
-    ended = check_descriptors(soft=300, hard=400)
-    assert "VIT_MAX_CONNECTIONS: 200 connections need 488 open files, and only 400 are allowed" in ended.stderr
 
 
 async def test_a_probe_is_answered_before_a_crowd() -> None:

@@ -205,7 +205,7 @@ def test_wrong_weights_are_named(copy: Path, change: Callable[[dict[str, torch.T
         ("config.json", {"num_channels": 1}, "num_channels is 1"),
         ("config.json", {"qkv_bias": "false"}, "qkv_bias 'false' is neither true nor false"),
         ("config.json", {"model_type": "vit"}, "model_type 'vit' does not fit the architecture, whose type is 'dinov2'"),
-        ("config.json", {"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4} is not supported: quantised"),
+        ("config.json", {"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4} is not supported: quantized"),
         ("config.json", {"auto_map": {"AutoModel": "a.B"}}, "auto_map .* asks for code that comes with the model"),
         ("config.json", {"pruned_heads": {"0": [1]}}, "pruned_heads {'0': .1.} is not supported: heads that were cut away"),
         ("config.json", {"is_decoder": True}, "is_decoder True is not supported; supported is False"),
@@ -343,7 +343,7 @@ def bare_file(directory: Path) -> Path:
 
 def test_a_bare_file_must_be_told_what_it_is_of(tmp_path: Path) -> None:
     path = bare_file(tmp_path)
-    with pytest.raises(CheckpointError, match="is a bare state dict: its names are timm's: set VIT_ARCHITECTURE"):
+    with pytest.raises(CheckpointError, match="is a bare state dict: its names are timm's: name its architecture"):
         load_checkpoint(path)
     with pytest.raises(CheckpointError, match=r"patch_embed.proj.bias has shape \(192,\), expected \(384,\)"):
         load_checkpoint(path, "timm/vit_small_patch16_224")

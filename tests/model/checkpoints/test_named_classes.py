@@ -198,5 +198,5 @@ def test_label_that_is_no_text_is_refused(tmp_path: Path, name: Any) -> None:
 
 
 def test_architecture_without_its_library_is_told(tmp_path: Path, of_1000: Path) -> None:
-    with pytest.raises(CheckpointError, match=f"VIT_ARCHITECTURE '{NAME}' must begin with timm/ or torchvision/"):
+    with pytest.raises(CheckpointError, match=f"'{NAME}' must begin with timm/ or torchvision/"):
         load_checkpoint(bare(tmp_path, of_1000, 3), NAME)

@@ -14,7 +14,7 @@ import pytest
 from app.api.payloads.base64_image import decode_image
 from app.api.payloads.json_object import JsonString
 from app.errors import ImageTooLarge
-from app.http.turns import Steps
+from app.http.time_slices import Steps
 from tests.app.api.test_predict import assert_problem, base64_of
 from tests.app.conftest import OpenClient
 from tests.support.models import picture

@@ -217,7 +217,7 @@ CONTRADICTIONS: dict[str, tuple[str, Any]] = {
     "remote pipeline": ("custom_pipelines", {"image-classification": {"impl": "pipeline.Mine", "pt": ["AutoModel"]}}),
     "remote model": ("auto_map", {"AutoModelForImageClassification": "modeling.Mine"}),
     "cut heads": ("pruned_heads", {"0": [1]}),
-    "quantised": ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
+    "quantized": ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
     "unknown": ("window_size", 7),
 }
 

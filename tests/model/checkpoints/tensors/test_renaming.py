@@ -278,9 +278,10 @@ def test_tensors_that_share_memory_are_each_read(tmp_path: Path) -> None:
 def test_bare_file_of_torchvision_is_told_what_to_set(tmp_path: Path) -> None:
     torch.save(torchvision_model().state_dict(), tmp_path / "model.pth")
     with pytest.raises(
-        CheckpointError, match=r"is a bare state dict: its names are torchvision's: set VIT_ARCHITECTURE"
+        CheckpointError, match=r"is a bare state dict: its names are torchvision's: name its architecture"
     ) as caught:
         load_checkpoint(tmp_path / "model.pth")
+    assert caught.value.field == "architecture"
     architecture = str(caught.value).partition("such as ")[2]
     assert load_checkpoint(tmp_path / "model.pth", architecture).model.config.num_classes == 5
 

@@ -1,4 +1,4 @@
-"""Turns: long work is done in pieces, and everything else in the event loop has its turn between two of them."""
+"""TimeSlices: long work is done in pieces, and everything else in the event loop has its turn between two of them."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from app.http.turns import Starts, Steps, Turns
+from app.http.time_slices import Starts, Steps, TimeSlices
 
 
 def steps(number: int, seen: Callable[[], None], result: str = "done") -> Steps[str]:
@@ -37,19 +37,19 @@ async def rounds() -> AsyncIterator[Callable[[], int]]:
 
 
 async def test_a_crowd_has_one_turn_in_a_round() -> None:
-    turns, seen = Turns(), list[int]()
+    slices, seen = TimeSlices(), list[int]()
     async with rounds() as count:
-        works = (turns.work(steps(5, lambda: seen.append(count()), f"{number}")) for number in range(8))
+        works = (slices.work(steps(5, lambda: seen.append(count()), f"{number}")) for number in range(8))
         assert await asyncio.gather(*works) == [f"{number}" for number in range(8)]
     assert len(seen) == 40
     assert len(set(seen)) == 40
 
 
 async def test_short_work_waits_for_no_long_work() -> None:
-    turns, order = Turns(), list[str]()
-    long = asyncio.create_task(turns.work(steps(50, lambda: order.append("long"))))
+    slices, order = TimeSlices(), list[str]()
+    long = asyncio.create_task(slices.work(steps(50, lambda: order.append("long"))))
     await asyncio.sleep(0)
-    assert await turns.work(steps(1, lambda: order.append("short"))) == "done"
+    assert await slices.work(steps(1, lambda: order.append("short"))) == "done"
     assert order.index("short") < 5
     await long
 
@@ -60,11 +60,11 @@ async def test_failed_work_holds_up_nobody() -> None:
         yield
         raise ZeroDivisionError
 
-    turns = Turns()
-    failing = asyncio.create_task(turns.work(fails()))
-    cancelled = [asyncio.create_task(turns.work(steps(1000, lambda: None))) for _ in range(3)]
+    slices = TimeSlices()
+    failing = asyncio.create_task(slices.work(fails()))
+    cancelled = [asyncio.create_task(slices.work(steps(1000, lambda: None))) for _ in range(3)]
     await asyncio.sleep(0)
-    last = asyncio.create_task(turns.work(steps(3, lambda: None)))
+    last = asyncio.create_task(slices.work(steps(3, lambda: None)))
     await asyncio.sleep(0)
     for task in cancelled:
         task.cancel()
@@ -79,18 +79,18 @@ async def test_little_work_needs_one_turn() -> None:
             time.sleep(0.002)
             yield
 
-    assert Turns().start(work(0))
-    assert not Turns().start(work(5))
+    assert TimeSlices().start(work(0))
+    assert not TimeSlices().start(work(5))
 
 
 async def test_first_turns_of_a_crowd_share_a_round() -> None:
-    turns, seen = Turns(), list[int]()
+    slices, seen = TimeSlices(), list[int]()
     async with rounds() as count:
         await asyncio.sleep(0)
         works = [steps(2, lambda: seen.append(count())) for _ in range(20)]
-        assert not any([turns.start(work) for work in works])  # type: ignore[arg-type]
+        assert not any([slices.start(work) for work in works])  # type: ignore[arg-type]
         assert 1 <= len(seen) <= 3  # of 2 ms each
-        await asyncio.gather(*(turns.work(work) for work in works))
+        await asyncio.gather(*(slices.work(work) for work in works))
     assert len(seen) == 40
     assert max(Counter(seen).values()) <= 4
 
