@@ -1,4 +1,4 @@
-"""Prometheus metrics, each with its unit in its name. Label values come from fixed sets, never from a client."""
+"""Prometheus metrics, with units in their names. Values of labels come from fixed sets, never from a client."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
@@ -25,13 +25,13 @@ from app.errors import EngineDead, OutOfMemory, ServiceError
 disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus_client leaves it unannotated
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-Kind = TypeVar("Kind", Counter, Gauge)
-
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+Kind = TypeVar("Kind", Counter, Gauge)
 
 
 class _ReadCounter(Collector):
-    """Counter whose value is read when the metrics are."""
+    """Counter that reads its value at each scrape."""
 
     def __init__(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         self._name, self._documentation, self._read = name, documentation, read
@@ -51,19 +51,19 @@ class Metrics:
         )
         self.request_seconds = Histogram(
             "vit_http_request_seconds",
-            "From a request's arrival to the end of its answer.",
+            "Time from a request's arrival to the end of its answer.",
             ("route",),
             buckets=_SECONDS,
             registry=registry,
         )
         self.rate_limited = Counter(
             "vit_rate_limited_requests",
-            "Requests over a limit, by what it counts: `key`, `address`.",
+            "Requests over a rate limit: of a `key` or an `address`.",
             ("limit",),
             registry=registry,
         )
         self.http_refused = Counter(
-            "vit_http_refused", "Requests and connections that were ended before any route.", ("reason",), registry=registry
+            "vit_http_refused", "Requests and connections ended before any route.", ("reason",), registry=registry
         )
         self.decoder_restarts = Counter(
             "vit_decoder_restarts",
@@ -75,17 +75,20 @@ class Metrics:
             self.decoder_restarts.labels(reason)
         self.ready = Gauge("vit_ready", "1 while the service takes requests.", registry=registry)
         self.inflight_requests = Gauge("vit_inflight_requests", "Requests accepted and not yet answered.", registry=registry)
-        self.inflight_images = Gauge("vit_inflight_images", "Images accepted and not yet answered.", registry=registry)
-        self.inflight_bytes = Gauge(
-            "vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer.", registry=registry
+        self.decode_wait_seconds = Histogram(
+            "vit_decode_wait_seconds", "Waiting for a decoding worker, by image.", buckets=_SECONDS, registry=registry
         )
         self._images = self._of_models(Counter, "vit_images", "Images by outcome: `ok` or an error's code.", "outcome")
-        self._batches = self._of_models(Counter, "vit_batches", "Batches by outcome: `ok` or what went wrong.", "outcome")
+        self._batches = self._of_models(Counter, "vit_batches", "Batches by outcome: `ok` or the failure.", "outcome")
         self._decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoding worker and decoding, by image.")
         self._queue_seconds = self._seconds("vit_queue_seconds", "Time of an image in the queue.")
         self._inference_seconds = self._seconds("vit_inference_seconds", "Inference of the batch that an image was in.")
         self._batch_size = Histogram(
             "vit_batch_size_images", "Images in a batch that succeeded.", ("model",), buckets=_BATCH_SIZES, registry=registry
+        )
+        self._inflight_images = self._of_models(Gauge, "vit_inflight_images", "Images accepted and not yet answered.")
+        self._inflight_bytes = self._of_models(
+            Gauge, "vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer."
         )
         self._queued_images = self._of_models(Gauge, "vit_queued_images", "Images that wait for a batch.")
 
@@ -98,15 +101,17 @@ class Metrics:
             self._queue_seconds.labels(name),
             self._inference_seconds.labels(name),
             self._batch_size.labels(name),
+            self._inflight_images.labels(name),
+            self._inflight_bytes.labels(name),
             self._queued_images.labels(name),
         )
 
     def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        """Register a count that is kept elsewhere and read when the metrics are."""
+        """Register a counter that reads its value at each scrape."""
         self.registry.register(_ReadCounter(name, documentation, read))
 
     def gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        """Register a value that is read when the metrics are."""
+        """Register a gauge that reads its value at each scrape."""
         Gauge(name, documentation, registry=self.registry).set_function(read)
 
     def text(self) -> bytes:
@@ -130,6 +135,8 @@ class ModelMetrics:
     _queue_seconds: Histogram
     _inference_seconds: Histogram
     _batch_size: Histogram
+    inflight_images: Gauge
+    inflight_bytes: Gauge
     queued_images: Gauge
 
     @contextmanager

@@ -86,8 +86,8 @@ def _classifier(
         inference_timeout_s=settings.inference_timeout_s,
         observe=of_model.outcome_of_batch,
     )
-    metrics.inflight_images.set_function(lambda: admission.images)
-    metrics.inflight_bytes.set_function(lambda: admission.bytes)
+    of_model.inflight_images.set_function(lambda: admission.images)
+    of_model.inflight_bytes.set_function(lambda: admission.bytes)
     of_model.queued_images.set_function(lambda: batcher.queued)
     return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=of_model)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -20,6 +21,7 @@ class PendingImage:
     result: asyncio.Future[Pixels]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Context of the request: its id is logged if the image ends a worker."""
+    queued_at: float = field(default_factory=time.perf_counter)
     crashes: int = 0
     kills: int = 0
 
@@ -30,11 +32,13 @@ class Backlog:
     Args:
         workers: images decoded at once.
         dispatch: called when an image was added.
+        observe_wait: called with the seconds that a taken image was queued.
     """
 
-    def __init__(self, workers: int, dispatch: Callable[[], None]) -> None:
+    def __init__(self, workers: int, dispatch: Callable[[], None], observe_wait: Callable[[float], None]) -> None:
         self._queue = FairQueue[PendingImage](workers)
         self._dispatch = dispatch
+        self._observe_wait = observe_wait
 
     async def decode(self, image_bytes: bytes, request: Hashable, preprocessing: int) -> Pixels:
         """Queue an image and await its pixels. Cancelling drops it if it is still queued."""
@@ -54,6 +58,7 @@ class Backlog:
         """Take the image whose turn it is, if any; `settle` it or `put_back` later."""
         while (turn := self._queue.take()) is not None:
             if not turn.item.result.done():
+                self._observe_wait(time.perf_counter() - turn.item.queued_at)
                 return turn
             self._queue.release(turn)  # cancelled, but its call has not run since
         return None
@@ -63,6 +68,7 @@ class Backlog:
         if turn.item.result.done():
             self._queue.release(turn)
         else:
+            turn.item.queued_at = time.perf_counter()
             self._queue.put_back(turn)
 
     def settle(self, turn: Turn[PendingImage], outcome: Pixels | BaseException) -> None:

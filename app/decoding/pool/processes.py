@@ -55,14 +55,23 @@ class ProcessDecoder:
         job: their work. An image that exceeds its time limit, counted from when it is begun, is refused.
         processes: images decoded at once.
         on_restart: called with the reason whenever a worker is replaced.
+        observe_wait: called with the seconds that an image waited for a worker.
     """
 
-    def __init__(self, zygote: Zygote, job: Job, *, processes: int, on_restart: Callable[[Reason], None]) -> None:
+    def __init__(
+        self,
+        zygote: Zygote,
+        job: Job,
+        *,
+        processes: int,
+        on_restart: Callable[[Reason], None],
+        observe_wait: Callable[[float], None] = lambda seconds: None,
+    ) -> None:
         self._job = job
         self._processes = processes
         self._on_restart = on_restart
         self._closing = asyncio.Event()
-        self._backlog = Backlog(processes, self._dispatch)
+        self._backlog = Backlog(processes, self._dispatch, observe_wait)
         self._spawner = Spawner(zygote, job, self._closing, self._on_failed_start)
         self._workers: list[Worker] = []
         self._replacing: set[asyncio.Task[None]] = set()

@@ -31,6 +31,7 @@ class StartingDecoder:
         check_decoders(settings.image_formats)
         self._settings = settings
         self._metrics = metrics
+        self._observe_wait = metrics.decode_wait_seconds.observe
         self._zygote = Zygote() if _wants_processes(settings) else None
 
     def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
@@ -46,7 +47,7 @@ class StartingDecoder:
         settings = self._settings
         decode = image_decoder(settings, preprocessing).decode
         if self._zygote is None:
-            return ThreadDecoder(decode, threads=settings.decode_workers)
+            return ThreadDecoder(decode, threads=settings.decode_workers, observe_wait=self._observe_wait)
         job = Job(
             (Preprocessor(decode, shape),),
             max_image_bytes=settings.max_image_bytes,
@@ -55,7 +56,13 @@ class StartingDecoder:
             probe=_probe(settings.image_formats),
             threads=needs_threads(settings.image_formats),
         )
-        decoder = ProcessDecoder(self._zygote, job, processes=settings.decode_workers, on_restart=self._count)
+        decoder = ProcessDecoder(
+            self._zygote,
+            job,
+            processes=settings.decode_workers,
+            on_restart=self._count,
+            observe_wait=self._observe_wait,
+        )
         decoder.warm_up()
         return decoder
 

@@ -1,7 +1,7 @@
 """ThreadDecoder: decodes in threads of the service; nothing to start or copy, but a decoder that crashes takes all with it."""
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -19,13 +19,14 @@ class ThreadDecoder:
     Args:
         decoders: functions that decode one image, one for each preprocessing.
         threads: images decoded at once.
+        observe_wait: called with the seconds that an image waited for a thread.
     """
 
-    def __init__(self, *decoders: Decode, threads: int) -> None:
+    def __init__(self, *decoders: Decode, threads: int, observe_wait: Callable[[float], None] = lambda seconds: None) -> None:
         self._decoders = decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=lower_priority)
         self._free = threads
-        self._backlog = Backlog(threads, self._dispatch)
+        self._backlog = Backlog(threads, self._dispatch, observe_wait)
         self._closed = False
 
     @property

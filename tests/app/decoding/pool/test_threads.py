@@ -1,6 +1,7 @@
 """ThreadDecoder: refuses, survives and skips images as the process pool does."""
 
 import asyncio
+import time
 from typing import Any
 
 import numpy as np
@@ -63,3 +64,17 @@ async def test_cancelled_image_is_never_begun() -> None:
     await asyncio.gather(first, third)
     await threads.close()
     assert begun == [b"first", b"third"]
+
+
+async def test_wait_is_observed_without_decoding() -> None:
+    waits, decode_s = list[float](), 0.02
+
+    def decode(_: bytes) -> Any:
+        time.sleep(decode_s)
+        return np.zeros((3, 2, 2), np.uint8)
+
+    threads = ThreadDecoder(decode, threads=1, observe_wait=waits.append)
+    await asyncio.gather(threads.decode(b""), threads.decode(b""))
+    await threads.close()
+    first, second = waits
+    assert first < decode_s / 2 < second
