@@ -13,13 +13,13 @@ class State(Enum):
     """State of a connection's input."""
 
     IDLE = auto()
-    """Between requests."""
+    """No request has begun."""
     HEAD = auto()
     BODY = auto()
     DISCARDING = auto()
-    """After a refusal, `Connection: close` or too many pipelined requests: input is dropped, responses go on."""
+    """Input is dropped and responses go on, after a refusal, `Connection: close` or too many pipelined requests."""
     LINGERING = auto()
-    """After the last response: input is dropped until the peer has read it."""
+    """Input is dropped until the peer has read the last response."""
     CLOSED = auto()
 
     def discards(self) -> bool:

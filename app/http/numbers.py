@@ -1,4 +1,4 @@
-"""Whole numbers as callers write them: one bounded way to read them all."""
+"""Parser of whole numbers in requests, bounded."""
 
 MOST = 2**63 - 1
 """The largest number that any of them may be, where nothing smaller is said."""

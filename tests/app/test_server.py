@@ -1,4 +1,4 @@
-"""The real server process: how it starts, how it ends, and what the wire can do to it."""
+"""The real server process: start, stop, signals and failures."""
 
 import asyncio
 import os
@@ -32,14 +32,14 @@ def metric(server: Server, name: str) -> float:
 
 
 async def until(server: Server, name: str, value: float) -> None:
-    """Ask for the metric until it has the value; the test's own time limit ends it otherwise."""
+    """Poll a metric until it has the value."""
     async with asyncio.timeout(60):
         while await asyncio.to_thread(metric, server, name) != value:  # noqa: ASYNC110 - another process has no Event
             await asyncio.sleep(0.01)
 
 
 async def test_sigterm_under_load_loses_nothing(tiny_checkpoint: Path) -> None:
-    # a batch that is held open keeps all requests inside until well after the signal
+    # the open batch keeps all requests in flight until well after the signal
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=6000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
             requests = [asyncio.create_task(client.post("/predict", content=picture(seed))) for seed in range(32)]
@@ -59,7 +59,7 @@ async def test_sigterm_under_load_loses_nothing(tiny_checkpoint: Path) -> None:
 async def test_sigterm_amid_new_requests_loses_nothing(tiny_checkpoint: Path) -> None:
     outcomes: list[str] = []
 
-    async def call_until_the_door_closes(client: httpx.AsyncClient, seed: int) -> None:
+    async def call_until_refused(client: httpx.AsyncClient, seed: int) -> None:
         while True:
             try:
                 response = await client.post("/predict", content=picture(seed), headers={"Connection": "close"})
@@ -69,12 +69,12 @@ async def test_sigterm_amid_new_requests_loses_nothing(tiny_checkpoint: Path) ->
 
     with running_server(model=tiny_checkpoint, max_batch_size=4) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
-            callers = [asyncio.create_task(call_until_the_door_closes(client, seed)) for seed in range(16)]
+            clients = [asyncio.create_task(call_until_refused(client, seed)) for seed in range(16)]
             async with asyncio.timeout(60):
-                while len(outcomes) < 50:  # noqa: ASYNC110 - any of sixteen callers may be the one
+                while len(outcomes) < 50:  # noqa: ASYNC110 - any of sixteen clients may be the one
                     await asyncio.sleep(0.01)
             server.stop()
-            await asyncio.gather(*callers)
+            await asyncio.gather(*clients)
         assert server.wait() == 0
         accepted = sum(record.get("status") == 200 for record in drained_log(server) if record.get("route") == "/predict")
     assert set(outcomes) <= {"ok", "draining"}
@@ -90,7 +90,7 @@ def drained_log(server: Server) -> list[dict[str, object]]:
 async def test_idle_server_exits_with_0(tiny_checkpoint: Path, sig: int) -> None:
     with running_server(model=tiny_checkpoint) as server:
         async with httpx.AsyncClient(base_url=server.url) as client:
-            await client.get("/health/ready")  # its connection stays open
+            await client.get("/health/ready")  # the connection stays open
             server.stop(sig)
             assert await asyncio.to_thread(server.wait) == 0
 
@@ -309,7 +309,7 @@ async def test_hung_decoder_costs_one_image(tiny_checkpoint: Path) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that any of its threads has started."""
+    """Return the processes that any of its threads has started."""
     return [int(child) for each in Path(f"/proc/{pid}/task").glob("*/children") for child in each.read_text().split()]
 
 
@@ -321,7 +321,7 @@ def test_sigterm_before_listening_exits(tiny_checkpoint: Path) -> None:
 
 
 def test_sigterm_during_warm_up_exits() -> None:
-    server = Server(max_batch_size=1024)  # the bundled model takes its time for so many
+    server = Server(max_batch_size=1024)  # slow for the bundled model
     server.wait_for_log("loading")
     server.stop()
     assert server.wait() == 0

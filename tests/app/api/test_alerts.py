@@ -1,4 +1,4 @@
-"""The alerts ask for what the service exports, and Prometheus is told of both."""
+"""Alerts use exported metrics, and Prometheus loads both."""
 
 import re
 from typing import Any
@@ -13,10 +13,10 @@ _PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "prometheus.yml"
 _RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"][0]["rules"]
 
 _METRIC = re.compile(r"\b((?:vit|process)_\w+)(?:{([^}]*)})?")
-"""A metric with its matchers, in PromQL or in Prometheus' text format."""
+"""Metric with its matchers, in PromQL or Prometheus' text format."""
 
 _OF_PROMETHEUS = {"job", "instance", "le"}
-"""Labels that Prometheus adds, or that every histogram has."""
+"""Labels added by Prometheus, or common to every histogram."""
 
 
 def labels_of(matchers: str) -> set[str]:
@@ -25,7 +25,7 @@ def labels_of(matchers: str) -> set[str]:
 
 @pytest.mark.parametrize("rule", _RULES, ids=[rule["alert"] for rule in _RULES])
 async def test_metrics_of_alerts_are_exported(client: httpx.AsyncClient, rule: dict[str, Any]) -> None:
-    await client.post("/predict", content=picture(0))  # a series exists once it has counted something
+    await client.post("/predict", content=picture(0))  # a series exists after its first count
     lines = (await client.get("/metrics")).text.splitlines()
     samples = [match for line in lines if line[:1] != "#" and (match := _METRIC.match(line))]
     exported = {match[1]: labels_of(match[2] or "") for match in samples}

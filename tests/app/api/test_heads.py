@@ -1,4 +1,4 @@
-"""What a head's outputs mean: the service beside transformers' own pipeline, through HTTP."""
+"""Activation and labels of heads: the service against transformers' own pipeline, through HTTP."""
 
 import io
 import json
@@ -30,7 +30,7 @@ REGRESSION, SINGLE, MULTI = "regression", "single_label_classification", "multi_
 
 
 def write(directory: Path, num_labels: int, **config: Any) -> Path:
-    """A small ViT whose config.json has these keys, too."""
+    """Write a small ViT whose config.json has these keys too."""
     sizes: dict[str, Any] = {**SIZES, "num_labels": num_labels}
     settings = transformers.ViTConfig(**sizes)
     model = transformers.ViTForImageClassification(settings)
@@ -121,7 +121,7 @@ async def test_measured_values_are_ranked_as_they_are(open_client: OpenClient, t
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 async def test_the_setting_wins_over_the_configuration(open_client: OpenClient, tmp_path: Path, activation: str) -> None:
-    directory = write(tmp_path / "model", 5, problem_type="of a kind that nobody knows")
+    directory = write(tmp_path / "model", 5, problem_type="of an unknown kind")
     async with open_client(model=str(directory), activation=activation) as client:
         answer = (await client.post("/predict", content=picture(0))).json()
     assert answer["activation"] == activation

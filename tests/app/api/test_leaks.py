@@ -1,4 +1,4 @@
-"""No answer to an error tells anything from inside, whatever the error."""
+"""Errors reveal nothing of the inside, whatever the cause."""
 
 import re
 from collections.abc import Callable, Sequence

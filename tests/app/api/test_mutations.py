@@ -1,4 +1,4 @@
-"""Valid requests with a few bytes changed: each is answered or refused, and none fails inside the service."""
+"""Valid requests with a few bytes changed are answered or refused, and none is a 500."""
 
 import asyncio
 import random
@@ -45,7 +45,7 @@ async def test_mutated_request_is_answered_or_refused(good: bytes, caplog: pytes
         async def statuses(sent: bytes) -> list[bytes]:
             async with at_once, asyncio.timeout(PATIENCE_S):
                 reader, writer = await wire.connect(sent)
-                received = await reader.read()  # until the connection is closed
+                received = await reader.read()  # until the server closes
                 writer.close()
             return re.findall(rb"^HTTP/1.1 (\d+)", received, re.MULTILINE)
 
@@ -59,7 +59,7 @@ async def test_mutated_request_is_answered_or_refused(good: bytes, caplog: pytes
 async def test_mutated_multipart_is_answered_or_refused(client: httpx.AsyncClient) -> None:
     form = multipart(("Content-Disposition: form-data; name=note", b"some"), (f'{IMAGE}; filename="a.png"', picture(0)))
     good: bytes = form["content"]
-    start = good.index(b"\x89PNG") + 8  # images with wrong bytes have tests of their own
+    start = good.index(b"\x89PNG") + 8  # images with wrong bytes have their own tests
     end = start + len(picture(0)) - 8
     seen = set()
     for before, after in zip(mutations(good[:start], 500), mutations(good[end:], 500), strict=True):

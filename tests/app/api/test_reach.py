@@ -1,4 +1,4 @@
-"""What a request makes the process do: it opens no file to write, no connection, and starts no process."""
+"""Side effects of requests: no file is written, no connection opened, no process started."""
 
 import os
 import socket
@@ -33,12 +33,12 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
         _watches[-1].append(f"{event} {arguments}")
 
 
-sys.addaudithook(_watch)  # PEP 578: it sees what all threads do, and cannot be taken out again
+sys.addaudithook(_watch)  # PEP 578: sees all threads, and cannot be removed
 
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """What this process does meanwhile to the world outside of it."""
+    """Record what this process does to files, sockets and processes meanwhile."""
     _watches.append([])
     try:
         yield _watches[-1]
@@ -47,7 +47,7 @@ def watched() -> Iterator[list[str]]:
 
 
 URL = "http://127.0.0.1:1/picture.png"
-LARGE = encode(random_picture(0, 1200, 1200))  # what a framework would put into a temporary file
+LARGE = encode(random_picture(0, 1200, 1200))  # large enough for a framework's temporary file
 
 BODIES: list[dict[str, Any]] = [
     {"content": LARGE},
@@ -65,7 +65,7 @@ BODIES: list[dict[str, Any]] = [
 
 
 async def test_images_open_no_files_or_connections(client: httpx.AsyncClient) -> None:
-    await client.post("/predict", content=picture(0))  # what is set up once has been
+    await client.post("/predict", content=picture(0))  # one-time setup is done
     statuses = []
     with watched() as seen:
         for body in BODIES:
@@ -78,7 +78,7 @@ def test_watch_sees_files_connections_processes(tmp_path: Path) -> None:
     with watched() as seen:
         (tmp_path / "file").write_text("")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outgoing:
-            outgoing.connect(("127.0.0.1", 9))  # which sends nothing yet
+            outgoing.connect(("127.0.0.1", 9))  # UDP: nothing is sent
         subprocess.run([sys.executable, "-c", ""], check=True)
         (tmp_path / "file").read_text()
     assert [line.split()[0] for line in seen] == ["open", "socket.connect", "subprocess.Popen"]

@@ -1,4 +1,4 @@
-"""The lines of refused requests: the first of a second, and how many more there were."""
+"""Sampling of the request log: the first refusal of a second, and the number of the others."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -15,7 +15,7 @@ Lines = Callable[..., list[dict[str, Any]]]
 
 @pytest.fixture
 def lines(caplog: pytest.LogCaptureFixture) -> Lines:
-    """What has been logged of requests so far: `lines(event)`."""
+    """Return the lines logged of requests so far: `lines(event)`."""
     caplog.set_level("INFO")
 
     def lines(event: str = "request") -> list[dict[str, Any]]:
@@ -46,7 +46,7 @@ async def test_refusals_are_sampled_and_counted(client: httpx.AsyncClient, lines
 async def test_single_refusal_has_no_count(client: httpx.AsyncClient, lines: Lines) -> None:
     for path in ("/nowhere", "/elsewhere"):
         await client.get(path)
-        await asyncio.sleep(1.5 if path == "/nowhere" else 0)  # the second ends, and says nothing
+        await asyncio.sleep(1.5 if path == "/nowhere" else 0)  # the second ends without a count
     assert (len(lines()), lines("more requests refused")) == (2, [])
 
 
@@ -64,12 +64,12 @@ async def test_each_refusal_reason_has_a_line(open_client: OpenClient, lines: Li
         (415, "unsupported_image_format"),
         (422, "invalid_parameter"),
     ]
-    counts = lines("more requests refused")  # though the seconds had not ended
+    counts = lines("more requests refused")  # although the seconds had not ended
     assert sum(line["requests"] for line in counts) + len(reasons) == 8
 
 
 async def stalled() -> AsyncIterator[bytes]:
-    """Send the beginning of an image, and no more."""
+    """Send the beginning of an image and stop."""
     yield picture(0)[:10]
     await asyncio.Event().wait()
 

@@ -1,4 +1,4 @@
-"""What every request gets, and the routes beside /predict."""
+"""Headers, errors and metrics of every request, and the routes other than /predict."""
 
 import asyncio
 import json
@@ -111,7 +111,7 @@ async def test_late_upload_does_not_block_closing(
             await asyncio.Event().wait()
 
     upload = asyncio.create_task(arrive())
-    for _ in range(2):  # it begins; its deadline has been noticed, but not by it
+    for _ in range(2):  # it starts; its deadline has passed, and its task has not run yet
         await asyncio.sleep(0)
     await service.close()
     with pytest.raises(Draining):
@@ -186,7 +186,7 @@ async def test_10_000_paths_add_no_series(client: httpx.AsyncClient) -> None:
             "query_string": b"",
             "headers": [(b"x-request-id", path.encode())],
         }
-        await client.app(scope, nothing, ignore)  # type: ignore[attr-defined] # ten times as fast as by the client
+        await client.app(scope, nothing, ignore)  # type: ignore[attr-defined] # ten times as fast as through the client
 
     async def nothing() -> dict[str, Any]:
         return {"type": "http.disconnect"}

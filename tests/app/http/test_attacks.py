@@ -1,4 +1,4 @@
-"""A real server under attack on its decoders: they are killed, kept busy by one client, and fail through faults of our own."""
+"""Attacks on the decoding workers of a real server: killed, kept busy by one client, failing through bugs of our own."""
 
 import io
 import os
@@ -37,7 +37,7 @@ def restarts(server: Server) -> float:
 
 
 def decoders(server: Server) -> list[int]:
-    """The workers: children of the zygote, which is the service's only child."""
+    """Return the workers: children of the zygote, which is the only child of the service."""
     (zygote,) = children(server.process.pid)
     return children(zygote)
 
@@ -89,7 +89,7 @@ def test_killed_decoders_leave_nothing_behind(tiny_checkpoint: Path) -> None:
 
 @pytest.fixture(scope="module")
 def large_batch() -> list[tuple[str, bytes]]:
-    """Images of 36 million pixels that take a while to decode and no room on the wire."""
+    """Images of 36 million pixels: slow to decode, small on the wire."""
     file = io.BytesIO()
     Image.new("L", (LARGE_SIDE, LARGE_SIDE)).save(file, "PNG")
     return [("images", file.getvalue())] * 11

@@ -1,4 +1,4 @@
-"""What many callers at once get from a real server: each its own answer, in batches; and what is left of those that vanish."""
+"""Many clients of a real server: own answers, batches, exact counters, and nothing left of those that disconnect."""
 
 import asyncio
 import random
@@ -19,7 +19,7 @@ from tests.app.test_server import until
 from tests.support.models import encode, picture, random_picture
 from tests.support.server import Server, running_server
 
-_CALLERS = 64
+_CLIENTS = 64
 _REQUESTS = 1500
 _MAX_BATCH_SIZE = 8
 
@@ -27,7 +27,7 @@ _GONE = 'vit_http_requests_total{method="POST",route="/predict",status="499"}'
 _CANCELLED = 'vit_images_total{outcome="cancelled"}'
 _WAVES, _WAVE = 4, 60
 _LARGE_BATCH = 64
-"""More than a wave: a batch that is held open until it is full waits for all of it."""
+"""Batch size larger than a wave: a batch that is held open until it is full waits for all of it."""
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def server(tiny_checkpoint: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def patient_server(tiny_checkpoint: Path) -> Iterator[Server]:
-    """Holds a batch open until it is full."""
+    """Server that holds a batch open until it is full."""
     settings = {"max_batch_size": _LARGE_BATCH, "max_queue_delay_ms": 10_000, "inference_threads": 1}
     with running_server(model=tiny_checkpoint, **settings) as server:
         yield server
@@ -54,25 +54,25 @@ def port(server: Server) -> int:
 
 
 async def test_64_clients_get_their_own_answers(server: Server) -> None:
-    limits = httpx.Limits(max_connections=_CALLERS, max_keepalive_connections=_CALLERS)
+    limits = httpx.Limits(max_connections=_CLIENTS, max_keepalive_connections=_CLIENTS)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
         alone = np.array([(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(40)])
         before, work = metrics(server), enumerate(random.Random(0).choices(range(40), k=_REQUESTS))
         answers: list[tuple[int, int, httpx.Response]] = []
 
-        async def caller() -> None:
+        async def client_task() -> None:
             for number, seed in work:
                 sent = {"X-Request-ID": f"request-{number}"}
                 answers.append((number, seed, await client.post("/predict", content=picture(seed), headers=sent)))
 
-        await asyncio.gather(*(caller() for _ in range(_CALLERS)))
+        await asyncio.gather(*(client_task() for _ in range(_CLIENTS)))
 
     assert sorted(number for number, _, _ in answers) == list(range(_REQUESTS))
     assert all(response.headers["x-request-id"] == f"request-{number}" for number, _, response in answers)
     logits = np.array([response.json()["logits"] for _, _, response in answers])
     np.testing.assert_allclose(logits, alone[[seed for _, seed, _ in answers]], rtol=0, atol=TOLERANCE)
     distances = np.abs(alone[:, None] - alone).max(axis=-1) + np.eye(len(alone))
-    assert distances.min() > 100 * TOLERANCE  # so that an answer to another picture would have been seen
+    assert distances.min() > 100 * TOLERANCE  # a mixed-up answer would be seen
 
     after = metrics(server)
     runs, images, largest = (
@@ -119,13 +119,13 @@ async def test_vanished_clients_leave_nothing_behind(patient_server: Server, sha
     assert (after["vit_inflight_images"], after["vit_queued_images"], after["vit_inflight_requests"]) == (0, 0, 0)
     cancelled = after.get(_CANCELLED, 0) - before.get(_CANCELLED, 0)
     assert cancelled == (_WAVES * _WAVE if share == 1 else 0)
-    assert after["vit_batch_size_images_count"] == before["vit_batch_size_images_count"]  # the model was asked nothing
+    assert after["vit_batch_size_images_count"] == before["vit_batch_size_images_count"]  # the model ran nothing
     assert usage([server.process.pid]).open_files < files + 10  # of `_WAVES` times `_WAVE` connections
     await all_places_are_free(server)
 
 
 async def all_places_are_free(server: Server) -> None:
-    """A full batch is answered at once, each with its own."""
+    """Check that a full batch is answered at once, each image with its own logits."""
     limits = httpx.Limits(max_connections=_LARGE_BATCH)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
         calls = (client.post("/predict", content=picture(seed)) for seed in range(_LARGE_BATCH))

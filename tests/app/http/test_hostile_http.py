@@ -1,4 +1,4 @@
-"""What a peer can do to the wire: raw sockets against a real server process. After every case it still serves."""
+"""Hostile and odd HTTP through raw sockets against a real server process, which still serves after every case."""
 
 import asyncio
 import json
@@ -34,7 +34,7 @@ def server(tiny_checkpoint: Path) -> Iterator[Server]:
 
 @dataclass(frozen=True)
 class Answer:
-    """One HTTP response, as its bytes say."""
+    """One HTTP response, parsed from its bytes."""
 
     status: int
     headers: dict[str, str]
@@ -55,7 +55,7 @@ def connect(server: Server) -> socket.socket:
 
 
 def read_to_end(peer: socket.socket) -> bytes:
-    """All that the server sends until it closes; waiting longer than our patience fails the test."""
+    """Return all that the server sends until it closes. Fails the test on a timeout."""
     received = b""
     try:
         while data := peer.recv(65536):
@@ -78,7 +78,7 @@ def answers_in(received: bytes) -> list[Answer]:
 
 
 def talk(server: Server, sent: bytes) -> list[Answer]:
-    """Send it all, and read until the server closes the connection."""
+    """Send bytes and read until the server closes the connection."""
     with connect(server) as peer:
         peer.sendall(sent)
         received = read_to_end(peer)
@@ -87,13 +87,13 @@ def talk(server: Server, sent: bytes) -> list[Answer]:
 
 
 def request(line: str = "POST /predict?vectors=false", *fields: str, body: bytes = b"", host: str = "Host: test") -> bytes:
-    """A request whose body is as long as it says."""
+    """Return a request with a matching Content-Length."""
     lines = [f"{line} HTTP/1.1", host, *([f"Content-Length: {len(body)}"] if body else []), *fields]
     return "\r\n".join(filter(None, lines)).encode("latin-1") + b"\r\n\r\n" + body
 
 
 def log_until_now(server: Server) -> list[dict[str, Any]]:
-    """All of the log up to a request that is made for this."""
+    """Return the log up to a request made for this purpose."""
     marker = f"marker-{len(server.log)}"
     httpx.get(f"{server.url}/model", headers={"X-Request-ID": marker})
     while server.wait_for_log("request").get("request_id") != marker:
@@ -115,7 +115,7 @@ def chunked(*chunks: bytes, fields: tuple[str, ...] = ()) -> bytes:
 
 
 REFUSED: dict[str, tuple[bytes, int, str]] = {
-    # two readers could read these in two ways
+    # ambiguous framing
     "length-and-chunked": (
         request("POST /predict", "Transfer-Encoding: chunked", "Content-Length: 5") + b"0\r\n\r\n",
         400,
@@ -175,7 +175,7 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "no-host": (request("GET /health/live", host=""), 400, "malformed_request"),
     "two-hosts": (request("GET /health/live", "Host: other"), 400, "malformed_request"),
     "strange-host": (request("GET /health/live", host="Host: evil.example/x@y"), 400, "malformed_request"),
-    # no HTTP/1.1 to an origin server
+    # not HTTP/1.1 to an origin server
     "http-0.9": (b"GET /health/live\r\n\r\n", 400, "malformed_request"),
     "http-1.2": (b"GET /health/live HTTP/1.2\r\nHost: test\r\n\r\n", 400, "malformed_request"),
     "http-2.0": (b"GET /health/live HTTP/2.0\r\nHost: test\r\n\r\n", 400, "malformed_request"),
@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[bytes, int, str]] = {
     "nul-in-url": (request("GET /\x00"), 400, "malformed_request"),
     "space-in-url": (request("GET /a b"), 400, "malformed_request"),
     "101-parameters": (request("GET /health/live?" + "&".join("a" * 101)), 400, "malformed_request"),
-    # bombs
+    # unbounded input
     "long-url": (request("GET /" + "a" * 100_000), 414, "url_too_long"),
     "long-query": (request("GET /health/live?" + "a" * 8200), 414, "url_too_long"),
     "long-header": (request("GET /health/live", "X-A: " + "a" * 100_000), 431, "header_too_large"),
@@ -308,7 +308,7 @@ def test_odd_but_clear_http_is_answered(server: Server, case: tuple[bytes, int])
 def test_body_after_upgrade_is_no_request(server: Server) -> None:
     with connect(server) as peer:
         peer.sendall(request("POST /predict", "Connection: Upgrade", "Upgrade: h2c", f"Content-Length: {len(SMUGGLED)}"))
-        peer.sendall(SMUGGLED)  # by itself, as a proxy may send it
+        peer.sendall(SMUGGLED)  # in a segment of its own, as a proxy may send it
         peer.sendall(LAST)
         answers = answers_in(read_to_end(peer))
     assert [answer.status for answer in answers] == [415, 200]
@@ -363,7 +363,7 @@ def test_trailer_is_no_header(server: Server) -> None:
 
 
 def test_body_of_90_000_chunks_is_read(server: Server) -> None:
-    image = picture(0).ljust(90_000, b"\0")  # a decoder stops at the end of the picture
+    image = picture(0).ljust(90_000, b"\0")  # decoders stop at the end of the image
     answers = talk(server, chunked(*(b"1\r\n%c\r\n" % byte for byte in image), b"0\r\n\r\n") + LAST)
     assert [answer.status for answer in answers] == [200, 200]
 
@@ -469,7 +469,7 @@ def test_small_unread_body_keeps_the_connection(server: Server, case: tuple[byte
 
 
 def test_refused_sender_can_read_the_answer(server: Server) -> None:
-    body = bytes(8_000_000)  # more than fits between here and there
+    body = bytes(8_000_000)  # more than socket buffers hold
     assert httpx.post(f"{server.url}/predict", content=body, timeout=PATIENCE_S).status_code == 413
 
 
@@ -501,7 +501,7 @@ def test_only_sane_request_ids_are_logged(server: Server) -> None:
     talk(server, b"PRIVATE /private private\r\n")
     log = log_until_now(server)
     assert not [record for record in log if "private" in json.dumps(record).lower()]
-    assert all(isinstance(record, dict) and "level" in record for record in log[-10:])  # lines as we write them, and no others
+    assert all(isinstance(record, dict) and "level" in record for record in log[-10:])  # only lines that we write
 
 
 def test_aborted_uploads_are_no_errors(server: Server) -> None:

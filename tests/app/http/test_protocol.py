@@ -1,4 +1,4 @@
-"""HttpProtocol with limits that are small: peers that are slow, many, or both. The application behind it is a stand-in."""
+"""HttpProtocol with small limits against slow and many peers. The application behind it is a stand-in."""
 
 import asyncio
 import io
@@ -69,7 +69,7 @@ async def test_idle_connection_outlives_header_timeout() -> None:
         silent, _ = await wire.connect()
         async with asyncio.timeout(PATIENCE_S):
             await reader.readuntil(b"done")
-            assert await silent.read() == b""  # so its time has passed
+            assert await silent.read() == b""  # its timeout has passed
             writer.write(get("/"))
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
         assert wire.count("silent") == 1
@@ -92,7 +92,7 @@ async def test_next_header_is_timed_from_first_byte(first: bytes) -> None:
             await reader.readuntil(b"done")
             await silent.read()  # two seconds have passed
             writer.write(first)
-            await asyncio.sleep(0.7)  # it is looked at meanwhile
+            await asyncio.sleep(0.7)  # it is inspected meanwhile
             whole = b"\r\n" + get("/") if first.startswith(b"\r\n") else get("/")
             writer.write(whole.removeprefix(first))
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
@@ -129,7 +129,7 @@ async def test_slow_answer_is_awaited() -> None:
         reader, _ = await wire.connect(get("/held"))
         silent, _ = await wire.connect()
         async with asyncio.timeout(PATIENCE_S):
-            assert await silent.read() == b""  # so its time has passed
+            assert await silent.read() == b""  # its timeout has passed
         wire.gate.set()
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
 
@@ -164,7 +164,7 @@ async def test_oldest_idle_connection_is_evicted() -> None:
             assert await idle[0][0].read() == b""
         assert wire.count("evicted") == 1
         idle[1][1].write(b"lf HTTP/1.1\r\nHost: test\r\n\r\n")
-        assert await idle[1][0].readline() == b"HTTP/1.1 200 OK\r\n"  # the others were left alone
+        assert await idle[1][0].readline() == b"HTTP/1.1 200 OK\r\n"  # the others stay open
 
 
 async def test_silent_flood_displaces_itself() -> None:
@@ -189,7 +189,7 @@ async def test_eviction_drops_unread_answers() -> None:
     async with open_wire(HttpLimits(max_connections=1, reserve=1, max_answer_stall_s=PATIENCE_S)) as wire:
         reader, _ = await wire.connect(get("/big"))
         async with asyncio.timeout(PATIENCE_S):
-            while await wire.ask("/") != b"HTTP/1.1 200 OK":  # it is busy until its answer is written
+            while await wire.ask("/") != b"HTTP/1.1 200 OK":  # busy until its response is written
                 pass
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await reader.readexactly(BIG)
@@ -227,7 +227,7 @@ async def test_connections_beyond_reserve_are_dropped() -> None:
         await wire.connect(get("/held"))
         await wire.until(lambda: wire.held == 1)
         upload = b"POST /health/live HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n"
-        await wire.connect(upload)  # keeps the reserve busy, for as long as a slow body may
+        await wire.connect(upload)  # keeps the reserve busy as long as a slow body may
         await wire.until(lambda: wire.connections == 2)
         reader, _ = await wire.connect()
         async with asyncio.timeout(PATIENCE_S):
@@ -257,7 +257,7 @@ POST = b"POST /%b HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\n%b"
 
 @pytest.fixture
 def log() -> Iterator[io.StringIO]:
-    """The log, as it is written."""
+    """Capture the log as it is written."""
     handlers = [handler for handler in logging.getLogger().handlers if isinstance(handler.formatter, ProcessorFormatter)]
     (handler,) = handlers
     assert isinstance(handler, logging.StreamHandler)

@@ -1,4 +1,4 @@
-"""No body within the limits holds up the event loop: the worst ones we know, against a real server with its default limits."""
+"""No body within the limits blocks the event loop: the worst known ones, against a real server with default limits."""
 
 import base64
 import contextlib
@@ -22,7 +22,7 @@ from tests.support.server import Server
 MIB = 1 << 20
 LONGEST_S = 0.05
 ATTEMPTS = 5
-"""A body costs the same each time; the rest of the machine's work is not the same."""
+"""Number of tries; other load on the machine differs from one to the next."""
 
 CLASSES = 1000
 
@@ -42,7 +42,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def fill(pattern: bytes, size: int) -> bytes:
-    """As many whole patterns as fit."""
+    """Repeat a pattern as often as it fits."""
     return pattern * (size // len(pattern))
 
 
@@ -71,19 +71,19 @@ def part_of_each(pictures: int) -> bytes:
 
 
 def padded_jpeg(size: int) -> bytes:
-    """Empty segments with as many fill bytes between them as one may have."""
+    """Return empty JPEG segments with the maximum of fill bytes between them."""
     return b"\xff\xd8" + fill(b"\xff" * 65_000 + b"\xe0\0\2", size)
 
 
 BODIES: dict[str, tuple[Callable[[], bytes], int]] = {
-    # what honest callers send, as large as may be
+    # ordinary bodies of the maximum size
     "raw": (lambda: request("POST /predict", "Connection: close", body=noise(10 * MIB)), 415),
     "part": (lambda: form(part(name=b"image") + noise(10 * MIB) + b"\r\n--b--\r\n", "/predict"), 415),
     "base64": (lambda: json_(b'{"image":"%b"}' % base64.b64encode(noise(10 * MIB)), "/predict"), 415),
     "parts": (lambda: form((part() + noise(9 * MIB) + b"\r\n") * 7 + b"--b--\r\n"), 200),
     "base64-strings": (lambda: json_(b'{"images":[%b]}' % b",".join([b'"%b"' % fill(b"AAAA", 9 * MIB)] * 7)), 200),
     "all-classes": (lambda: form(part_of_each(32), f"/predict/batch?top_k={CLASSES}"), 200),
-    # what nobody sends but to do harm
+    # hostile bodies
     "one-part-of-64-MB": (lambda: form(part() + noise(63 * MIB) + b"\r\n--b--\r\n"), 200),
     "empty-parts": (lambda: form((part() + b"\r\n") * 200_000 + b"--b--\r\n"), 422),
     "empty-parts-of-64-MB": (lambda: form(fill(part() + b"\r\n", 63 * MIB)), 422),
@@ -111,7 +111,7 @@ BODIES: dict[str, tuple[Callable[[], bytes], int]] = {
 
 
 def held_s(server: Server) -> float:
-    """Longest time for which the event loop was held up since this was last asked."""
+    """Return the longest time for which the event loop was blocked since the last call."""
     text = httpx.get(f"{server.url}/metrics").text
     found = re.search(r"^test_event_loop_held_seconds (\S+)$", text, re.MULTILINE)
     assert found is not None
@@ -119,12 +119,12 @@ def held_s(server: Server) -> float:
 
 
 def status_of(server: Server, sent: bytes) -> int:
-    """Send it as fast as the server takes it, and read meanwhile."""
+    """Send as fast as the server reads, and receive meanwhile."""
     with connect(server) as peer:
         received: list[bytes] = []
         reading = threading.Thread(target=lambda: received.append(read_to_end(peer)))
         reading.start()
-        with contextlib.suppress(OSError):  # it may have heard enough
+        with contextlib.suppress(OSError):  # the server may have refused it already
             peer.sendall(sent)
         reading.join()
     (answer,) = answers_in(received[0])

@@ -1,4 +1,4 @@
-"""TimeSlices: long work is done in pieces, and everything else in the event loop has its turn between two of them."""
+"""TimeSlices: long work runs in slices, and the rest of the event loop between them."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from app.http.time_slices import Starts, Steps, TimeSlices
 
 
 def steps(number: int, seen: Callable[[], None], result: str = "done") -> Steps[str]:
-    """Take a whole turn so many times."""
+    """Use up a number of whole slices."""
     for _ in range(number):
         seen()
         time.sleep(0.002)
@@ -22,7 +22,7 @@ def steps(number: int, seen: Callable[[], None], result: str = "done") -> Steps[
 
 @asynccontextmanager
 async def rounds() -> AsyncIterator[Callable[[], int]]:
-    """Count the rounds of the event loop."""
+    """Count the iterations of the event loop."""
     count = 0
 
     async def run() -> None:
@@ -102,7 +102,7 @@ async def test_few_requests_start_in_an_iteration() -> None:
         for number in range(9):
             starts.add(lambda number=number: begun.append((number, count())))  # type: ignore[misc]
         assert [number for number, _ in begun] == [0, 1]
-        while len(begun) < 9:  # noqa: ASYNC110 - each sleep is a round
+        while len(begun) < 9:  # noqa: ASYNC110 - each sleep is an iteration
             await asyncio.sleep(0)
     assert [number for number, _ in begun] == list(range(9))
     assert max(Counter(turn for _, turn in begun).values()) == 2
