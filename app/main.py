@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import structlog
 from fastapi import FastAPI
@@ -46,34 +47,12 @@ def create_app(
     Raises:
         StartError: the file of API keys cannot be used, or a limit has nothing to count by.
     """
-    metrics = Metrics()
-    state = AppState(
-        settings,
-        metrics,
-        service=Service(settings, metrics, load),
-        access=Access(settings, metrics),
-        body_limits=BodyLimits(settings.max_image_bytes, settings.max_request_bytes, settings.max_images_per_request),
-        slices=TimeSlices(),
-        request_log=RequestLog(polled=WIRES.health_paths | {metrics_route.PATH}),
-        wires=WIRES,
-    )
-
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        state.starting = asyncio.create_task(_start(state.service, on_failure))
-        try:
-            yield
-        finally:
-            state.starting.cancel()
-            await asyncio.wait([state.starting])
-            await state.service.close()
-            state.request_log.close()
-
+    state = _state(settings, load)
     app = FastAPI(
         title="vit-serve",
         summary="Classifies images with a trained Vision Transformer.",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, state, on_failure),
         redirect_slashes=False,
         responses=common_problem_responses(),
         openapi_url="/openapi.json" if settings.docs else None,
@@ -85,6 +64,32 @@ def create_app(
     install_problem_handlers(app, WIRES)
     _add_middleware(app, state)
     return app
+
+
+def _state(settings: Settings, load: Callable[[Settings, Metrics], Classifier]) -> AppState:
+    metrics = Metrics()
+    return AppState(
+        settings,
+        metrics,
+        service=Service(settings, metrics, load),
+        access=Access(settings, metrics),
+        body_limits=BodyLimits(settings.max_image_bytes, settings.max_request_bytes, settings.max_images_per_request),
+        slices=TimeSlices(),
+        request_log=RequestLog(polled=WIRES.health_paths | {metrics_route.PATH}),
+        wires=WIRES,
+    )
+
+
+@asynccontextmanager
+async def _lifespan(state: AppState, on_failure: Callable[[str], None], _: FastAPI) -> AsyncIterator[None]:
+    state.starting = asyncio.create_task(_start(state.service, on_failure))
+    try:
+        yield
+    finally:
+        state.starting.cancel()
+        await asyncio.wait([state.starting])
+        await state.service.close()
+        state.request_log.close()
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:

@@ -57,7 +57,7 @@ def test_the_image_runs_as_a_numbered_user_who_is_not_root() -> None:
     assert all(int(part) > 0 for part in _instructions("USER")[-1].split(":"))
 
 
-def test_an_image_can_be_built_with_extras(tmp_path: Path) -> None:
+def test_docker_image_takes_extras(tmp_path: Path) -> None:
     (command,) = (line for line in _instructions("RUN") if "tomllib" in line)
     (tmp_path / "pyproject.toml").write_bytes((ROOT / "pyproject.toml").read_bytes())
 
@@ -130,7 +130,7 @@ def test_settings_that_are_named_exist(file: str) -> None:
     assert _settings_named_in((ROOT / file).read_text()) <= set(Settings.model_fields)
 
 
-def test_a_pod_cannot_write_or_gain_rights() -> None:
+def test_pod_cannot_write_or_gain_rights() -> None:
     pod = _kubernetes("Deployment")["template"]["spec"]
     (container,) = pod["containers"]
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -164,7 +164,7 @@ def test_a_pod_is_probed_where_the_service_answers() -> None:
     assert any(keys_file.startswith(f"{mount['mountPath']}/") for mount in container["volumeMounts"])
 
 
-def test_a_pod_is_given_the_time_to_stop() -> None:
+def test_pod_has_time_to_stop() -> None:
     pod = _kubernetes("Deployment")["template"]["spec"]
     sleep_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
     assert pod["terminationGracePeriodSeconds"] > sleep_s + Settings.model_fields["drain_timeout_s"].default + 5

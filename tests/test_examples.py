@@ -66,7 +66,7 @@ def test_a_folder_is_classified_through_a_queue_that_is_often_full(server: Serve
     assert all(row["label"].startswith("class ") and not row["error"] for row in rows.values())
 
 
-def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
+def test_missing_server_is_reported(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(picture(0))
     one = run("classify_image.py", tmp_path / "a.png", "--url", "http://127.0.0.1:1")
     assert (one.returncode, "cannot reach http://127.0.0.1:1" in one.stderr) == (1, True)

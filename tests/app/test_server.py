@@ -38,7 +38,7 @@ async def until(server: Server, name: str, value: float) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_sigterm_under_load_answers_all_that_was_accepted_and_exits_with_0(tiny_checkpoint: Path) -> None:
+async def test_sigterm_under_load_loses_nothing(tiny_checkpoint: Path) -> None:
     # a batch that is held open keeps all requests inside until well after the signal
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=6000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
@@ -56,7 +56,7 @@ async def test_sigterm_under_load_answers_all_that_was_accepted_and_exits_with_0
         assert server.wait() == 0
 
 
-async def test_sigterm_while_callers_keep_calling_loses_nothing(tiny_checkpoint: Path) -> None:
+async def test_sigterm_amid_new_requests_loses_nothing(tiny_checkpoint: Path) -> None:
     outcomes: list[str] = []
 
     async def call_until_the_door_closes(client: httpx.AsyncClient, seed: int) -> None:
@@ -87,7 +87,7 @@ def drained_log(server: Server) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-async def test_an_idle_server_exits_with_0(tiny_checkpoint: Path, sig: int) -> None:
+async def test_idle_server_exits_with_0(tiny_checkpoint: Path, sig: int) -> None:
     with running_server(model=tiny_checkpoint) as server:
         async with httpx.AsyncClient(base_url=server.url) as client:
             await client.get("/health/ready")  # its connection stays open
@@ -95,7 +95,7 @@ async def test_an_idle_server_exits_with_0(tiny_checkpoint: Path, sig: int) -> N
             assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_a_second_signal_does_not_wait(tiny_checkpoint: Path) -> None:
+async def test_second_signal_does_not_wait(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             request = asyncio.create_task(client.post("/predict", content=picture(0)))
@@ -108,7 +108,7 @@ async def test_a_second_signal_does_not_wait(tiny_checkpoint: Path) -> None:
         assert (refused.status_code, refused.json()["code"]) == (503, "draining")
 
 
-async def test_a_drain_that_takes_too_long_refuses_what_is_left(tiny_checkpoint: Path) -> None:
+async def test_drain_timeout_refuses_the_rest(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000, drain_timeout_s=0.1) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             request = asyncio.create_task(client.post("/predict", content=picture(0)))
@@ -119,7 +119,7 @@ async def test_a_drain_that_takes_too_long_refuses_what_is_left(tiny_checkpoint:
         assert (refused.status_code, refused.json()["code"]) == (503, "draining")
 
 
-def test_a_model_that_cannot_be_loaded_ends_the_process_with_one_sentence(tmp_path: Path) -> None:
+def test_load_failure_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
     server = Server(model=tmp_path)
     assert "architecture 'BertModel' is not supported" in server.wait_for_log("cannot start")["reason"]
@@ -138,16 +138,14 @@ def test_pipe_as_weights_ends_the_process(tiny_checkpoint: Path, tmp_path: Path)
         server.process.kill()
 
 
-def test_on_debug_a_failed_start_shows_where_it_failed(tmp_path: Path) -> None:
+def test_debug_log_shows_where_a_start_failed(tmp_path: Path) -> None:
     server = Server(model=tmp_path, log_level="debug")
     assert "exception" not in server.wait_for_log("cannot start")
     assert "CheckpointError" in server.wait_for_log("cannot start")["exception"]
     assert server.wait() == 1
 
 
-def test_a_model_that_cannot_be_compiled_ends_the_process(
-    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compile_failure_ends_the_process(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))  # no compiler there
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     server = Server(model=tiny_checkpoint, compile=True, max_batch_size=1)
@@ -155,13 +153,13 @@ def test_a_model_that_cannot_be_compiled_ends_the_process(
     assert server.wait() == 1
 
 
-def test_a_port_that_is_taken_ends_the_process(server: Server, tiny_checkpoint: Path) -> None:
+def test_taken_port_ends_the_process(server: Server, tiny_checkpoint: Path) -> None:
     second = Server(model=tiny_checkpoint, port=urlsplit(server.url).port)
     assert "address already in use" in second.wait_for_log("[Errno")["event"]
     assert second.wait() == 1
 
 
-def test_metrics_have_a_port_of_their_own_until_the_process_ends(tiny_checkpoint: Path) -> None:
+def test_metrics_port_lives_until_the_end(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, metrics_port=0) as server:
         record = next(record for record in server.log if record["event"] == "serving metrics")
         url = f"http://127.0.0.1:{record['port']}/metrics"
@@ -178,7 +176,7 @@ def test_metrics_have_a_port_of_their_own_until_the_process_ends(tiny_checkpoint
         httpx.get(url)
 
 
-async def test_a_caller_that_goes_away_takes_its_image_out_of_the_queue(tiny_checkpoint: Path) -> None:
+async def test_disconnect_removes_the_queued_image(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         reader, writer = await connect(server)
         writer.write(head("POST /predict", len(picture(0))) + picture(0))
@@ -191,7 +189,7 @@ async def test_a_caller_that_goes_away_takes_its_image_out_of_the_queue(tiny_che
         assert reader.at_eof() or not await reader.read()
 
 
-async def test_a_declared_size_that_is_too_large_is_refused_before_anything_is_sent(server: Server) -> None:
+async def test_declared_size_is_refused_before_the_body(server: Server) -> None:
     reader, writer = await connect(server)
     writer.write(head("POST /predict", 10_000_000_000, "Expect: 100-continue"))
     async with asyncio.timeout(30):
@@ -200,7 +198,7 @@ async def test_a_declared_size_that_is_too_large_is_refused_before_anything_is_s
     assert status.split()[1] == b"413"
 
 
-async def test_half_an_upload_is_forgotten(server: Server) -> None:
+async def test_aborted_upload_is_forgotten(server: Server) -> None:
     before = metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}')
     _, writer = await connect(server)
     writer.write(head("POST /predict", 5000) + b"half")
@@ -236,7 +234,7 @@ def test_what_computes_gives_way_to_what_answers(server: Server) -> None:
     assert {os.getpriority(os.PRIO_PROCESS, process) for process in (zygote, *children(zygote))} == {less}
 
 
-async def test_sigterm_lets_an_upload_finish(tiny_checkpoint: Path) -> None:
+async def test_sigterm_lets_uploads_finish(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint) as server:
         reader, writer = await half_an_upload(server)
         server.stop()
@@ -247,7 +245,7 @@ async def test_sigterm_lets_an_upload_finish(tiny_checkpoint: Path) -> None:
         assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_an_upload_that_does_not_end_is_refused_when_the_drain_is_over(tiny_checkpoint: Path) -> None:
+async def test_endless_upload_ends_with_the_drain(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, drain_timeout_s=0.1) as server:
         reader, writer = await half_an_upload(server)
         server.stop()
@@ -266,7 +264,7 @@ async def half_an_upload(server: Server) -> tuple[asyncio.StreamReader, asyncio.
 
 
 @pytest.mark.parametrize("fault", ["hang", "poisoned"])
-async def test_a_device_that_is_lost_ends_the_process_after_all_who_wait_are_told(tiny_checkpoint: Path, fault: str) -> None:
+async def test_lost_device_answers_all_then_exits(tiny_checkpoint: Path, fault: str) -> None:
     command = [sys.executable, "-m", "tests.support.faulty_server", fault]
     server = Server(
         command, model=tiny_checkpoint, engine="torch", max_batch_size=1, inference_threads=1, inference_timeout_s=1
@@ -294,7 +292,7 @@ def head(request: str, length: int, *headers: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
-async def test_a_decoder_that_hangs_costs_one_image_and_no_other(tiny_checkpoint: Path) -> None:
+async def test_hung_decoder_costs_one_image(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, decode_workers=1, decode_timeout_s=2) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             expected = (await client.post("/predict", content=picture(1))).json()
@@ -315,14 +313,14 @@ def children(pid: int) -> list[int]:
     return [int(child) for each in Path(f"/proc/{pid}/task").glob("*/children") for child in each.read_text().split()]
 
 
-def test_sigterm_before_the_server_listens_ends_the_process(tiny_checkpoint: Path) -> None:
+def test_sigterm_before_listening_exits(tiny_checkpoint: Path) -> None:
     server = Server(model=tiny_checkpoint)
     server.wait_for_log("Started server process")
     server.stop()
     assert server.wait() == 0
 
 
-def test_sigterm_while_a_model_warms_up_does_not_wait_for_it() -> None:
+def test_sigterm_during_warm_up_exits() -> None:
     server = Server(max_batch_size=1024)  # the bundled model takes its time for so many
     server.wait_for_log("loading")
     server.stop()
@@ -350,6 +348,6 @@ def test_limit_of_open_files_is_raised(workers: int, needed: int) -> None:
     assert allow_open_files(soft=300, hard=600, workers=workers).stdout.split() == [str(needed), "600"]
 
 
-def test_too_low_limit_of_open_files_stops_the_start() -> None:
+def test_low_limit_of_open_files_stops_the_start() -> None:
     ended = allow_open_files(soft=300, hard=400)
     assert "VIT_MAX_CONNECTIONS: 200 connections need 488 open files, and only 400 are allowed" in ended.stderr

@@ -24,7 +24,7 @@ def labels_of(matchers: str) -> set[str]:
 
 
 @pytest.mark.parametrize("rule", _RULES, ids=[rule["alert"] for rule in _RULES])
-async def test_every_metric_of_an_alert_is_exported_with_its_labels(client: httpx.AsyncClient, rule: dict[str, Any]) -> None:
+async def test_metrics_of_alerts_are_exported(client: httpx.AsyncClient, rule: dict[str, Any]) -> None:
     await client.post("/predict", content=picture(0))  # a series exists once it has counted something
     lines = (await client.get("/metrics")).text.splitlines()
     samples = [match for line in lines if line[:1] != "#" and (match := _METRIC.match(line))]
@@ -36,7 +36,7 @@ async def test_every_metric_of_an_alert_is_exported_with_its_labels(client: http
         assert labels <= exported[name]
 
 
-def test_prometheus_reads_the_alerts_and_knows_the_job_that_they_name() -> None:
+def test_prometheus_loads_the_alerts() -> None:
     assert _PROMETHEUS["rule_files"] == ["alerts.yml"]
     jobs = {job for rule in _RULES for job in re.findall(r'job="([^"]+)"', rule["expr"])}
     assert jobs == {scrape["job_name"] for scrape in _PROMETHEUS["scrape_configs"]}

@@ -91,7 +91,7 @@ async def test_scores_are_those_of_the_pipeline(
 
 
 @pytest.mark.parametrize(("num_classes", "activation"), [(1, "sigmoid"), (11, "softmax"), (1000, "softmax")])
-async def test_a_directory_of_timms_has_the_pipelines_scores_and_labels(
+async def test_timm_directory_matches_the_pipeline(
     open_client: OpenClient, tmp_path: Path, num_classes: int, activation: str
 ) -> None:
     save_for_hf(

@@ -68,7 +68,7 @@ def assert_tells_nothing(response: httpx.Response) -> None:
     assert not LEAK.search(str(response.headers)), response.headers
 
 
-async def test_no_bad_request_is_told_anything_from_inside(client: httpx.AsyncClient) -> None:
+async def test_errors_reveal_no_internals(client: httpx.AsyncClient) -> None:
     for method, path, options in REQUESTS:
         response = await client.request(method, path, **options)
         assert response.status_code < 500
@@ -77,7 +77,7 @@ async def test_no_bad_request_is_told_anything_from_inside(client: httpx.AsyncCl
 
 
 @pytest.mark.parametrize("run", [fails, dies], ids=["failing-run", "dead-device"])
-async def test_a_broken_model_tells_nothing(open_client: OpenClient, run: Callable[..., Any]) -> None:
+async def test_broken_model_reveals_nothing(open_client: OpenClient, run: Callable[..., Any]) -> None:
     async with open_client(run) as client:
         for _ in range(2):
             for path, body in (("/predict", {"content": picture(0)}), ("/predict/batch", {"files": [("images", picture(0))]})):
@@ -88,7 +88,7 @@ async def test_a_broken_model_tells_nothing(open_client: OpenClient, run: Callab
 @pytest.mark.parametrize(
     "broken", ["app.api.predict.read_image", "app.serving.classifier.Classifier.classify", "app.api.predict._result"]
 )
-async def test_what_nobody_foresaw_tells_nothing(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
+async def test_unexpected_errors_reveal_nothing(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     def breaks(*_: object) -> None:
         raise OSError(2, "No such file", "/usr/lib/python3/site-packages/x 0xdeadbeef")
 

@@ -57,7 +57,7 @@ def server(tiny_checkpoint: Path) -> Iterator[Server]:
 
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: f"{mode.value}-requests")
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
-def test_every_answer_is_declared_and_none_is_our_fault(server: Server, operation: Operation, mode: GenerationMode) -> None:
+def test_schemathesis_finds_no_undeclared_status(server: Server, operation: Operation, mode: GenerationMode) -> None:
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     @hypothesis.settings(max_examples=50, derandomize=True, deadline=None, database=None)
     def call(case: Case[Any]) -> None:

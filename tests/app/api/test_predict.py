@@ -94,7 +94,7 @@ async def test_vectors_can_be_left_out(client: httpx.AsyncClient) -> None:
     assert set(answer) == {"model", "activation", "predictions"}
 
 
-async def test_concurrent_images_match_single_answers(open_client: OpenClient) -> None:
+async def test_concurrent_answers_match_single_ones(open_client: OpenClient) -> None:
     async with open_client(max_batch_size=32) as client:
         alone = [(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(200)]
         together = await asyncio.gather(*(client.post("/predict", content=picture(seed)) for seed in range(200)))
@@ -316,7 +316,7 @@ async def test_non_image_is_415(client: httpx.AsyncClient, content: bytes) -> No
     assert_problem(await client.post("/predict", content=content, headers=pickled), 415, "unsupported_image_format")
 
 
-async def test_predict_of_a_disabled_format_is_415(open_client: OpenClient) -> None:
+async def test_disabled_format_is_415(open_client: OpenClient) -> None:
     async with open_client(image_formats="jpeg") as client:
         assert_problem(await client.post("/predict", content=picture(0)), 415, "unsupported_image_format")
         jpeg = encode(random_picture(0), "JPEG")

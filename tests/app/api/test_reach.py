@@ -64,7 +64,7 @@ BODIES: list[dict[str, Any]] = [
 ]
 
 
-async def test_no_picture_makes_the_service_reach_out_of_itself(client: httpx.AsyncClient) -> None:
+async def test_images_open_no_files_or_connections(client: httpx.AsyncClient) -> None:
     await client.post("/predict", content=picture(0))  # what is set up once has been
     statuses = []
     with watched() as seen:
@@ -74,7 +74,7 @@ async def test_no_picture_makes_the_service_reach_out_of_itself(client: httpx.As
     assert statuses == [200, 200, 200, 415, 200, 400, 400, 400, 415, 415, 415]
 
 
-def test_the_watch_sees_files_connections_and_processes(tmp_path: Path) -> None:
+def test_watch_sees_files_connections_processes(tmp_path: Path) -> None:
     with watched() as seen:
         (tmp_path / "file").write_text("")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as outgoing:

@@ -31,7 +31,7 @@ async def until(true: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_refusals_are_one_line_a_second_and_a_count(client: httpx.AsyncClient, lines: Lines) -> None:
+async def test_refusals_are_sampled_and_counted(client: httpx.AsyncClient, lines: Lines) -> None:
     for _ in range(5):
         await client.get("/nowhere")
     await until(lambda: sum(line["requests"] for line in lines("more requests refused")) + len(lines()) == 5)
@@ -43,14 +43,14 @@ async def test_refusals_are_one_line_a_second_and_a_count(client: httpx.AsyncCli
     assert 'route="unmatched",status="404"} 5.0' in (await client.get("/metrics")).text
 
 
-async def test_a_refusal_alone_is_followed_by_no_count(client: httpx.AsyncClient, lines: Lines) -> None:
+async def test_single_refusal_has_no_count(client: httpx.AsyncClient, lines: Lines) -> None:
     for path in ("/nowhere", "/elsewhere"):
         await client.get(path)
         await asyncio.sleep(1.5 if path == "/nowhere" else 0)  # the second ends, and says nothing
     assert (len(lines()), lines("more requests refused")) == (2, [])
 
 
-async def test_each_reason_has_its_own_line(open_client: OpenClient, lines: Lines) -> None:
+async def test_each_refusal_reason_has_a_line(open_client: OpenClient, lines: Lines) -> None:
     async with open_client(max_inflight_bytes=1000, max_image_bytes=1000, max_request_bytes=1000) as client:
         for _ in range(2):
             await client.post("/predict", content=b"no picture")

@@ -22,7 +22,7 @@ from tests.app.conftest import OpenClient
 from tests.support.models import picture
 
 
-async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
+async def test_model_is_described(client: httpx.AsyncClient) -> None:
     assert (await client.get("/model")).json() == {
         "name": "tiny-dinov2",
         "architecture": "Dinov2ForImageClassification",
@@ -43,13 +43,13 @@ async def test_the_model_is_described(client: httpx.AsyncClient) -> None:
     }
 
 
-async def test_a_healthy_service_is_live_and_ready(client: httpx.AsyncClient) -> None:
+async def test_healthy_service_is_live_and_ready(client: httpx.AsyncClient) -> None:
     assert (await client.get("/health/live")).json() == {"status": "live"}
     assert (await client.get("/health/ready")).json() == {"status": "ready"}
     assert (await client.head("/health/ready")).status_code == 200
 
 
-async def test_while_loading_it_is_live_but_not_ready(tiny_checkpoint: Any) -> None:
+async def test_loading_service_is_live_not_ready(tiny_checkpoint: Any) -> None:
     loading = threading.Event()
 
     def slow(settings: Settings, metrics: Metrics) -> Classifier:
@@ -71,7 +71,7 @@ async def test_while_loading_it_is_live_but_not_ready(tiny_checkpoint: Any) -> N
         assert (await client.get("/health/ready")).status_code == 200
 
 
-async def test_a_model_that_cannot_be_loaded_ends_the_service(tiny_checkpoint: Any) -> None:
+async def test_load_failure_ends_the_service(tiny_checkpoint: Any) -> None:
     def impossible(settings: Settings, metrics: Metrics) -> Classifier:
         raise StartError("VIT_MODEL: no")
 
@@ -82,7 +82,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_service(tiny_checkpoint: A
     assert reasons == ["the model could not be loaded"]
 
 
-async def test_a_draining_service_finishes_its_work_and_takes_no_more(open_client: OpenClient) -> None:
+async def test_draining_finishes_work_and_refuses_more(open_client: OpenClient) -> None:
     held = Held()
     async with open_client(held) as client:
         first = asyncio.create_task(client.post("/predict", content=picture(0)))
@@ -100,7 +100,7 @@ async def test_a_draining_service_finishes_its_work_and_takes_no_more(open_clien
         assert await drained
 
 
-async def test_an_upload_whose_deadline_passes_in_the_moment_of_closing_does_not_keep_the_service(
+async def test_late_upload_does_not_block_closing(
     tiny_checkpoint: Path,
 ) -> None:
     service = Service(read_settings(model=str(tiny_checkpoint)), Metrics())
@@ -118,7 +118,7 @@ async def test_an_upload_whose_deadline_passes_in_the_moment_of_closing_does_not
         await upload
 
 
-async def test_a_drain_that_takes_too_long_is_told(open_client: OpenClient) -> None:
+async def test_drain_returns_false_on_timeout(open_client: OpenClient) -> None:
     held = Held()
     async with open_client(held) as client:
         first = asyncio.create_task(client.post("/predict", content=picture(0)))
@@ -128,7 +128,7 @@ async def test_a_drain_that_takes_too_long_is_told(open_client: OpenClient) -> N
         await first
 
 
-async def test_every_reply_has_an_id_and_its_times(client: httpx.AsyncClient) -> None:
+async def test_every_answer_has_id_and_timings(client: httpx.AsyncClient) -> None:
     for response in (await client.post("/predict", content=picture(0)), await client.get("/nowhere")):
         assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
     predicted = (await client.post("/predict", content=picture(0))).headers["server-timing"]
@@ -140,17 +140,17 @@ async def test_every_reply_has_an_id_and_its_times(client: httpx.AsyncClient) ->
 
 
 @pytest.mark.parametrize("sent", ["abc-123", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "a" * 128])
-async def test_a_sane_request_id_is_echoed(client: httpx.AsyncClient, sent: str) -> None:
+async def test_sane_request_id_is_echoed(client: httpx.AsyncClient, sent: str) -> None:
     assert (await client.get("/health/live", headers={"X-Request-ID": sent})).headers["x-request-id"] == sent
 
 
 @pytest.mark.parametrize("sent", ["", "a" * 129, "two words", "a\tb", "ü".encode("latin-1"), b"a\x1b[31m"])
-async def test_an_insane_request_id_is_replaced(client: httpx.AsyncClient, sent: Any) -> None:
+async def test_unfit_request_id_is_replaced(client: httpx.AsyncClient, sent: Any) -> None:
     echoed = (await client.get("/health/live", headers={"X-Request-ID": sent})).headers["x-request-id"]
     assert re.fullmatch("[0-9a-f]{32}", echoed)
 
 
-async def test_the_frameworks_own_errors_are_problems_too(client: httpx.AsyncClient) -> None:
+async def test_framework_errors_are_problems(client: httpx.AsyncClient) -> None:
     assert_problem(await client.get("/nowhere"), 404, "not_found")
     assert_problem(await client.post("/predict/", content=picture(0)), 404, "not_found")  # and no redirect
     for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
@@ -168,13 +168,13 @@ async def test_head_is_answered_where_get_is(client: httpx.AsyncClient, path: st
     assert set(allowed.split(", ")) == {"GET", "HEAD"}
 
 
-async def test_no_answer_may_be_kept_or_taken_for_something_else(client: httpx.AsyncClient) -> None:
+async def test_answers_forbid_caching_and_sniffing(client: httpx.AsyncClient) -> None:
     for response in (await client.get("/model"), await client.get("/nowhere"), await client.post("/predict", content=b"x")):
         assert response.headers["cache-control"] == "no-store"
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
-async def test_10_000_paths_methods_and_ids_add_no_series(client: httpx.AsyncClient) -> None:
+async def test_10_000_paths_add_no_series(client: httpx.AsyncClient) -> None:
     async def series() -> list[str]:
         return [line.split(" ")[0] for line in (await client.get("/metrics")).text.splitlines()]
 
@@ -227,7 +227,7 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
         assert line in lines
 
 
-async def test_browsers_may_call_from_origins_that_are_set(open_client: OpenClient) -> None:
+async def test_cors_allows_configured_origins(open_client: OpenClient) -> None:
     async with open_client(cors_origins="https://shop.example") as client:
         allowed = await client.get("/health/live", headers={"Origin": "https://shop.example"})
         other = await client.get("/health/live", headers={"Origin": "https://evil.example"})
@@ -251,7 +251,7 @@ PREFLIGHT = {"Origin": "https://shop.example", "Access-Control-Request-Method": 
         pytest.param({"Access-Control-Request-Private-Network": "true"}, "Disallowed CORS private-network.", id="network"),
     ],
 )
-async def test_a_refused_preflight_is_a_problem(open_client: OpenClient, headers: dict[str, str], says: str) -> None:
+async def test_refused_preflight_is_a_problem(open_client: OpenClient, headers: dict[str, str], says: str) -> None:
     async with open_client(cors_origins="https://shop.example") as client:
         response = await client.options("/predict", headers=PREFLIGHT | headers)
     assert assert_problem(response, 400, "bad_request")["detail"] == says
@@ -262,13 +262,13 @@ async def test_a_refused_preflight_is_a_problem(open_client: OpenClient, headers
 
 @pytest.mark.parametrize("path", ["/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"])
 @pytest.mark.parametrize("sent", ["x", "lines=1-2", "bytes=", "bytes=a-b", "bytes=5-2", f"bytes={'9' * 4301}-"])
-async def test_a_range_that_is_none_is_a_problem(client: httpx.AsyncClient, path: str, sent: str) -> None:
+async def test_malformed_range_is_400(client: httpx.AsyncClient, path: str, sent: str) -> None:
     assert_problem(await client.get(path, headers={"Range": sent}), 400, "bad_request")
     head = await client.head(path, headers={"Range": sent})
     assert (head.status_code, head.headers["content-type"]) == (400, "application/problem+json")
 
 
-async def test_a_range_beyond_the_end_is_a_problem(client: httpx.AsyncClient) -> None:
+async def test_range_beyond_the_end_is_416(client: httpx.AsyncClient) -> None:
     response = await client.get("/docs/swagger-ui.css", headers={"Range": "bytes=99999999-"})
     assert_problem(response, 416, "range_not_satisfiable")
     assert response.headers["content-range"].startswith("bytes */")
@@ -288,7 +288,7 @@ async def test_broken_middleware_gives_a_problem(tiny_checkpoint: Path, monkeypa
     assert "confidential" not in response.text
 
 
-async def test_a_browser_can_read_what_went_wrong(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_browser_can_read_errors(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
@@ -299,7 +299,7 @@ async def test_a_browser_can_read_what_went_wrong(open_client: OpenClient, monke
     assert response.headers["access-control-allow-origin"] == "https://shop.example"
 
 
-async def test_openapi_declares_what_is_answered_and_its_examples_work(client: httpx.AsyncClient) -> None:
+async def test_openapi_examples_work(client: httpx.AsyncClient) -> None:
     specification = (await client.get("/openapi.json")).json()
     for path in ("/predict", "/predict/batch"):
         operation = specification["paths"][path]["post"]
@@ -312,7 +312,7 @@ async def test_openapi_declares_what_is_answered_and_its_examples_work(client: h
     assert (await client.get("/docs")).status_code == 200
 
 
-async def test_the_page_of_documents_loads_nothing_from_elsewhere(client: httpx.AsyncClient) -> None:
+async def test_docs_page_loads_from_this_host_alone(client: httpx.AsyncClient) -> None:
     page = (await client.get("/docs")).text
     addresses = re.findall(r"""(?:src|href)=["']([^"']+)|url: ["']([^"']+)""", page)
     loaded = {first or second for first, second in addresses}
@@ -327,7 +327,7 @@ async def test_the_page_of_documents_loads_nothing_from_elsewhere(client: httpx.
 
 
 @pytest.mark.parametrize("name", ["__init__.py", "..%2F..%2F..%2Fmain.py", "%2Fetc%2Fpasswd", "swagger-ui.css%00"])
-async def test_no_other_file_is_given_away(client: httpx.AsyncClient, name: str) -> None:
+async def test_docs_serve_no_other_file(client: httpx.AsyncClient, name: str) -> None:
     assert_problem(await client.get(f"/docs/{name}"), 404, "not_found")
 
 
@@ -340,7 +340,7 @@ async def test_documents_can_be_switched_off(open_client: OpenClient) -> None:
 
 
 @pytest.mark.parametrize("options", [{"metrics": False}, {"metrics_port": 0}])
-async def test_metrics_can_be_taken_off_the_service(open_client: OpenClient, options: dict[str, Any]) -> None:
+async def test_metrics_can_be_switched_off(open_client: OpenClient, options: dict[str, Any]) -> None:
     async with open_client(**options) as client:
         assert_problem(await client.get("/metrics"), 404, "not_found")
         assert "/metrics" not in (await client.get("/openapi.json")).json()["paths"]

@@ -55,7 +55,7 @@ def kill_decoders(server: Server, stop: threading.Event) -> None:
                 os.kill(pid, signal.SIGKILL)
 
 
-def test_decoders_killed_for_a_while_leave_nothing_behind(tiny_checkpoint: Path) -> None:
+def test_killed_decoders_leave_nothing_behind(tiny_checkpoint: Path) -> None:
     with (
         running_server(model=tiny_checkpoint, decode_workers=2) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
@@ -95,7 +95,7 @@ def large_batch() -> list[tuple[str, bytes]]:
     return [("images", file.getvalue())] * 11
 
 
-def test_large_batch_keeps_nobody_waiting(server: Server, large_batch: list[tuple[str, bytes]]) -> None:
+def test_large_batch_delays_no_others(server: Server, large_batch: list[tuple[str, bytes]]) -> None:
     with httpx.Client(base_url=server.url, timeout=60) as client, ThreadPoolExecutor(1) as attacker:
         batch = attacker.submit(httpx.post, f"{server.url}/predict/batch", files=large_batch, timeout=60)
         while not metrics(server)["vit_inflight_images"]:

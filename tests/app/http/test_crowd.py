@@ -53,7 +53,7 @@ def port(server: Server) -> int:
     return int(urlsplit(server.url).port or 0)
 
 
-async def test_each_of_64_callers_gets_its_own_answers_and_they_came_in_batches(server: Server) -> None:
+async def test_64_clients_get_their_own_answers(server: Server) -> None:
     limits = httpx.Limits(max_connections=_CALLERS, max_keepalive_connections=_CALLERS)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
         alone = np.array([(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(40)])
@@ -84,7 +84,7 @@ async def test_each_of_64_callers_gets_its_own_answers_and_they_came_in_batches(
     assert images / runs > 1.5
 
 
-async def test_the_counters_say_exactly_what_callers_were_answered(server: Server) -> None:
+async def test_counters_match_answers_exactly(server: Server) -> None:
     image = encode(random_picture(0, 120, 100), "JPEG")
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         logits = np.array((await client.post("/predict", content=image)).json()["logits"])
@@ -103,7 +103,7 @@ async def test_the_counters_say_exactly_what_callers_were_answered(server: Serve
 
 
 @pytest.mark.parametrize(("share", "gauge"), [(0.5, "vit_inflight_requests"), (1.0, "vit_queued_images")])
-async def test_nothing_is_left_of_a_crowd_that_vanishes(patient_server: Server, share: float, gauge: str) -> None:
+async def test_vanished_clients_leave_nothing_behind(patient_server: Server, share: float, gauge: str) -> None:
     server, before = patient_server, metrics(patient_server)
     files = usage([server.process.pid]).open_files
     for wave in range(1, _WAVES + 1):

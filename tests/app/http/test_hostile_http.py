@@ -210,7 +210,7 @@ ENDLESS: dict[str, tuple[bytes, int, str]] = {
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in REFUSED.items()])
-def test_what_is_no_clean_http_is_refused_and_nothing_after_it_is_run(server: Server, case: tuple[bytes, int, str]) -> None:
+def test_unclean_http_is_refused(server: Server, case: tuple[bytes, int, str]) -> None:
     sent, status, code = case
     answers = talk(server, sent + SMUGGLED)
     assert [answer.status for answer in answers] == [status]
@@ -221,21 +221,21 @@ def test_what_is_no_clean_http_is_refused_and_nothing_after_it_is_run(server: Se
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in ENDLESS.items()])
-def test_what_has_no_end_is_refused_before_it_ends(server: Server, case: tuple[bytes, int, str]) -> None:
+def test_endless_input_is_refused_in_time(server: Server, case: tuple[bytes, int, str]) -> None:
     sent, status, code = case
     (answer,) = talk(server, sent)
     assert (answer.status, answer.problem["code"], answer.headers["connection"]) == (status, code, "close")
     assert_serves(server)
 
 
-def test_a_refusal_comes_after_the_answers_to_the_requests_before_it(server: Server) -> None:
+def test_refusals_keep_the_order_of_requests(server: Server) -> None:
     first = request("POST /predict?vectors=false", "X-Request-ID: first", body=picture(0))
     answers = talk(server, first + request("GET /health/live", "X-A : b") + SMUGGLED)
     assert [answer.status for answer in answers] == [200, 400]
     assert answers[0].headers["x-request-id"] == "first"
 
 
-def test_refusals_are_counted_by_a_few_reasons_and_as_answers(server: Server) -> None:
+def test_refusals_are_counted_by_reason(server: Server) -> None:
     names = (
         'vit_http_refused_total{reason="url_too_long"}',
         'vit_http_requests_total{method="other",route="unmatched",status="414"}',
@@ -245,7 +245,7 @@ def test_refusals_are_counted_by_a_few_reasons_and_as_answers(server: Server) ->
     assert [metric(server, name) for name in names] == [count + 1 for count in before]
 
 
-def test_a_refusal_can_be_read_by_the_web_page_that_caused_it(server: Server) -> None:
+def test_refusals_have_cors_headers(server: Server) -> None:
     (answer,) = talk(server, request("GET /health/live", "Origin: https://shop.example", *["a: b"] * 100))
     assert answer.status == 431
     assert answer.headers["access-control-allow-origin"] == "https://shop.example"
@@ -297,7 +297,7 @@ SERVED: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in SERVED.items()])
-def test_what_is_odd_but_clear_is_answered(server: Server, case: tuple[bytes, int]) -> None:
+def test_odd_but_clear_http_is_answered(server: Server, case: tuple[bytes, int]) -> None:
     sent, status = case
     (answer,) = talk(server, sent)
     assert answer.status == status
@@ -305,7 +305,7 @@ def test_what_is_odd_but_clear_is_answered(server: Server, case: tuple[bytes, in
     assert "location" not in answer.headers
 
 
-def test_a_body_after_an_upgrade_is_not_the_next_request(server: Server) -> None:
+def test_body_after_upgrade_is_no_request(server: Server) -> None:
     with connect(server) as peer:
         peer.sendall(request("POST /predict", "Connection: Upgrade", "Upgrade: h2c", f"Content-Length: {len(SMUGGLED)}"))
         peer.sendall(SMUGGLED)  # by itself, as a proxy may send it
@@ -315,7 +315,7 @@ def test_a_body_after_an_upgrade_is_not_the_next_request(server: Server) -> None
     assert answers[1].headers["x-request-id"] == "last"
 
 
-def test_nothing_that_follows_a_last_request_is_run(server: Server) -> None:
+def test_input_after_connection_close_is_dropped(server: Server) -> None:
     (answer,) = talk(server, LAST + SMUGGLED)
     assert answer.headers["x-request-id"] == "last"
 
@@ -328,13 +328,13 @@ def test_nothing_that_follows_a_last_request_is_run(server: Server) -> None:
     ],
     ids=["length", "chunked"],
 )
-def test_blanks_hide_no_second_request(server: Server, sent: bytes) -> None:
+def test_whitespace_hides_no_second_request(server: Server, sent: bytes) -> None:
     answers = talk(server, sent + LAST)
     assert [answer.status for answer in answers] == [415, 200]
     assert answers[1].headers["x-request-id"] == "last"
 
 
-def test_blanks_around_values_are_dropped(server: Server) -> None:
+def test_whitespace_around_values_is_dropped(server: Server) -> None:
     fields = ("X-Request-ID: \t mine \t", "Content-Encoding: identity\t", "X-Request-Timeout-Ms: \t30000 ", "Connection: close")
     (answer,) = talk(server, request("POST /predict", *fields, body=picture(0)))
     assert (answer.status, answer.headers["x-request-id"]) == (200, "mine")
@@ -344,7 +344,7 @@ def test_blanks_around_values_are_dropped(server: Server) -> None:
     ("version", "expect", "told"),
     [("1.1", "100-continue", True), ("1.1", "100-Continue \t", True), ("1.0", "100-continue", False), ("1.1", "more", False)],
 )
-def test_only_http_1_1_is_told_to_go_on(server: Server, version: str, expect: str, told: bool) -> None:
+def test_only_http_1_1_gets_100_continue(server: Server, version: str, expect: str, told: bool) -> None:
     with connect(server) as peer:
         head = f"POST /predict HTTP/{version}\r\nHost: test\r\nConnection: close\r\nExpect: {expect}\r\n"
         peer.sendall(f"{head}Content-Length: {len(picture(0))}\r\n\r\n".encode())
@@ -355,14 +355,14 @@ def test_only_http_1_1_is_told_to_go_on(server: Server, version: str, expect: st
     assert answer.status == 200
 
 
-def test_a_trailer_does_not_pass_for_a_header(server: Server) -> None:
+def test_trailer_is_no_header(server: Server) -> None:
     sent = chunked(b"3\r\nabc\r\n0\r\nContent-Encoding: gzip\r\nX-Request-ID: trailer\r\n\r\n", fields=("Connection: close",))
     (answer,) = talk(server, sent)
     assert answer.problem["detail"] != "Compressed request bodies are not taken; send it without Content-Encoding."
     assert answer.headers["x-request-id"] != "trailer"
 
 
-def test_a_body_of_90_000_chunks_is_read_whole(server: Server) -> None:
+def test_body_of_90_000_chunks_is_read(server: Server) -> None:
     image = picture(0).ljust(90_000, b"\0")  # a decoder stops at the end of the picture
     answers = talk(server, chunked(*(b"1\r\n%c\r\n" % byte for byte in image), b"0\r\n\r\n") + LAST)
     assert [answer.status for answer in answers] == [200, 200]
@@ -373,7 +373,7 @@ def test_ten_pipelined_requests_get_ten_answers(server: Server) -> None:
     assert [answer.status for answer in answers] == [200] * 10
 
 
-def test_a_thousand_pipelined_requests_do_not_pile_up(server: Server) -> None:
+def test_pipelining_is_bounded(server: Server) -> None:
     answers = talk(server, request("GET /health/live") * 1000)
     assert 1 <= len(answers) < 100
     assert {answer.status for answer in answers} == {200}
@@ -392,13 +392,13 @@ def test_random_bytes_are_refused_each_time(server: Server) -> None:
     [b"", b"\r\n", b"GET /health", b"GET /health/live HTTP/1.1\r\nHost: test\r\nX-A: b"],
     ids=["nothing", "an-empty-line", "half-a-line", "half-a-header"],
 )
-def test_a_header_that_does_not_come_ends_the_connection(server: Server, sent: bytes) -> None:
+def test_missing_header_ends_the_connection(server: Server, sent: bytes) -> None:
     answers = talk(server, sent)
     assert [answer.problem["code"] for answer in answers] == (["request_too_slow"] if sent else [])
     assert_serves(server)
 
 
-async def test_a_header_that_comes_byte_by_byte_ends_the_connection(server: Server) -> None:
+async def test_slow_header_ends_the_connection(server: Server) -> None:
     async def dribble() -> bytes:
         url = urlsplit(server.url)
         reader, writer = await asyncio.open_connection(url.hostname, url.port)
@@ -421,7 +421,7 @@ async def test_a_header_that_comes_byte_by_byte_ends_the_connection(server: Serv
     assert (answer.status, answer.headers["connection"]) == (408, "close")
 
 
-def test_the_next_header_on_a_kept_connection_must_come_in_time_too(server: Server) -> None:
+def test_next_header_has_a_timeout_too(server: Server) -> None:
     answers = talk(server, request("GET /health/live") + b"GET /health")
     assert [answer.status for answer in answers] == [200, 408]
 
@@ -436,7 +436,7 @@ UNREAD: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in UNREAD.items()])
-def test_an_answer_before_the_end_of_the_body_closes_the_connection(server: Server, case: tuple[bytes, int]) -> None:
+def test_answer_before_large_body_closes(server: Server, case: tuple[bytes, int]) -> None:
     sent, status = case
     (answer,) = talk(server, sent)
     assert (answer.status, answer.headers["connection"]) == (status, "close")
@@ -456,7 +456,7 @@ UNREAD_BUT_SMALL: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in UNREAD_BUT_SMALL.items()])
-def test_the_rest_of_a_small_body_is_passed_over_and_the_next_request_answered(server: Server, case: tuple[bytes, int]) -> None:
+def test_small_unread_body_keeps_the_connection(server: Server, case: tuple[bytes, int]) -> None:
     sent, status = case
     with connect(server) as peer:
         peer.sendall(sent)
@@ -468,12 +468,12 @@ def test_the_rest_of_a_small_body_is_passed_over_and_the_next_request_answered(s
     assert re.findall(rb"HTTP/1\.1 (\d+) ", answers) == [b"%d" % status, b"200"]
 
 
-def test_who_goes_on_sending_can_still_read_why_it_was_refused(server: Server) -> None:
+def test_refused_sender_can_read_the_answer(server: Server) -> None:
     body = bytes(8_000_000)  # more than fits between here and there
     assert httpx.post(f"{server.url}/predict", content=body, timeout=PATIENCE_S).status_code == 413
 
 
-def test_who_never_stops_sending_is_cut(server: Server) -> None:
+def test_endless_sender_is_cut(server: Server) -> None:
     sent = 0
     with connect(server) as peer:
         peer.sendall(request("POST /predict", "Transfer-Encoding: chunked"))
@@ -485,14 +485,14 @@ def test_who_never_stops_sending_is_cut(server: Server) -> None:
 
 
 @pytest.mark.parametrize("sent", ["secret\r\nX-Forged: 1", "secret\x1b[31m", "secret\x00", "s\xe9cret", "secret " * 30])
-def test_a_request_id_splits_neither_header_nor_log(server: Server, sent: str) -> None:
+def test_request_id_splits_no_header_or_log(server: Server, sent: str) -> None:
     answers = talk(server, request("GET /nowhere", f"X-Request-ID: {sent}", "Connection: close"))
     for answer in answers:
         assert "x-forged" not in answer.headers
         assert re.fullmatch("[0-9a-f]{32}|secret", answer.headers["x-request-id"])
 
 
-def test_nothing_of_what_was_sent_is_logged_but_a_sane_request_id(server: Server) -> None:
+def test_only_sane_request_ids_are_logged(server: Server) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="private\\n.png"\r\nX-A: private\r\n\r\n'
     form = {"Content-Type": "multipart/form-data; boundary=x", "User-Agent": "private", "X-A": "private"}
     for body in (part + picture(0), part + b"private"):
@@ -504,7 +504,7 @@ def test_nothing_of_what_was_sent_is_logged_but_a_sane_request_id(server: Server
     assert all(isinstance(record, dict) and "level" in record for record in log[-10:])  # lines as we write them, and no others
 
 
-def test_half_uploads_that_vanish_are_no_errors_of_ours(server: Server) -> None:
+def test_aborted_uploads_are_no_errors(server: Server) -> None:
     for sent in (
         request("POST /predict", "Content-Length: 5000") + b"half",
         chunked(b"5\r\nab"),

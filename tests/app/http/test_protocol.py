@@ -19,7 +19,7 @@ from tests.support.wire import BIG, PATIENCE_S, get, open_wire
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 100000", b"Transfer-Encoding: chunked"], ids=["length", "chunked"])
-async def test_a_body_that_comes_byte_by_byte_is_408(framing: bytes) -> None:
+async def test_slow_body_is_408(framing: bytes) -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2)) as wire:
         reader, writer = await wire.connect(b"POST / HTTP/1.1\r\nHost: test\r\n" + framing + b"\r\n\r\n")
 
@@ -39,14 +39,14 @@ async def test_a_body_that_comes_byte_by_byte_is_408(framing: bytes) -> None:
         assert wire.count("request_too_slow") == 1
 
 
-async def test_a_body_that_stops_is_408() -> None:
+async def test_stopped_body_is_408() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, body_grace_s=0.2)) as wire:
         reader, _ = await wire.connect(b"POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nabc")
         async with asyncio.timeout(PATIENCE_S):
             assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
 
 
-async def test_a_body_that_is_passed_over_must_come_in_time_too() -> None:
+async def test_unread_body_has_a_pace_too() -> None:
     async with open_wire(HttpLimits(body_grace_s=0.2, header_timeout_s=1)) as wire:
         reader, writer = await wire.connect(b"POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 5000\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
@@ -55,7 +55,7 @@ async def test_a_body_that_is_passed_over_must_come_in_time_too() -> None:
             assert await reader.read() == b""
 
 
-async def test_a_header_that_has_begun_is_waited_for_longer_than_the_next_request() -> None:
+async def test_begun_header_outlives_keep_alive() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.5, keep_alive_s=0.01)) as wire:
         reader, _ = await wire.connect(get("/") + b"GET /")
         async with asyncio.timeout(PATIENCE_S):
@@ -63,7 +63,7 @@ async def test_a_header_that_has_begun_is_waited_for_longer_than_the_next_reques
         assert (answers[:12], b"HTTP/1.1 408 " in answers) == (b"HTTP/1.1 200", True)
 
 
-async def test_an_idle_connection_outlives_the_header_timeout() -> None:
+async def test_idle_connection_outlives_header_timeout() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2)) as wire:
         reader, writer = await wire.connect(get("/"))
         silent, _ = await wire.connect()
@@ -75,7 +75,7 @@ async def test_an_idle_connection_outlives_the_header_timeout() -> None:
         assert wire.count("silent") == 1
 
 
-async def test_an_idle_connection_is_closed_in_the_end() -> None:
+async def test_idle_connection_is_closed() -> None:
     async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S, keep_alive_s=0.2)) as wire:
         reader, _ = await wire.connect(get("/"))
         async with asyncio.timeout(PATIENCE_S):
@@ -84,7 +84,7 @@ async def test_an_idle_connection_is_closed_in_the_end() -> None:
 
 
 @pytest.mark.parametrize("first", [b"\r\n", b"G", b"\r\nGE"], ids=["an empty line", "a letter", "both"])
-async def test_the_next_header_is_timed_from_its_first_byte(first: bytes) -> None:
+async def test_next_header_is_timed_from_first_byte(first: bytes) -> None:
     async with open_wire(HttpLimits(header_timeout_s=2)) as wire:
         reader, writer = await wire.connect(get("/"))
         silent, _ = await wire.connect()
@@ -98,7 +98,7 @@ async def test_the_next_header_is_timed_from_its_first_byte(first: bytes) -> Non
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
 
 
-async def test_a_header_behind_an_idle_time_must_come_too() -> None:
+async def test_header_after_idle_time_has_a_timeout() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2)) as wire:
         for first in (b"\r\n", b"GET /"):
             reader, writer = await wire.connect(get("/"))
@@ -109,7 +109,7 @@ async def test_a_header_behind_an_idle_time_must_come_too() -> None:
 
 
 @pytest.mark.parametrize("keep_alive_s", [0.2, PATIENCE_S])
-async def test_a_connection_is_idle_after_a_passed_over_body(keep_alive_s: float) -> None:
+async def test_connection_is_idle_after_unread_body(keep_alive_s: float) -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, keep_alive_s=keep_alive_s)) as wire:
         reader, writer = await wire.connect(b"POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\n")
         async with asyncio.timeout(PATIENCE_S):
@@ -124,7 +124,7 @@ async def test_a_connection_is_idle_after_a_passed_over_body(keep_alive_s: float
             assert await reader.readline() == b"HTTP/1.1 200 OK\r\n"
 
 
-async def test_an_answer_that_takes_long_is_waited_for() -> None:
+async def test_slow_answer_is_awaited() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.1, body_grace_s=0.1, max_answer_stall_s=0.1)) as wire:
         reader, _ = await wire.connect(get("/held"))
         silent, _ = await wire.connect()
@@ -134,7 +134,7 @@ async def test_an_answer_that_takes_long_is_waited_for() -> None:
         assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
 
 
-async def test_a_peer_that_does_not_read_its_answer_is_cut() -> None:
+async def test_peer_that_does_not_read_is_cut() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, max_answer_stall_s=0.2)) as wire:
         peer = socket.socket()
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -145,7 +145,7 @@ async def test_a_peer_that_does_not_read_its_answer_is_cut() -> None:
         peer.close()
 
 
-async def test_a_peer_that_reads_its_answer_gets_all_of_it() -> None:
+async def test_slow_reader_gets_the_whole_answer() -> None:
     async with open_wire(HttpLimits(header_timeout_s=0.2, max_answer_stall_s=0.2)) as wire:
         reader, _ = await wire.connect(get("/big"))
         async with asyncio.timeout(PATIENCE_S):
@@ -155,7 +155,7 @@ async def test_a_peer_that_reads_its_answer_gets_all_of_it() -> None:
         assert wire.count("slow_reader") == 0
 
 
-async def test_idle_connections_give_way_to_new_ones_the_oldest_first() -> None:
+async def test_oldest_idle_connection_is_evicted() -> None:
     async with open_wire(HttpLimits(max_connections=4, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
         idle = [await wire.connect(b"GET /ha") for _ in range(4)]
         await wire.until(lambda: wire.connections == 4)
@@ -167,7 +167,7 @@ async def test_idle_connections_give_way_to_new_ones_the_oldest_first() -> None:
         assert await idle[1][0].readline() == b"HTTP/1.1 200 OK\r\n"  # the others were left alone
 
 
-async def test_a_flood_of_silent_connections_keeps_nobody_out() -> None:
+async def test_silent_flood_displaces_itself() -> None:
     async with open_wire(HttpLimits(max_connections=50, reserve=5, header_timeout_s=PATIENCE_S)) as wire:
         for _ in range(200):
             await wire.connect()
@@ -176,7 +176,7 @@ async def test_a_flood_of_silent_connections_keeps_nobody_out() -> None:
         assert wire.count("evicted") == 152
 
 
-async def test_peers_that_stay_after_a_refusal_keep_nobody_out() -> None:
+async def test_lingering_peers_are_evicted() -> None:
     async with open_wire(HttpLimits(max_connections=2, reserve=1, linger_s=PATIENCE_S)) as wire:
         for _ in range(3):
             reader, _ = await wire.connect(b"nonsense\r\n\r\n")
@@ -185,7 +185,7 @@ async def test_peers_that_stay_after_a_refusal_keep_nobody_out() -> None:
         assert await wire.ask("/") == b"HTTP/1.1 200 OK"
 
 
-async def test_what_a_peer_has_not_read_is_not_kept_for_it_when_it_gives_way() -> None:
+async def test_eviction_drops_unread_answers() -> None:
     async with open_wire(HttpLimits(max_connections=1, reserve=1, max_answer_stall_s=PATIENCE_S)) as wire:
         reader, _ = await wire.connect(get("/big"))
         async with asyncio.timeout(PATIENCE_S):
@@ -195,7 +195,7 @@ async def test_what_a_peer_has_not_read_is_not_kept_for_it_when_it_gives_way() -
                 await reader.readexactly(BIG)
 
 
-async def test_a_peer_that_leaves_takes_its_first_request_along_though_others_wait_behind_it() -> None:
+async def test_disconnect_cancels_the_first_of_many() -> None:
     async with open_wire(HttpLimits()) as wire:
         _, writer = await wire.connect(get("/deserted") + get("/"))
         await wire.until(lambda: wire.held == 1)
@@ -203,7 +203,7 @@ async def test_a_peer_that_leaves_takes_its_first_request_along_though_others_wa
         await wire.until(lambda: wire.deserted == 1)
 
 
-async def test_while_all_connections_are_busy_only_health_is_answered() -> None:
+async def test_busy_server_answers_only_health() -> None:
     async with open_wire(HttpLimits(max_connections=2, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
         busy = [await wire.connect(get("/held")) for _ in range(2)]
         await wire.until(lambda: wire.held == 2)
@@ -222,7 +222,7 @@ async def test_while_all_connections_are_busy_only_health_is_answered() -> None:
         assert [await reader.readline() for reader, _ in busy] == [b"HTTP/1.1 200 OK\r\n"] * 2
 
 
-async def test_beyond_the_reserve_connections_are_dropped() -> None:
+async def test_connections_beyond_reserve_are_dropped() -> None:
     async with open_wire(HttpLimits(max_connections=1, reserve=1, header_timeout_s=PATIENCE_S)) as wire:
         await wire.connect(get("/held"))
         await wire.until(lambda: wire.held == 1)
@@ -235,7 +235,7 @@ async def test_beyond_the_reserve_connections_are_dropped() -> None:
         assert wire.count("dropped") == 1
 
 
-async def test_a_stop_ends_all_connections_but_those_whose_answer_is_still_to_come() -> None:
+async def test_drain_closes_answered_connections() -> None:
     async with open_wire(HttpLimits(header_timeout_s=PATIENCE_S)) as wire:
         held, _ = await wire.connect(get("/held"))
         await wire.until(lambda: wire.held == 1)
@@ -312,7 +312,7 @@ def assert_internal_error(answer: bytes) -> None:
     assert b"confidential" not in answer
 
 
-async def test_an_app_that_raises_gives_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_raising_app_gives_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: FastAPI) -> None:
         raise ZeroDivisionError("confidential")
 
@@ -324,7 +324,7 @@ async def test_an_app_that_raises_gives_a_problem(monkeypatch: pytest.MonkeyPatc
     assert_internal_error(answer)
 
 
-async def test_a_probe_is_answered_before_a_crowd() -> None:
+async def test_probe_overtakes_other_requests() -> None:
     crowd = 100
     async with open_wire(HttpLimits()) as wire:
         peers = [await wire.connect() for _ in range(crowd)]

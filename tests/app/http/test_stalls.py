@@ -132,7 +132,7 @@ def status_of(server: Server, sent: bytes) -> int:
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in BODIES.items()])
-def test_no_body_holds_up_the_event_loop(server: Server, case: tuple[Callable[[], bytes], int]) -> None:
+def test_no_body_blocks_the_event_loop(server: Server, case: tuple[Callable[[], bytes], int]) -> None:
     build, status = case
     sent, seen = build(), []
     for _ in range(ATTEMPTS):

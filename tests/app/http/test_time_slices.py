@@ -36,7 +36,7 @@ async def rounds() -> AsyncIterator[Callable[[], int]]:
     running.cancel()
 
 
-async def test_a_crowd_has_one_turn_in_a_round() -> None:
+async def test_slices_of_many_run_one_an_iteration() -> None:
     slices, seen = TimeSlices(), list[int]()
     async with rounds() as count:
         works = (slices.work(steps(5, lambda: seen.append(count()), f"{number}")) for number in range(8))
@@ -45,7 +45,7 @@ async def test_a_crowd_has_one_turn_in_a_round() -> None:
     assert len(set(seen)) == 40
 
 
-async def test_short_work_waits_for_no_long_work() -> None:
+async def test_short_work_does_not_wait_for_long() -> None:
     slices, order = TimeSlices(), list[str]()
     long = asyncio.create_task(slices.work(steps(50, lambda: order.append("long"))))
     await asyncio.sleep(0)
@@ -54,7 +54,7 @@ async def test_short_work_waits_for_no_long_work() -> None:
     await long
 
 
-async def test_failed_work_holds_up_nobody() -> None:
+async def test_failed_work_blocks_no_other() -> None:
     def fails() -> Steps[None]:
         time.sleep(0.002)
         yield
@@ -73,7 +73,7 @@ async def test_failed_work_holds_up_nobody() -> None:
     assert await last == "done"
 
 
-async def test_little_work_needs_one_turn() -> None:
+async def test_little_work_needs_one_slice() -> None:
     def work(number: int) -> Steps[None]:
         for _ in range(number):
             time.sleep(0.002)
@@ -83,7 +83,7 @@ async def test_little_work_needs_one_turn() -> None:
     assert not TimeSlices().start(work(5))
 
 
-async def test_first_turns_of_a_crowd_share_a_round() -> None:
+async def test_first_slices_share_an_iteration() -> None:
     slices, seen = TimeSlices(), list[int]()
     async with rounds() as count:
         await asyncio.sleep(0)
@@ -95,7 +95,7 @@ async def test_first_turns_of_a_crowd_share_a_round() -> None:
     assert max(Counter(seen).values()) <= 4
 
 
-async def test_few_requests_begin_in_a_round() -> None:
+async def test_few_requests_start_in_an_iteration() -> None:
     starts, begun = Starts(), list[tuple[int, int]]()
     async with rounds() as count:
         await asyncio.sleep(0)
@@ -108,7 +108,7 @@ async def test_few_requests_begin_in_a_round() -> None:
     assert max(Counter(turn for _, turn in begun).values()) == 2
 
 
-async def test_requests_begin_at_once_after_a_crowd() -> None:
+async def test_requests_start_at_once_after_many() -> None:
     starts, begun = Starts(), list[int]()
     for number in range(5):
         starts.add(lambda number=number: begun.append(number))  # type: ignore[misc]
