@@ -1,4 +1,4 @@
-"""Admission: bounds on images and bytes in flight, with a measured `Retry-After` for what is refused."""
+"""Admission: slots for images and a budget of bytes in flight, with a measured `Retry-After`."""
 
 import math
 import time
@@ -9,20 +9,21 @@ from contextlib import contextmanager
 from app.errors import QueueFull
 
 ReserveBytes = Callable[[int], None]
-"""Function to call with the size of each piece of a body before it is kept; raises `QueueFull`."""
+"""Function to call with the size of each chunk of a body before keeping it; raises `QueueFull`."""
 
 _RATE_WINDOW = 256
-"""Number of freed slots over which the rate is measured."""
+"""Maximum number of freed slots over which the rate is measured."""
 
 _UNMEASURED_S = 1.0
+"""Seconds to retry after while no slot was freed yet."""
 
 
 class Admission:
-    """Slots for images and a budget of bytes, shared by all requests.
+    """Slots and bytes, shared by all requests.
 
     Args:
-        max_images: images accepted and not yet answered.
-        max_bytes: bytes that requests hold from their arrival to their answer.
+        max_images: maximum images accepted and not yet answered.
+        max_bytes: maximum bytes of request bodies, from their arrival to the answer.
     """
 
     def __init__(self, *, max_images: int, max_bytes: float = math.inf) -> None:
@@ -31,7 +32,7 @@ class Admission:
         self._images = 0
         self._bytes = 0
         self._busy_since = 0.0
-        self._freed: deque[float] = deque(maxlen=_RATE_WINDOW)  # times of the last slots freed since the service is busy
+        self._freed: deque[float] = deque(maxlen=_RATE_WINDOW)  # times of the last freed slots of this busy period
 
     @property
     def images(self) -> int:
@@ -72,9 +73,9 @@ class Admission:
 
     @contextmanager
     def reserve_bytes(self) -> Iterator[ReserveBytes]:
-        """Account for the bytes of one request, until the context ends.
+        """Reserve the bytes of one request until the context ends.
 
-        Yields a function that raises `QueueFull` if all requests together would hold more than `max_bytes`.
+        Yields a function that raises `QueueFull` if all requests together would exceed `max_bytes`.
         """
         reserved = 0
 
@@ -91,7 +92,7 @@ class Admission:
             self._bytes -= reserved
 
     def _drain_time(self) -> float:
-        """Return the seconds until all images in flight are answered, at the rate measured since the service is busy."""
+        """Return the seconds until all images in flight are answered, at the rate of this busy period."""
         if not self._freed:
             return _UNMEASURED_S
         since = self._freed[0] if len(self._freed) == _RATE_WINDOW else self._busy_since

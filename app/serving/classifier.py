@@ -23,13 +23,13 @@ _log = structlog.get_logger(__name__)
 
 
 class Classifier:
-    """Decodes images, batches them and returns their scores. The one entry point of every wire.
+    """Decodes images, batches them and returns their scores.
 
     Args:
         model: description of the model.
-        decoder: bytes -> pixels, several at once.
+        decoder: turns bytes into pixels.
         runner: the engine's threads, warmed up.
-        admission: bounds on what is in flight.
+        admission: bounds on images and bytes in flight.
         batcher: the queue in front of the runner.
         metrics: outcomes and timings of this model.
     """
@@ -52,7 +52,7 @@ class Classifier:
         self._metrics = metrics
 
     def start(self, on_death: Callable[[], None] = lambda: None) -> None:
-        """Start the decoder and the worker. Call it in the event loop that will classify.
+        """Start the decoder and the batcher. Call it in the event loop that will classify.
 
         Args:
             on_death: called if the worker dies, after everything queued has failed.
@@ -66,7 +66,7 @@ class Classifier:
         Args:
             image_bytes: the image in one of the enabled formats.
             deadline: time of the event loop's clock after which the answer is of no use.
-            request: identity of the request that brought several images: requests take turns in the decoder.
+            request: identity of the request that sent the image, if it sent several: requests take turns in the decoder.
 
         Raises:
             ServiceError: one of its kinds; see `app/errors.py`.
@@ -97,13 +97,13 @@ class Classifier:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
 
     async def _classify(self, pixels: Pixels, deadline: float, decode_s: float) -> Classification:
-        served = await self._batcher.submit(pixels, deadline)
-        scores = served.result
+        batched = await self._batcher.submit(pixels, deadline)
+        scores = batched.result
         if not np.isfinite(scores.logits).all():
             _log.error("the model gave logits that are not finite")
             raise InferenceFailed("The model gave numbers that are not finite for this image.")
-        timings = Timings(decode_s, served.queue_s, served.inference_s)
-        self._metrics.observe_timings(decode_s, served.queue_s, served.inference_s)
+        timings = Timings(decode_s, batched.queue_s, batched.inference_s)
+        self._metrics.observe_timings(decode_s, batched.queue_s, batched.inference_s)
         return Classification(self._model.labels, scores.logits, scores.probabilities, timings)
 
     @property
@@ -131,7 +131,7 @@ class Classifier:
         return replace(self._model, max_batch_size=self._batcher.max_batch_size)
 
     async def close(self) -> None:
-        """Stop the worker and the decoder; everything in flight fails with `Draining`."""
+        """Stop the batcher and the decoder; everything queued or in flight fails with `Draining`."""
         await self._batcher.stop()
         self._runner.close()
         await self._decoder.close()

@@ -1,4 +1,4 @@
-"""Composition root: settings -> a checkpoint on its engine, behind a queue, with decoders in front: a `Classifier`."""
+"""Composition root: settings -> `Classifier`: the checkpoint on its engine, the batcher and the decoder."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -19,8 +19,10 @@ from app.serving.runner import ModelRunner, Scores
 from app.settings import Settings
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.head import probabilities
+from model.preprocessing import Preprocessing
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
+Shape = tuple[int, int, int]
 
 
 def load(settings: Settings, on_step: OnStep) -> Checkpoint:
@@ -50,46 +52,45 @@ def load_classifier(
         StartError: the checkpoint cannot be served, or the device is missing.
     """
     with watched_start() as on_step:
+        if decoder is not None:
+            return _load_classifier(settings, metrics, run, lambda *_: decoder, on_step)
         on_step("starting the decoders")
         with begin_decoding(settings, metrics) as decoding:
-            checkpoint = load(settings, on_step)
-            config, parameters = checkpoint.model.config, checkpoint.parameters  # engines may fold and cast the model
-            image_shape = (config.num_channels, config.image_size, config.image_size)
-            engine = choose_engine(checkpoint, _engine_options(settings), on_step)
-            runner = ModelRunner(engine, image_shape, partial(probabilities, activation=checkpoint.activation))
-            on_step("warming up")
-            runner.warm_up()
-            on_step("starting the decoders")
-            decoder = decoder or decoding.finish(checkpoint.preprocessing, image_shape)
-            return _classifier(
-                settings, metrics, _describe(checkpoint, parameters, engine), decoder, runner, partial(run, runner)
-            )
+            return _load_classifier(settings, metrics, run, decoding.finish, on_step)
 
 
-def _classifier(
+def _load_classifier(
     settings: Settings,
     metrics: Metrics,
-    description: ModelDescription,
-    decoder: Decoder,
-    runner: ModelRunner,
-    run: Callable[[Sequence[Pixels]], Awaitable[Sequence[Scores]]],
+    run: Run,
+    make_decoder: Callable[[Preprocessing, Shape], Decoder],
+    on_step: OnStep,
 ) -> Classifier:
-    engine = runner.engine
-    of_model = metrics.of_model(description.name)
+    checkpoint = load(settings, on_step)
+    config = checkpoint.model.config
+    image_shape = (config.num_channels, config.image_size, config.image_size)
+    engine = choose_engine(checkpoint, _engine_options(settings), on_step)
+    runner = ModelRunner(engine, image_shape, partial(probabilities, activation=checkpoint.activation))
+    on_step("warming up")
+    runner.warm_up()
+    on_step("starting the decoders")
+    decoder = make_decoder(checkpoint.preprocessing, image_shape)
+    model_metrics = metrics.of_model(checkpoint.name)
     admission = Admission(max_images=settings.max_inflight_images, max_bytes=settings.max_inflight_bytes)
     batcher = Batcher(
-        run,
+        partial(run, runner),
         max_batch_size=engine.max_batch_size,
         slots=BatchSlots(engine.max_concurrent_batches),
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
         independent_streams=engine.independent_streams,
         inference_timeout_s=settings.inference_timeout_s,
-        observe=of_model.outcome_of_batch,
+        observe=model_metrics.outcome_of_batch,
     )
-    of_model.inflight_images.set_function(lambda: admission.images)
-    of_model.inflight_bytes.set_function(lambda: admission.bytes)
-    of_model.queued_images.set_function(lambda: batcher.queued)
-    return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=of_model)
+    model_metrics.inflight_images.set_function(lambda: admission.images)
+    model_metrics.inflight_bytes.set_function(lambda: admission.bytes)
+    model_metrics.queued_images.set_function(lambda: batcher.queued)
+    description = _describe(checkpoint, engine)
+    return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=model_metrics)
 
 
 def _engine_options(settings: Settings) -> EngineOptions:
@@ -104,7 +105,7 @@ def _engine_options(settings: Settings) -> EngineOptions:
     )
 
 
-def _describe(checkpoint: Checkpoint, parameters: int, engine: Engine) -> ModelDescription:
+def _describe(checkpoint: Checkpoint, engine: Engine) -> ModelDescription:
     config = checkpoint.model.config
     return ModelDescription(
         name=checkpoint.name,
@@ -114,7 +115,7 @@ def _describe(checkpoint: Checkpoint, parameters: int, engine: Engine) -> ModelD
         activation=checkpoint.activation,
         image_size=config.image_size,
         patch_size=config.patch_size,
-        parameters=parameters,
+        parameters=checkpoint.parameters,
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,

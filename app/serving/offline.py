@@ -1,4 +1,4 @@
-"""Classify many images in this process, with no server: what the command line does."""
+"""Offline classification of many images in this process, for the command line."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
@@ -19,14 +19,14 @@ Result = TypeVar("Result")
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end on the event loop that uvicorn takes for the service."""
+    """Run a coroutine on the kind of event loop that uvicorn uses for the service."""
     with asyncio.Runner(loop_factory=auto_loop_factory()) as runner:
         return runner.run(work)
 
 
 @asynccontextmanager
 async def running_classifier(settings: Settings) -> AsyncIterator[Classifier]:
-    """A classifier, loaded, warmed up and working.
+    """Load, warm up and start a classifier; close it at the end.
 
     Raises:
         StartError: it cannot be loaded.
@@ -42,12 +42,12 @@ async def running_classifier(settings: Settings) -> AsyncIterator[Classifier]:
 async def classify_all(
     classifier: Classifier, images: Iterable[tuple[Key, Callable[[], bytes]]], concurrency: int
 ) -> AsyncIterator[tuple[Key, Classification | ServiceError | OSError]]:
-    """Classify images, `concurrency` at once, and give each outcome under its key, in the order sent.
+    """Classify images concurrently, and yield each outcome with its key, in the order given.
 
     Args:
-        classifier: at work.
-        images: keys, each with what reads the encoded image; read only when its turn comes.
-        concurrency: images under way at once; two batches keep the device busy.
+        classifier: a started one.
+        images: keys, each with a function that reads the encoded image, called when its turn comes.
+        concurrency: images in flight; two batches keep the device busy.
     """
 
     async def classify(read: Callable[[], bytes]) -> Classification | ServiceError | OSError:
@@ -56,11 +56,11 @@ async def classify_all(
         except (ServiceError, OSError) as error:
             return error
 
-    under_way: list[tuple[Key, asyncio.Task[Classification | ServiceError | OSError]]] = []
+    in_flight: list[tuple[Key, asyncio.Task[Classification | ServiceError | OSError]]] = []
     for key, read in images:
-        under_way.append((key, asyncio.create_task(classify(read))))
-        if len(under_way) >= concurrency:
-            first, task = under_way.pop(0)
+        in_flight.append((key, asyncio.create_task(classify(read))))
+        if len(in_flight) >= concurrency:
+            first, task = in_flight.pop(0)
             yield first, await task
-    for key, task in under_way:
+    for key, task in in_flight:
         yield key, await task

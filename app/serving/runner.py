@@ -1,4 +1,4 @@
-"""ModelRunner: the threads that an engine runs in, and probabilities from its logits."""
+"""ModelRunner: runs an engine in threads, and turns its logits into probabilities."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ class Scores:
 
 
 class ModelRunner:
-    """Runs batches, one thread for each that the engine computes concurrently.
+    """Runs batches in threads, one for each that the engine computes concurrently.
 
     Args:
         engine: computes logits.
-        image_shape: (C, H, W) of its pixels.
+        image_shape: (C, H, W) of its input.
         probabilities: turns logits into probabilities; returns None if the outputs are not classes.
     """
 
@@ -44,10 +44,10 @@ class ModelRunner:
         self._in_flight = 0
 
     def warm_up(self) -> None:
-        """Run the largest batch and a single image in every thread, so that no client waits for a first run. Blocks.
+        """Run the largest batch and a single image in every thread, so that no request pays for the first run. Blocks.
 
         Raises:
-            StartError: the largest batch does not fit, or logits are not finite.
+            StartError: the largest batch does not fit into memory, or logits are not finite.
         """
         blank = np.zeros(self._image_shape, np.uint8)
         size = self.engine.max_batch_size
@@ -66,7 +66,7 @@ class ModelRunner:
                 raise StartError(f"VIT_MODEL: the model gives logits that are not finite, {where}")
 
     async def run(self, images: Sequence[Pixels]) -> Sequence[Scores]:
-        """Classify a batch: pixels (3, H, W) uint8 each -> scores in the same order.
+        """Classify a batch: pixels (C, H, W) uint8 each -> scores in the same order.
 
         Raises:
             OutOfMemory: the batch does not fit on the device.

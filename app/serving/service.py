@@ -1,4 +1,4 @@
-"""Service: loading -> ready -> draining -> closed. Decides whether a request may enter, and waits for the last one to leave."""
+"""Service: loading -> ready -> draining -> closed. Accepts requests while ready, and waits for them on shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -23,20 +23,20 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A request that was let in before its body is read."""
+    """A request accepted before its body is read."""
 
     classifier: Classifier
     reserve_bytes: ReserveBytes
-    """Accounts for each piece of the body until the request is answered."""
+    """Reserves the size of each chunk of the body until the request is answered."""
 
 
 class Service:
-    """The classifier of a process, and its state.
+    """State of a classifier from its load to its end, and the requests in flight.
 
     Args:
         settings: settings of the service.
         metrics: metrics of the service.
-        load: makes the classifier; called in a thread.
+        load: loads the classifier; called in a thread.
     """
 
     def __init__(
@@ -59,13 +59,13 @@ class Service:
         """Load, warm up and become ready.
 
         Args:
-            on_death: called if the engine dies later, after everything queued has failed.
+            on_death: called if the engine dies, after everything queued has failed.
 
         Raises:
-            StartError: the reason why that is not possible, in one sentence.
+            StartError: it cannot start; the message is the reason in one sentence.
         """
         _log.info("loading", model=self._settings.model)
-        # a pool of our own: asyncio waits for its default one when the loop ends, and a load cannot be interrupted
+        # not asyncio's default pool: the loop would wait for it at its end, and a load cannot be interrupted
         pool = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=lower_priority)
         try:
             loading = asyncio.get_running_loop().run_in_executor(pool, self._load, self._settings, self._metrics)
@@ -88,7 +88,7 @@ class Service:
 
     @property
     def why_not_ready(self) -> str | None:
-        """Reason why no request may enter now, in one sentence; None if one may."""
+        """Reason why no request is accepted now, in one sentence; None if requests are."""
         if self.draining:
             return "The service is shutting down."
         if self._classifier is None:
@@ -97,7 +97,7 @@ class Service:
 
     @property
     def draining(self) -> bool:
-        """True from the signal to stop on."""
+        """True once the service was told to stop."""
         return self._draining.is_set()
 
     def ready_classifier(self) -> Classifier:
@@ -116,9 +116,9 @@ class Service:
 
     @contextmanager
     def accept(self) -> Iterator[Accepted]:
-        """Let a request in if the service is ready and has room; a drain waits until it has left.
+        """Accept a request if the service is ready and a slot is free; a drain waits until it has ended.
 
-        Its images take their slots when they have arrived: a slow upload must not keep others out.
+        Its images take their slots once they have arrived, so that slow uploads hold none.
 
         Raises:
             NotReady, Draining: see `ready_classifier`.
@@ -138,10 +138,10 @@ class Service:
 
     @asynccontextmanager
     async def uploading(self, deadline: float) -> AsyncIterator[None]:
-        """Bound the time in which a request's body arrives.
+        """Limit the time in which the body of a request arrives.
 
         Raises:
-            DeadlineExceeded: it did not arrive in time.
+            DeadlineExceeded: the body did not arrive in time.
             Draining: the service was closed meanwhile.
         """
         try:
@@ -169,7 +169,7 @@ class Service:
         return True
 
     async def close(self) -> None:
-        """Stop the classifier; everything that waits or arrives fails with `Draining`."""
+        """Stop the classifier; everything queued, in flight or arriving fails with `Draining`."""
         self._draining.set()
         self._closed = True
         for limit in self._uploads:
