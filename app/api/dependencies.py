@@ -1,7 +1,7 @@
-"""Dependencies of routes: a checked client, an admitted request with its deadline; and cancelling work for a client that left.
+"""Dependencies of routes: a checked client, an admitted request with its deadline, and cancellation when the client leaves.
 
-All are `async`, though few of them wait: FastAPI runs a plain function in a thread, which costs a busy machine more than the
-function itself. They are few and large because FastAPI spends more on each dependency than the dependency does.
+All are `async`, though few of them wait: FastAPI runs a plain function in a thread, which costs more than the function itself.
+They are few and large because FastAPI spends more on each dependency than the dependency does.
 """
 
 import asyncio
@@ -13,31 +13,25 @@ from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
 
 from app.api.payloads.body import Body
-from app.api.payloads.images import BodyLimits
-from app.api.state import state_of
+from app.api.state import AppState, state_of
 from app.errors import InvalidParameter
 from app.http.numbers import whole_number
-from app.http.time_slices import TimeSlices
 from app.metrics import Metrics
 from app.serving.classifier import Classifier
 from app.serving.service import Service
-from app.settings import Settings
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A request with images that was let in before its body is read."""
+    """A request with images, accepted before its body is read."""
 
-    settings: Settings
-    limits: BodyLimits
+    state: AppState
     classifier: Classifier
     body: Body
     deadline: float
     """Time of the event loop's clock after which the answer is of no use."""
-    service: Service
-    slices: TimeSlices
 
 
 async def get_service(request: Request) -> Service:
@@ -51,7 +45,7 @@ async def get_metrics(request: Request) -> Metrics:
 
 
 async def check_client(request: Request) -> None:
-    """Raise if the client may not call. Without keys and limits every client may.
+    """Raise if the client may not send this request. Without keys and limits every client may.
 
     Raises:
         Unauthorized: the request has no valid key.
@@ -67,7 +61,7 @@ async def admit(
         Header(description="Deadline of this request in milliseconds from its arrival; can only shorten the server's."),
     ] = None,
 ) -> AsyncIterator[Admitted]:
-    """Let a request with images in, until it is answered: its client may, the service is ready, a slot is free.
+    """Accept a request with images until it is answered: the client may send it, the service is ready, a slot is free.
 
     Raises:
         Unauthorized, RateLimited: see `check_client`.
@@ -79,7 +73,7 @@ async def admit(
     with state.service.accept() as accepted:
         deadline = request.state.arrival + _timeout(x_request_timeout_ms, state.settings.request_timeout_s)
         body = Body(request, accepted.reserve_bytes, state.slices)
-        yield Admitted(state.settings, state.body_limits, accepted.classifier, body, deadline, state.service, state.slices)
+        yield Admitted(state, accepted.classifier, body, deadline)
 
 
 def _timeout(asked_ms: str | None, longest_s: float) -> float:

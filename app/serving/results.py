@@ -1,5 +1,6 @@
-"""Results of classification, and the description of the model they come from. pydantic reads both for OpenAPI."""
+"""Results of classification, and the description of the model. pydantic reads both for OpenAPI."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -23,6 +24,17 @@ class Timings:
     """Seconds of waiting for a decoding worker and of decoding."""
     queue_s: float
     inference_s: float
+
+
+def longest(timings: Sequence[Timings]) -> Timings | None:
+    """Return the longest time in each step, for images that were processed concurrently."""
+    if not timings:
+        return None
+    return Timings(
+        decode_s=max(timing.decode_s for timing in timings),
+        queue_s=max(timing.queue_s for timing in timings),
+        inference_s=max(timing.inference_s for timing in timings),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +63,7 @@ class Classification:
         return self.predictions(self.ranked(k))
 
     def ranked(self, k: int) -> NDArray[np.intp]:
-        """Return the indices of these classes, in the same order."""
+        """Return the indices of the classes of `top`, in its order."""
         return np.argsort(-self.logits, kind="stable")[:k]
 
     def predictions(self, classes: NDArray[np.intp]) -> list[Prediction]:

@@ -86,7 +86,7 @@ async def test_broken_model_reveals_nothing(open_client: OpenClient, run: Callab
 
 
 @pytest.mark.parametrize(
-    "broken", ["app.api.predict.read_image", "app.serving.classifier.Classifier.classify", "app.api.predict._result"]
+    "broken", ["app.api.predict.read_image", "app.serving.classifier.Classifier.classify", "app.api.predict.write_result"]
 )
 async def test_unexpected_errors_reveal_nothing(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch, broken: str) -> None:
     def breaks(*_: object) -> None:
