@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,8 +24,6 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus_client l
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-
-Kind = TypeVar("Kind", Counter, Gauge)
 
 
 class _ReadCounter(Collector):
@@ -73,38 +69,16 @@ class Metrics:
         )
         for reason in ("timeout", "crashed", "killed", "start"):
             self.decoder_restarts.labels(reason)
-        self.ready = Gauge("vit_ready", "1 while the service takes requests.", registry=registry)
-        self.inflight_requests = Gauge("vit_inflight_requests", "Requests accepted and not yet answered.", registry=registry)
         self.decode_wait_seconds = Histogram(
             "vit_decode_wait_seconds", "Waiting for a decoding worker, by image.", buckets=_SECONDS, registry=registry
         )
-        self._images = self._of_models(Counter, "vit_images", "Images by outcome: `ok` or an error's code.", "outcome")
-        self._batches = self._of_models(Counter, "vit_batches", "Batches by outcome: `ok` or the failure.", "outcome")
-        self._decode_seconds = self._seconds("vit_decode_seconds", "Waiting for a decoding worker and decoding, by image.")
-        self._queue_seconds = self._seconds("vit_queue_seconds", "Time of an image in the queue.")
-        self._inference_seconds = self._seconds("vit_inference_seconds", "Inference of the batch that an image was in.")
-        self._batch_size = Histogram(
-            "vit_batch_size_images", "Images in a batch that succeeded.", ("model",), buckets=_BATCH_SIZES, registry=registry
-        )
-        self._inflight_images = self._of_models(Gauge, "vit_inflight_images", "Images accepted and not yet answered.")
-        self._inflight_bytes = self._of_models(
-            Gauge, "vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer."
-        )
-        self._queued_images = self._of_models(Gauge, "vit_queued_images", "Images that wait for a batch.")
+        self.ready = Gauge("vit_ready", "1 while the service takes requests.", registry=registry)
+        self.inflight_requests = Gauge("vit_inflight_requests", "Requests accepted and not yet answered.", registry=registry)
+        self._of_models = _MetricsOfModels(registry)
 
     def of_model(self, name: str) -> "ModelMetrics":
         """Return the metrics of one model. Calling it again for a name returns the same series."""
-        return ModelMetrics(
-            partial(self._images.labels, name),
-            partial(self._batches.labels, name),
-            self._decode_seconds.labels(name),
-            self._queue_seconds.labels(name),
-            self._inference_seconds.labels(name),
-            self._batch_size.labels(name),
-            self._inflight_images.labels(name),
-            self._inflight_bytes.labels(name),
-            self._queued_images.labels(name),
-        )
+        return ModelMetrics(self._of_models, name)
 
     def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Register a counter that reads its value at each scrape."""
@@ -118,26 +92,40 @@ class Metrics:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
-    def _of_models(self, kind: type[Kind], name: str, documentation: str, *labels: str) -> Kind:
-        return kind(name, documentation, ("model", *labels), registry=self.registry)
 
-    def _seconds(self, name: str, documentation: str) -> Histogram:
-        return Histogram(name, documentation, ("model",), buckets=_SECONDS, registry=self.registry)
+class _MetricsOfModels:
+    """Metrics with the label `model`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, labelnames=("model", "outcome"), registry=registry)
+        seconds = partial(Histogram, labelnames=("model",), buckets=_SECONDS, registry=registry)
+        gauge = partial(Gauge, labelnames=("model",), registry=registry)
+        self.images = counter("vit_images", "Images by outcome: `ok` or an error's code.")
+        self.batches = counter("vit_batches", "Batches by outcome: `ok` or the failure.")
+        self.decode_seconds = seconds("vit_decode_seconds", "Waiting for a decoding worker and decoding, by image.")
+        self.queue_seconds = seconds("vit_queue_seconds", "Time of an image in the queue.")
+        self.inference_seconds = seconds("vit_inference_seconds", "Inference of the batch that an image was in.")
+        self.batch_size = Histogram(
+            "vit_batch_size_images", "Images in a batch that succeeded.", ("model",), buckets=_BATCH_SIZES, registry=registry
+        )
+        self.inflight_images = gauge("vit_inflight_images", "Images accepted and not yet answered.")
+        self.inflight_bytes = gauge("vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer.")
+        self.queued_images = gauge("vit_queued_images", "Images that wait for a batch.")
 
 
-@dataclass(frozen=True, slots=True)
 class ModelMetrics:
     """Metrics of one model."""
 
-    _images: Callable[[str], Counter]
-    _batches: Callable[[str], Counter]
-    _decode_seconds: Histogram
-    _queue_seconds: Histogram
-    _inference_seconds: Histogram
-    _batch_size: Histogram
-    inflight_images: Gauge
-    inflight_bytes: Gauge
-    queued_images: Gauge
+    def __init__(self, metrics: _MetricsOfModels, name: str) -> None:
+        self._images = partial(metrics.images.labels, name)
+        self._batches = partial(metrics.batches.labels, name)
+        self._decode_seconds = metrics.decode_seconds.labels(name)
+        self._queue_seconds = metrics.queue_seconds.labels(name)
+        self._inference_seconds = metrics.inference_seconds.labels(name)
+        self._batch_size = metrics.batch_size.labels(name)
+        self.inflight_images = metrics.inflight_images.labels(name)
+        self.inflight_bytes = metrics.inflight_bytes.labels(name)
+        self.queued_images = metrics.queued_images.labels(name)
 
     @contextmanager
     def outcome_of_image(self) -> Iterator[None]:
