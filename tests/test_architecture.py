@@ -26,8 +26,11 @@ OUT_OF_REACH = {
     "app/decoding/pool/zygote_main.py": ("app.settings", "model", "torch"),
     "app/decoding/pool/sandbox.py": ("model", "torch"),
     "app/engines": ("app.cli", "app.decoding.pool", "app.main", "app.serving", "app.settings", *WIRE),
-    "app/serving": ("app.cli", "app.main", *WIRE),
-    "app/serving/batching.py": ("PIL", "model", "numpy", "torch"),
+    "app/serving": ("app.cli", "app.main", "app.server", *WIRE),
+    "app/serving/admission.py": ("app.metrics", "app.settings", "asyncio", "numpy"),
+    "app/serving/batching.py": ("app.metrics", "app.serving.admission", "app.settings", "model", "numpy", "torch"),
+    "app/serving/classifier.py": ("app.decoding.pool", "app.serving.loading", "app.settings", "torch"),
+    "app/serving/service.py": ("app.decoding.pool", "app.serving.loading", "torch"),
     "app/http": (
         "app.api",
         "app.auth",
@@ -53,6 +56,7 @@ OUT_OF_REACH = {
     "app/process": ("app.settings", "httpx", "model", "torch", *WIRE),
     "app/api": ("app.cli", "app.main", "app.server"),
     "app/errors.py": ("app.settings", "http", "model", *WIRE),
+    "app/metrics.py": ("app.settings", "model", "torch", *WIRE),
     "app/settings.py": ("torch", *WIRE),
 }
 

@@ -13,7 +13,6 @@ from app.metrics import Metrics
 from app.process.cpu import lower_priority
 from app.serving.admission import ReserveBytes
 from app.serving.classifier import Classifier
-from app.serving.loading import load_classifier
 from app.settings import Settings
 
 _RETRY_AFTER_S = 2.0
@@ -39,9 +38,7 @@ class Service:
         load: loads the classifier; called in a thread.
     """
 
-    def __init__(
-        self, settings: Settings, metrics: Metrics, load: Callable[[Settings, Metrics], Classifier] = load_classifier
-    ) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, load: Callable[[Settings, Metrics], Classifier]) -> None:
         self._settings = settings
         self._metrics = metrics
         self._load = load
