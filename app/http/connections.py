@@ -1,4 +1,4 @@
-"""Connections: all connections of a server, with eviction of idle ones and admitted inspection of slow ones."""
+"""Connections: all connections of a server, with eviction of idle ones and regular inspection of slow ones."""
 
 import asyncio
 from collections.abc import Callable, Set

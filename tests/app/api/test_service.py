@@ -103,7 +103,7 @@ async def test_draining_finishes_work_and_refuses_more(open_client: OpenClient) 
 async def test_late_upload_does_not_block_closing(
     tiny_checkpoint: Path,
 ) -> None:
-    service = Service(read_settings(model=str(tiny_checkpoint)), Metrics())
+    service = Service(read_settings(model=str(tiny_checkpoint)), Metrics(), load_classifier)
     now = asyncio.get_running_loop().time()
 
     async def arrive() -> None:
