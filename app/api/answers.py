@@ -19,7 +19,7 @@ _CLASSES_PER_STEP = 256
 
 def answer(classifier: Classifier, fields: bytes, headers: dict[str, str] | None = None) -> Response:
     """Return a `PredictBody` or `PredictBatchBody`, given its other fields as JSON."""
-    model = to_json(classifier.name), to_json(classifier.activation)
+    model = to_json(classifier.model.name), to_json(classifier.model.activation)
     return Response(b'{"model":%b,"activation":%b,%b}' % (*model, fields), 200, headers, "application/json")
 
 

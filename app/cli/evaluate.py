@@ -49,7 +49,7 @@ async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
     except DatasetError as error:
         raise StartError(str(error)) from error
     async with running_classifier(settings) as classifier:
-        if classifier.labels != images.labels:
+        if classifier.model.labels != images.labels:
             raise StartError(f"the labels of {data} are not those of the model, in the same order")
         encoded = ((index, partial(_read, images, index)) for index in range(len(images)))
         logits = []

@@ -17,7 +17,6 @@ from app.serving.admission import Admission
 from app.serving.batching import Batcher
 from app.serving.results import Classification, ModelDescription, Timings
 from app.serving.runner import ModelRunner, Scores
-from model.head import HeadActivation
 
 _log = structlog.get_logger(__name__)
 
@@ -26,7 +25,7 @@ class Classifier:
     """Decodes images, batches them and returns their scores.
 
     Args:
-        model: description of the model.
+        model: description of the model, as it was loaded.
         decoder: turns bytes into pixels.
         runner: the engine's threads, warmed up.
         admission: bounds on images and bytes in flight.
@@ -45,7 +44,7 @@ class Classifier:
         metrics: ModelMetrics,
     ) -> None:
         self.admission = admission
-        self._model = model
+        self.model = model
         self._decoder = decoder
         self._runner = runner
         self._batcher = batcher
@@ -104,22 +103,7 @@ class Classifier:
             raise InferenceFailed("The model gave numbers that are not finite for this image.")
         timings = Timings(decode_s, batched.queue_s, batched.inference_s)
         self._metrics.observe_timings(decode_s, batched.queue_s, batched.inference_s)
-        return Classification(self._model.labels, scores.logits, scores.probabilities, timings)
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        return self._model.name
-
-    @property
-    def activation(self) -> HeadActivation:
-        """Function that turns the model's logits into probabilities."""
-        return self._model.activation
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Labels of the model, in class order."""
-        return self._model.labels
+        return Classification(self.model.labels, scores.logits, scores.probabilities, timings)
 
     @property
     def why_not_ready(self) -> str | None:
@@ -127,8 +111,8 @@ class Classifier:
         return self._decoder.why_not_ready if self._batcher.alive else "The inference worker has died."
 
     def describe(self) -> ModelDescription:
-        """Return the description of the model, with its current batch size."""
-        return replace(self._model, max_batch_size=self._batcher.max_batch_size)
+        """Return the description of the model with its current batch size."""
+        return replace(self.model, max_batch_size=self._batcher.max_batch_size)
 
     async def close(self) -> None:
         """Stop the batcher and the decoder; everything queued or in flight fails with `Draining`."""

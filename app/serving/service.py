@@ -45,7 +45,8 @@ class Service:
         self._classifier: Classifier | None = None
         self._requests = 0
         self._uploads: set[asyncio.Timeout] = set()
-        self._draining = asyncio.Event()
+        self.draining = False
+        """True once the service was told to stop."""
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -91,11 +92,6 @@ class Service:
         if self._classifier is None:
             return "The model is still loading."
         return self._classifier.why_not_ready
-
-    @property
-    def draining(self) -> bool:
-        """True once the service was told to stop."""
-        return self._draining.is_set()
 
     def ready_classifier(self) -> Classifier:
         """Return the classifier.
@@ -155,7 +151,7 @@ class Service:
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight. Returns False on timeout."""
-        self._draining.set()
+        self.draining = True
         _log.info("draining", requests=self._requests)
         try:
             async with asyncio.timeout(timeout_s):
@@ -167,7 +163,7 @@ class Service:
 
     async def close(self) -> None:
         """Stop the classifier; everything queued, in flight or arriving fails with `Draining`."""
-        self._draining.set()
+        self.draining = True
         self._closed = True
         for limit in self._uploads:
             if not limit.expired():

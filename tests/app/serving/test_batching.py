@@ -43,7 +43,7 @@ def submit(batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[BatchRe
 
 
 async def results(tasks: list[asyncio.Task[BatchResult[int]]]) -> list[int]:
-    return [served.result for served in await asyncio.gather(*tasks)]
+    return [batched.result for batched in await asyncio.gather(*tasks)]
 
 
 async def while_busy(run: Squares, batcher: Batcher[int, int], *items: int) -> list[asyncio.Task[BatchResult[int]]]:
@@ -73,8 +73,8 @@ async def test_each_item_gets_its_own_result() -> None:
 async def test_idle_worker_takes_one_item_at_once() -> None:
     run = Squares()
     batcher = await started(run)
-    served = await batcher.submit(3)
-    assert (served.result, served.batch_size, run.batches) == (9, 1, [[3]])
+    batched = await batcher.submit(3)
+    assert (batched.result, batched.batch_size, run.batches) == (9, 1, [[3]])
     await batcher.stop()
 
 
@@ -181,9 +181,9 @@ async def test_delay_holds_a_batch_until_full() -> None:
 async def test_delay_counts_from_the_oldest_item() -> None:
     run = Squares()
     batcher = await started(run, max_queue_delay_s=0.02)
-    served = await batcher.submit(3)
+    batched = await batcher.submit(3)
     assert run.batches == [[3]]
-    assert served.queue_s > 0.018  # a timer of uvloop may end up to a millisecond early
+    assert batched.queue_s > 0.018  # a timer of uvloop may end up to a millisecond early
     await batcher.stop()
 
 

@@ -115,4 +115,4 @@ async def test_second_load_shares_the_metrics(tiny_checkpoint: Path) -> None:
         classifier.start()
         await classifier.classify(picture(0))
         await classifier.close()
-    assert f'vit_images_total{{model="{classifier.name}",outcome="ok"}} 2.0' in metrics.text().decode()
+    assert f'vit_images_total{{model="{classifier.model.name}",outcome="ok"}} 2.0' in metrics.text().decode()
