@@ -10,9 +10,9 @@ import pytest
 from app.errors import EngineDead
 from app.pixels import Pixels
 from app.serving.runner import ModelRunner
-from tests.app.api.test_predict import IMAGE, MULTIPART, base64_of, multipart
 from tests.app.conftest import OpenClient
 from tests.support.models import encode, picture, random_picture
+from tests.support.predict import IMAGE, MULTIPART, base64_of, multipart
 
 LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|/usr/|site-packages|<_io|File \"|Error\(|torch|PIL|pydantic", re.IGNORECASE)
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from app.http.limits import HttpLimits
-from tests.app.api.test_predict import IMAGE, MULTIPART, multipart
 from tests.support.models import picture
+from tests.support.predict import IMAGE, MULTIPART, multipart
 from tests.support.wire import PATIENCE_S, open_wire
 
 SPICE = (b"\r\n", b"\r", b"\n", b"\0", b" ", b"\t", b":", b";", b",", b'"', b"\\", b"--", b"\xff", b"%", b"0", b"-1", b"9" * 20)

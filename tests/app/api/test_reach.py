@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from tests.app.api.test_predict import IMAGE, base64_of, multipart
 from tests.support.models import encode, picture, random_picture
+from tests.support.predict import IMAGE, base64_of, multipart
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _REACHES = (

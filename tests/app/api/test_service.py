@@ -17,9 +17,9 @@ from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
 from app.serving.service import Service
 from app.settings import Settings, read_settings
-from tests.app.api.test_predict import Held, assert_problem
 from tests.app.conftest import OpenClient
 from tests.support.models import picture
+from tests.support.predict import Held, assert_problem
 
 
 async def test_model_is_described(client: httpx.AsyncClient) -> None:

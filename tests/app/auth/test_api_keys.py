@@ -16,10 +16,10 @@ from app.auth import api_keys
 from app.auth.api_keys import MAX_KEY_BYTES, ApiKeys
 from app.errors import StartError
 from model.checkpoints.tensors.regular_file import read_file
-from tests.app.api.test_predict import assert_problem
 from tests.app.conftest import OpenClient
 from tests.support.clock import Clock
 from tests.support.models import picture
+from tests.support.predict import assert_problem
 from tests.support.server import Server, running_server
 
 FilePath = Path

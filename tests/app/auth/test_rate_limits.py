@@ -13,10 +13,10 @@ from app.auth.client_address import client_of
 from app.auth.rate_limits import FixedWindows, RateLimit
 from app.errors import RateLimited, StartError
 from app.setting_values import Rate
-from tests.app.api.test_predict import assert_problem
 from tests.app.conftest import OpenClient
 from tests.support.clock import Clock
 from tests.support.models import picture
+from tests.support.predict import assert_problem
 from tests.support.server import Server, running_server
 
 

@@ -15,9 +15,9 @@ from app.api.payloads.base64_image import decode_image
 from app.api.payloads.json_object import JsonString
 from app.errors import ImageTooLarge
 from app.http.time_slices import Steps
-from tests.app.api.test_predict import assert_problem, base64_of
 from tests.app.conftest import OpenClient
 from tests.support.models import picture
+from tests.support.predict import assert_problem, base64_of
 
 JSON = {"Content-Type": "application/json"}
 IMAGE = base64_of(picture(0))
