@@ -60,7 +60,7 @@ class Batcher(Generic[Item, Result]):
             is split, and later ones stay smaller), `EngineDead` (the batcher stops), or anything else (the batch is split
             until only the culprit fails).
         max_batch_size: items in one batch.
-        slots: batches in flight.
+        slots: bound on batches in flight.
         max_queue_delay_s: time an incomplete batch waits for more items, from the arrival of its oldest.
         independent_streams: batches in flight do not wait for each other, as on the cores of a CPU: queued items are shared out
             among the free slots. Otherwise, as on a GPU, a batch takes all it can and the next is prepared behind it.
@@ -82,8 +82,8 @@ class Batcher(Generic[Item, Result]):
         self._executor = BatchExecutor[Item, Result](run, max_batch_size, inference_timeout_s, observe)
         self._slots = slots
         self._max_queue_delay_s = max_queue_delay_s
-        self._shares_slots = independent_streams and not max_queue_delay_s  # with a delay, batches are to be full
-        self._queue: dict[Job[Item, Result], None] = {}  # a dict: cancelled jobs leave from the middle
+        self._shares_queue = independent_streams and not max_queue_delay_s  # a delay asks for full batches
+        self._queue: dict[Job[Item, Result], None] = {}  # ordered, and cancelled jobs leave from the middle
         self._in_flight: dict[int, Sequence[Job[Item, Result]]] = {}
         self._changed = asyncio.Event()  # an item arrived or a slot was freed
         self._worker: asyncio.Task[None] | None = None
@@ -110,7 +110,7 @@ class Batcher(Generic[Item, Result]):
 
     @property
     def alive(self) -> bool:
-        """True while submitted items are run."""
+        """True while the worker runs."""
         return self._worker is not None and not self._worker.done()
 
     @property
@@ -160,7 +160,7 @@ class Batcher(Generic[Item, Result]):
                 batch.add_done_callback(lambda _: self._slots.release())
 
     async def _collect(self) -> Sequence[Job[Item, Result]]:
-        """Wait for items, a free slot and, where a delay is set, company; then take a batch from the queue."""
+        """Wait for items, a free slot and the queue delay; then take a batch from the queue."""
         while True:
             while not (self._queue and self._slots.free):
                 await self._change()
@@ -187,7 +187,7 @@ class Batcher(Generic[Item, Result]):
 
     def _take(self) -> Sequence[Job[Item, Result]]:
         """Remove the oldest items that are still awaited from the queue."""
-        size = next_batch_size(len(self._queue), self.max_batch_size, self._slots.free if self._shares_slots else 1)
+        size = next_batch_size(len(self._queue), self.max_batch_size, self._slots.free if self._shares_queue else 1)
         batch: list[Job[Item, Result]] = []
         while self._queue and len(batch) < size:
             job = next(iter(self._queue))
