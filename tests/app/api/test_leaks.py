@@ -12,7 +12,7 @@ from app.pixels import Pixels
 from app.serving.runner import ModelRunner
 from tests.app.conftest import OpenClient
 from tests.support.models import encode, picture, random_picture
-from tests.support.predict import IMAGE, MULTIPART, base64_of, multipart
+from tests.support.predict import IMAGE, MULTIPART, assert_problem, base64_of, multipart
 
 LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|/usr/|site-packages|<_io|File \"|Error\(|torch|PIL|pydantic", re.IGNORECASE)
 
@@ -95,5 +95,6 @@ async def test_unexpected_errors_reveal_nothing(open_client: OpenClient, monkeyp
     monkeypatch.setattr(broken, breaks)
     async with open_client() as client:
         response = await client.post("/predict", content=picture(0))
-    assert (response.status_code, response.json()["code"]) == (500, "internal_error")
+    assert_problem(response, 500, "internal_error")
+    assert response.headers["x-request-id"]
     assert_tells_nothing(response)
