@@ -26,11 +26,11 @@ from benchmarks.contenders import (
     start_ours,
     wait_until_healthy,
 )
+from benchmarks.images import IMAGE_SETS, WEB
 from benchmarks.load import Load, closed_loop, open_loop
 from benchmarks.measure import Samples, interleaved
 from benchmarks.models import MODELS, BenchmarkModel
 from benchmarks.peers import PEERS, Peer
-from benchmarks.pictures import PICTURE_SETS, WEB
 from benchmarks.report import Row, Section, as_markdown, floor_rows, load_rows, rate_rows
 
 _WORK = Path(__file__).parent.parent / ".bench"
@@ -106,13 +106,13 @@ def _engine(model: BenchmarkModel, rounds: int, scale: float) -> Section:
 
 def _decoding(model: BenchmarkModel, rounds: int, scale: float) -> Section:
     made = inside.load(model.directory(_WORK / "models"), _WORK / "cache")
-    pictures = {each.name: _bytes(each.files(_WORK / "pictures")) for each in PICTURE_SETS}
-    samples = interleaved(f"decode for {model.name}", list(inside.decode_cases(made, pictures, scale)), rounds)
+    images = {each.name: _bytes(each.files(_WORK / "images")) for each in IMAGE_SETS}
+    samples = interleaved(f"decode for {model.name}", list(inside.decode_cases(made, images, scale)), rounds)
     rows = []
     for name, each in samples.items():
         rows += rate_rows({name: each}, samples[name.replace("quick", "exact")], {}, "")
     return Section(
-        f"Decode and resize: for {model.title}", "pictures a second; ratio to the exact way with as many threads", rows
+        f"Decode and resize: for {model.title}", "images a second; ratio to the exact way with as many threads", rows
     )
 
 
@@ -152,17 +152,17 @@ def _service_and_peers(model: BenchmarkModel, peers: Sequence[Peer], rounds: int
     """Ours and the peers over HTTP, with the pipeline that has no HTTP in the same rounds."""
     directory = model.directory(_WORK / "models")
     made = inside.load(directory, _WORK / "cache")
-    pictures = _bytes(WEB.files(_WORK / "pictures"))
+    images = _bytes(WEB.files(_WORK / "images"))
     slice_s = model.slice_s * scale
     if model.name == "vit-base":  # each of its cells takes half a minute; the slow layouts are told by the other models
         peers = [peer for peer in peers if peer.name in ("fastapi", "litserve-workers", "mosec-workers")]
     _WORK.mkdir(exist_ok=True)
     with contenders(
-        directory, peers, model.peer_batch_size, pictures, _WORK, cache_dir=_WORK / "cache", request_timeout_s=120
+        directory, peers, model.peer_batch_size, images, _WORK, cache_dir=_WORK / "cache", request_timeout_s=120
     ) as found:
         check_answers(found, tolerance=0.02)
         ours = next(contender for contender in found if contender.ours)
-        yield _compared(model, made, pictures, found, rounds, slice_s)
+        yield _compared(model, made, images, found, rounds, slice_s)
         with ours.at_work():
             batch = mean_batch_size(ours)
         memory = {contender.name: contender.memory_mib for contender in found}
@@ -176,14 +176,14 @@ def _service_and_peers(model: BenchmarkModel, peers: Sequence[Peer], rounds: int
 def _compared(
     model: BenchmarkModel,
     made: inside.Inside,
-    pictures: Sequence[bytes],
+    images: Sequence[bytes],
     found: Sequence[Contender],
     rounds: int,
     slice_s: float,
 ) -> Section:
     cases = [
-        ("pipeline", inside.pipeline_case(made, pictures, slice_s)),
-        ("engine and decode, alone", inside.lone_case(made, pictures, slice_s)),
+        ("pipeline", inside.pipeline_case(made, images, slice_s)),
+        ("engine and decode, alone", inside.lone_case(made, images, slice_s)),
     ]
     loads: dict[str, list[Load]] = {}
     for clients in _COMPARED_AT:
@@ -192,7 +192,7 @@ def _compared(
     samples = interleaved(f"service, {model.name}", cases, rounds)
     return Section(
         f"Service and peers: {model.title}",
-        f"JPEGs of {sum(map(len, pictures)) / len(pictures) / 1e3:.0f} KB; load generator on the same {available_cpus()} cores",
+        f"JPEGs of {sum(map(len, images)) / len(images) / 1e3:.0f} KB; load generator on the same {available_cpus()} cores",
         load_rows(samples, loads, {contender.name: contender.layout for contender in found}),
     )
 
@@ -213,12 +213,12 @@ def _measured(loads: dict[str, list[Load]], contender: Contender, clients: int, 
 
 def _service_by_setting(model: BenchmarkModel, setting: str, values: Sequence[str], rounds: int, scale: float) -> Section:
     """Ours with a setting at each of its values, turn by turn, and the throughput of each as a share of the first."""
-    pictures = _bytes(WEB.files(_WORK / "pictures"))
+    images = _bytes(WEB.files(_WORK / "images"))
     variants: dict[str, dict[str, object]] = {
         value: {setting: value, "cache_dir": _WORK / "cache", "request_timeout_s": 120} for value in values
     }
     loads: dict[str, list[Load]] = {}
-    with ours_with(model.directory(_WORK / "models"), variants, pictures, _WORK) as found:
+    with ours_with(model.directory(_WORK / "models"), variants, images, _WORK) as found:
         cases = [
             (f"{each.name}, {clients}", _measured(loads, each, clients, model.slice_s * scale))
             for clients in _COMPARED_AT
@@ -237,9 +237,9 @@ def _service_by_setting(model: BenchmarkModel, setting: str, values: Sequence[st
 
 def _service_by_load(model: BenchmarkModel, rounds: int, scale: float) -> Section:
     """Ours by the number of clients, and by the rate at which requests come."""
-    pictures = _bytes(WEB.files(_WORK / "pictures"))
+    images = _bytes(WEB.files(_WORK / "images"))
     settings: dict[str, object] = {"cache_dir": _WORK / "cache", "request_timeout_s": 120}
-    with contenders(model.directory(_WORK / "models"), (), model.peer_batch_size, pictures, _WORK, **settings) as (ours,):
+    with contenders(model.directory(_WORK / "models"), (), model.peer_batch_size, images, _WORK, **settings) as (ours,):
         return _by_load(model, ours, rounds, model.slice_s * scale)
 
 

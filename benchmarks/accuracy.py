@@ -1,6 +1,6 @@
 """What each way of computing does to the answers, through the whole service.
 
-python -m benchmarks.accuracy test.parquet              labelled pictures: how often each way is right
+python -m benchmarks.accuracy test.parquet              labelled images: how often each way is right
 python -m benchmarks.accuracy --photographs FOLDER      large photographs: what decoding does to logits, by size
 
 The reference is float32 by torch with exact decoding.
@@ -80,10 +80,10 @@ def differences(some: Answers, reference: Answers) -> NDArray[np.float32]:
 
 
 def compare_ways(data: Path, model: str) -> None:
-    """Print how often each way is right on labelled pictures, and what it does to probabilities."""
+    """Print how often each way is right on labelled images, and what it does to probabilities."""
     labelled = load_labelled_images(data)
     images, targets = [labelled.read(index)[0] for index in range(len(labelled))], np.asarray(labelled.targets)
-    _print(f"{len(images)} pictures; {machine.describe()}\n")
+    _print(f"{len(images)} images; {machine.describe()}\n")
     _print("| way | top-1 | same first class | largest difference of a probability |\n|---|---|---|---|")
     reference: Answers | None = None
     for name, settings in _WAYS.items():
@@ -127,7 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     configure_logging("error", "text")
     if (arguments.data is None) == (arguments.photographs is None):
-        parser.error("give either labelled pictures or --photographs")
+        parser.error("give either labelled images or --photographs")
     if arguments.photographs:
         compare_decodings(arguments.photographs, arguments.model)
     else:

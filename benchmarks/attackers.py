@@ -1,6 +1,6 @@
-"""Attackers beside the soak's callers, each in its own part of every minute, so that what it does is held against the calm.
+"""Attackers beside the soak's clients, each in its own part of every minute, to compare their effect with the calm.
 
-usual            the callers at their full rate
+usual            the clients at their full rate
 calm             the same, fewer of them: what the parts below are compared with
 kills            decoders are killed at random, as the kernel kills them where memory runs out
 large batches    one client repeats a batch of images that each take a decoder for a second
@@ -22,7 +22,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.callers import Callers, multipart_body
+from benchmarks.clients import Clients, multipart_body
 
 PARTS = {
     "usual": 0.0,
@@ -36,7 +36,7 @@ PARTS = {
 """Where in a period each part begins; a period is a minute."""
 
 FEWER = 0.4
-"""Share of the usual rate at which callers come in all parts but the usual one."""
+"""Share of the usual rate at which clients come in all parts but the usual one."""
 
 PERIOD_S = 60.0
 
@@ -72,9 +72,9 @@ class Periods:
 
 @dataclass(slots=True)
 class Attackers:
-    """Attacks a server; its answers are counted with the callers'."""
+    """Attacks a server; its answers are counted with the clients'."""
 
-    callers: Callers
+    clients: Clients
     pid: int
     """Of the server."""
     periods: Periods
@@ -97,7 +97,7 @@ class Attackers:
         while (begin := self.periods.next_begin(part, time.perf_counter())) < self.ends:
             await asyncio.sleep(begin - time.perf_counter())
             while time.perf_counter() < min(self.ends, begin + self.periods.seconds(part)):
-                with suppress(OSError, TimeoutError):  # counted by the callers, where it matters
+                with suppress(OSError, TimeoutError):  # counted by the clients, where it matters
                     await attack()
 
     async def _kill(self) -> None:
@@ -109,7 +109,7 @@ class Attackers:
         await asyncio.sleep(random.random() * 0.1)
 
     async def _send_large_batch(self) -> None:
-        await self.callers.attack(
+        await self.clients.attack(
             "large batch", ("/predict/batch?vectors=false", self._large, "multipart/form-data; boundary=soak")
         )
 
@@ -117,7 +117,7 @@ class Attackers:
         turns = iter(range(number, 10**9))
 
         async def send() -> None:
-            await self.callers.attack("hostile body", self._bodies[next(turns) % len(self._bodies)])
+            await self.clients.attack("hostile body", self._bodies[next(turns) % len(self._bodies)])
 
         return send
 

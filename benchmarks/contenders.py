@@ -59,9 +59,9 @@ OURS = "vit-serve"
 
 @contextmanager
 def contenders(
-    model: Path, peers: Sequence[Peer], max_batch_size: int, pictures: Sequence[bytes], directory: Path, **settings: object
+    model: Path, peers: Sequence[Peer], max_batch_size: int, images: Sequence[bytes], directory: Path, **settings: object
 ) -> Iterator[list[Contender]]:
-    """Ours and these peers, ready, each asked for every picture once; their output goes to files in `directory`."""
+    """Ours and these peers, ready, each asked for every image once; their output goes to files in `directory`."""
     with ExitStack() as stack:
         found: list[Contender] = []
         for name in (OURS, *(peer.name for peer in peers)):
@@ -73,12 +73,12 @@ def contenders(
                 server, layout, target = (
                     _start_ours(model, port, log.fileno(), settings),
                     "",
-                    _raw(port, "/predict?vectors=false", pictures),
+                    _raw(port, "/predict?vectors=false", images),
                 )
             else:
                 server, layout = peer.start(model, port, max_batch_size, log), peer.layout
                 target = (
-                    _raw(port, peer.path, pictures) if peer.body == "raw" else _multipart(port, peer.path, peer.field, pictures)
+                    _raw(port, peer.path, images) if peer.body == "raw" else _multipart(port, peer.path, peer.field, images)
                 )
             stack.callback(server.stop)
             _wait_until_ready(name, server, target)
@@ -89,9 +89,9 @@ def contenders(
 
 @contextmanager
 def ours_with(
-    model: Path, variants: Mapping[str, dict[str, object]], pictures: Sequence[bytes], directory: Path
+    model: Path, variants: Mapping[str, dict[str, object]], images: Sequence[bytes], directory: Path
 ) -> Iterator[list[Contender]]:
-    """Our server once for each variant of its settings, under the variant's name; ready, and asked for every picture once."""
+    """Our server once for each variant of its settings, under the variant's name; ready, and asked for every image once."""
     with ExitStack() as stack:
         found: list[Contender] = []
         for name, settings in variants.items():
@@ -99,7 +99,7 @@ def ours_with(
             progress(f"starting {OURS}, {name}")
             server, port = start_ours(model, settings, log.fileno())
             stack.callback(server.stop)
-            target = _raw(port, "/predict?vectors=false", pictures)
+            target = _raw(port, "/predict?vectors=false", images)
             _wait_until_ready(name, server, target)
             found.append(Contender(name, "", server, target))
             server.pause()
@@ -107,7 +107,7 @@ def ours_with(
 
 
 def check_answers(found: Sequence[Contender], tolerance: float) -> None:
-    """All say the same of every picture: the probability of the first class, to `tolerance`.
+    """All say the same of every image: the probability of the first class, to `tolerance`.
 
     Raises:
         SystemExit: one does not, so that nothing can be compared.
@@ -119,7 +119,7 @@ def check_answers(found: Sequence[Contender], tolerance: float) -> None:
     for name, predictions in answers.items():
         for index, (theirs, ours) in enumerate(zip(predictions, answers[OURS], strict=True)):
             if abs(theirs["probability"] - ours["probability"]) > tolerance:
-                raise SystemExit(f"{name} says {theirs} of picture {index}, and {OURS} {ours}")
+                raise SystemExit(f"{name} says {theirs} of image {index}, and {OURS} {ours}")
 
 
 def _first_class(body: bytes) -> dict[str, Any]:
@@ -178,15 +178,15 @@ def _wait_until_ready(name: str, server: Server, target: Target) -> None:
     raise SystemExit(f"{name} does not answer; its log tells why")
 
 
-def _raw(port: int, path: str, pictures: Sequence[bytes]) -> Target:
-    return Target(port, path, pictures, "image/jpeg")
+def _raw(port: int, path: str, images: Sequence[bytes]) -> Target:
+    return Target(port, path, images, "image/jpeg")
 
 
-def _multipart(port: int, path: str, field: str, pictures: Sequence[bytes]) -> Target:
-    disposition = f'Content-Disposition: form-data; name="{field}"; filename="picture.jpg"'
+def _multipart(port: int, path: str, field: str, images: Sequence[bytes]) -> Target:
+    disposition = f'Content-Disposition: form-data; name="{field}"; filename="image.jpg"'
     head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
     tail = f"\r\n--{_BOUNDARY}--\r\n".encode()
-    bodies = [head + picture + tail for picture in pictures]
+    bodies = [head + image + tail for image in images]
     return Target(port, path, bodies, f"multipart/form-data; boundary={_BOUNDARY}")
 
 

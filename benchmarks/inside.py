@@ -82,9 +82,9 @@ def _engine_case(inside: Inside, engine: Engine, size: int, slice_s: float, *, a
     return lambda: rate(one, threads=1 if alone else engine.max_concurrent_batches, seconds=slice_s)
 
 
-def decode_cases(inside: Inside, pictures: dict[str, Sequence[bytes]], slice_s: float) -> Iterator[Case]:
-    """Pictures a second, by size, way and threads."""
-    for name, files in pictures.items():
+def decode_cases(inside: Inside, images: dict[str, Sequence[bytes]], slice_s: float) -> Iterator[Case]:
+    """Images a second, by size, way and threads."""
+    for name, files in images.items():
         for way, decoder in (("exact", inside.exact), ("quick", inside.quick)):
             for threads in dict.fromkeys((1, available_cpus())):
                 yield f"{name}, {way}, {threads} threads", _decode_case(decoder, files, threads, slice_s)
@@ -113,7 +113,7 @@ def pipeline_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Cal
 
 
 def lone_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callable[[], float]:
-    """Seconds of decoding one picture and running it alone: what a single caller would wait without HTTP."""
+    """Seconds of decoding one image and running it alone: what a single client would wait without HTTP."""
     turns = itertools.cycle(files)
 
     def one() -> int:

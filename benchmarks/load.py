@@ -2,7 +2,7 @@
 
 It keeps its connections, sends bodies that were made before, and parses with httptools, so that it needs far less of a core
 than what it measures: `Load.generator_share` says how much. Latencies of an open loop count from when a request was due,
-whether or not it could be sent then: waiting is part of what a caller sees. A generator that is late counts against what it
+whether or not it could be sent then: waiting is part of what a client sees. A generator that is late counts against what it
 measures, never for it.
 """
 
@@ -96,12 +96,12 @@ class Load:
 
 
 def closed_loop(target: Target, clients: int, seconds: float, warm_up_s: float) -> Load:
-    """`clients` callers, each sending when it has its answer; what ends after the warm-up counts."""
+    """`clients` connections, each sending when it has its answer; what ends after the warm-up counts."""
     return uvloop.run(_closed_loop(target, clients, seconds, warm_up_s))
 
 
 def open_loop(target: Target, rate: float, seconds: float, seed: int = 0) -> Load:
-    """Callers who know nothing of each other: `rate` a second, at random (Poisson). All are waited for."""
+    """Clients who know nothing of each other: `rate` a second, at random (Poisson). All are waited for."""
     found = storm(target, rate, seconds, seed=seed)
     return _load(f"{rate:.1f}/s", found.exchanges, found.seconds, found.cpu_s)
 
@@ -279,14 +279,14 @@ async def _closed_loop(target: Target, clients: int, seconds: float, warm_up_s: 
         while (due := time.perf_counter()) < end:
             exchanges.append(await exchange(connections, next(requests), due))
 
-    callers = [asyncio.create_task(client()) for _ in range(clients)]
+    tasks = [asyncio.create_task(client()) for _ in range(clients)]
     await asyncio.sleep(warm_up_s)
     cpu_s = time.process_time()
     await asyncio.sleep(end - time.perf_counter())
     load = _load(
         f"{clients} clients", [each for each in exchanges if each.ended >= since], seconds, time.process_time() - cpu_s
     )
-    await asyncio.gather(*callers)
+    await asyncio.gather(*tasks)
     connections.close()
     return load
 

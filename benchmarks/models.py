@@ -36,7 +36,7 @@ class BenchmarkModel:
     slice_s: float
     """Seconds of a measurement: several times what one batch takes."""
     peer_batch_size: int
-    """As large as pays for the peers' engine, without making callers wait longer than they must."""
+    """As large as pays for the peers' engine, without making clients wait longer than they must."""
 
     def directory(self, below: Path) -> Path:
         """The checkpoint, made first if it is not there."""
@@ -78,7 +78,7 @@ def _config(width: int) -> dict[str, object]:
 
 
 def _random_weights(width: int) -> dict[str, Tensor]:
-    """By the names of transformers' ViTForImageClassification; wide enough that answers differ from picture to picture."""
+    """By the names of transformers' ViTForImageClassification; wide enough that answers differ from image to image."""
     random = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
 

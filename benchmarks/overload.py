@@ -21,10 +21,10 @@ from pathlib import Path
 
 from benchmarks import machine
 from benchmarks.contenders import Contender, contenders
+from benchmarks.images import WEB
 from benchmarks.load import Exchange, Load, Storm, Target, ask, closed_loop, quantile, storm
 from benchmarks.measure import progress
 from benchmarks.models import MODELS
-from benchmarks.pictures import WEB
 from benchmarks.report import Verdict, conclude
 from benchmarks.watch import Watch, resident_bytes, watch
 
@@ -162,7 +162,7 @@ def _mib(size: float) -> str:
 def main() -> int:
     arguments = _arguments()
     model = next(model for model in MODELS if model.name == arguments.model)
-    pictures = [file.read_bytes() for file in WEB.files(_WORK / "pictures")]
+    images = [file.read_bytes() for file in WEB.files(_WORK / "images")]
     settings = {
         "cache_dir": _WORK / "cache",
         "max_inflight_images": _QUEUE,
@@ -171,7 +171,7 @@ def main() -> int:
     }
     started = time.strftime("%Y-%m-%d %H:%M:%SZ", time.gmtime())
     with (
-        contenders(model.directory(_WORK / "models"), (), model.peer_batch_size, pictures, _WORK, **settings) as (ours,),
+        contenders(model.directory(_WORK / "models"), (), model.peer_batch_size, images, _WORK, **settings) as (ours,),
         ours.at_work(),
     ):
         run = measure(ours, arguments.times, arguments.seconds, arguments.saturation_seconds)

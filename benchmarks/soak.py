@@ -1,9 +1,9 @@
-"""Callers of every sort for ten minutes, and whether the service is afterwards what it was before: python -m benchmarks.soak
+"""Clients of every sort for ten minutes, and whether the service is afterwards what it was before: python -m benchmarks.soak
 
-Good, broken, oversize and vanishing callers come at random (an open loop) at a share of what 32 clients in a closed loop get.
+Good, broken, oversize and vanishing clients come at random (an open loop) at a share of what 32 clients in a closed loop get.
 Attackers join them in parts of every minute (`attackers.py`); in these, fewer of the others come.
-Every answer is checked, pictures against what the model says of them alone, and so are the service's own counters. What the
-process holds is counted while nobody calls, after a warm-up by the same callers and at the end.
+Every answer is checked, images against what the model says of them alone, and so are the service's own counters. What the
+process holds is counted while nobody calls, after a warm-up by the same clients and at the end.
 
 Progress goes to standard error, the table to standard output; the exit status is 1 if a goal is missed.
 """
@@ -31,13 +31,13 @@ import uvloop
 
 from benchmarks import machine
 from benchmarks.attackers import FEWER, PARTS, PERIOD_S, Attackers, Periods
-from benchmarks.callers import IMAGES_A_REQUEST, REFUSALS, TOLERANCE, Callers, Picture, Tally
+from benchmarks.clients import IMAGES_A_REQUEST, REFUSALS, TOLERANCE, Clients, KnownImage, Tally
 from benchmarks.contenders import start_ours, wait_until_healthy
+from benchmarks.images import WEB
 from benchmarks.load import Exchange, Target, ask, closed_loop, quantile
 from benchmarks.measure import progress
 from benchmarks.models import MODELS
 from benchmarks.peers import Server
-from benchmarks.pictures import WEB
 from benchmarks.report import Verdict, conclude
 from benchmarks.watch import Usage, metrics_of, probe_live, usage
 
@@ -80,7 +80,7 @@ class Soak:
     exit_status: int | None
     """On SIGTERM; None if it had to be killed."""
     latencies_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Of single good pictures, by the part of the minute."""
+    """Of single good images, by the part of the minute."""
     health_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
     """Of `/health/live`, likewise."""
     kills: int = 0
@@ -91,26 +91,26 @@ class Soak:
 def measure(server: Server, port: int, images: Sequence[bytes], load: float, seconds: float, warm_up_s: float) -> Soak:
     """The whole course, on a server that is ready; ends it."""
     progress("saturation")
-    pictures = _pictures(port, images)
+    known = _known_images(port, images)
     target = Target(port, "/predict?vectors=false", images, "image/jpeg")
     rate = load * closed_loop(target, clients=32, seconds=5, warm_up_s=1).throughput / IMAGES_A_REQUEST
     progress("warm-up")
-    callers = Callers(port, pictures, _MAX_IMAGE_BYTES, seed=0)
+    clients = Clients(port, known, _MAX_IMAGE_BYTES, seed=0)
     with ProcessPoolExecutor(1, get_context("spawn")) as beside:
-        uvloop.run(_mixed(server, Callers(port, pictures, _MAX_IMAGE_BYTES, seed=1), port, rate, warm_up_s, beside))
+        uvloop.run(_mixed(server, Clients(port, known, _MAX_IMAGE_BYTES, seed=1), port, rate, warm_up_s, beside))
         before = _quiet(server, port)
-        mixed = uvloop.run(_mixed(server, callers, port, rate, seconds, beside))
+        mixed = uvloop.run(_mixed(server, clients, port, rate, seconds, beside))
     progress("waiting until it is quiet")
     restarts = _restarts(metrics_now(port))
     after = _quiet(server, port)
     return Soak(
         rate,
-        callers.tally,
+        clients.tally,
         mixed.resident_bytes,
         before,
         after,
         _exit_status(server),
-        mixed.by_part((due, latency) for due, latency in callers.tally.timed),
+        mixed.by_part((due, latency) for due, latency in clients.tally.timed),
         mixed.by_part((probe.due, probe.latency_s) for probe in mixed.health),
         mixed.kills,
         _restarts(after.metrics) - restarts,
@@ -119,7 +119,7 @@ def measure(server: Server, port: int, images: Sequence[bytes], load: float, sec
 
 @dataclass(frozen=True, slots=True)
 class _Mixed:
-    """What was seen while callers and attackers called."""
+    """What was seen while clients and attackers called."""
 
     periods: Periods
     resident_bytes: list[int]
@@ -134,36 +134,36 @@ class _Mixed:
         return found
 
 
-def _pictures(port: int, images: Sequence[bytes]) -> list[Picture]:
+def _known_images(port: int, images: Sequence[bytes]) -> list[KnownImage]:
     """What each is answered alone; far enough from each other's answers that one could not pass for another."""
     answers = ask(Target(port, "/predict", images, "image/jpeg"))
     logits = np.array([json.loads(body)["logits"] for _, body in answers])
     distances = np.abs(logits[:, None] - logits).max(axis=-1) + np.eye(len(logits))
     if distances.min() < 100 * TOLERANCE:
-        raise SystemExit("two of the pictures are answered alike")
-    return [Picture(image, row) for image, row in zip(images, logits, strict=True)]
+        raise SystemExit("two of the images are answered alike")
+    return [KnownImage(image, row) for image, row in zip(images, logits, strict=True)]
 
 
-async def _mixed(server: Server, callers: Callers, port: int, rate: float, seconds: float, beside: Executor) -> _Mixed:
+async def _mixed(server: Server, clients: Clients, port: int, rate: float, seconds: float, beside: Executor) -> _Mixed:
     """Call at random (Poisson) until the time is up and all are answered; memory once a second, and health."""
     rng, under_way, resident_bytes = random.Random(0), set[asyncio.Task[None]](), list[int]()
     began = due = time.perf_counter()
     periods = Periods(began, min(PERIOD_S, seconds))
-    attackers = Attackers(callers, server.process.pid, periods, ends=began + seconds)
+    attackers = Attackers(clients, server.process.pid, periods, ends=began + seconds)
     attacking = asyncio.create_task(attackers.attack())
     probing = asyncio.get_running_loop().run_in_executor(beside, probe_live, port, seconds)
     while (due := due + rng.expovariate(rate * (1 if periods.part(due) == "usual" else FEWER))) < began + seconds:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
-        task = asyncio.create_task(callers.call(due))
+        task = asyncio.create_task(clients.call(due))
         under_way.add(task)
         task.add_done_callback(under_way.discard)
         if due - began > len(resident_bytes):
             resident_bytes.append(usage(server.pids()).resident_bytes)
             if len(resident_bytes) % 10 == 0:
-                progress(_state(len(resident_bytes), seconds, callers.tally, resident_bytes[-1]))
+                progress(_state(len(resident_bytes), seconds, clients.tally, resident_bytes[-1]))
     await asyncio.gather(*under_way, attacking)
     health = await probing
-    callers.close()
+    clients.close()
     return _Mixed(periods, resident_bytes, health, attackers.kills)
 
 
@@ -218,7 +218,7 @@ def verdicts(run: Soak) -> Iterator[Verdict]:
     half = len(latencies_s) // 2
     p99 = [quantile(part, 0.99) for part in (latencies_s[:half], latencies_s[half:])]
     shown = f"{p99[0] * 1000:.0f} ms in the first half, {p99[1] * 1000:.0f} ms in the second"
-    yield Verdict("a single picture, p99", p99[1] / p99[0], shown)
+    yield Verdict("a single image, p99", p99[1] / p99[0], shown)
     status = run.exit_status
     yield Verdict("exit status on SIGTERM", -1 if status is None else status, str(status), "0", status == 0)
 
@@ -230,7 +230,7 @@ def _under_attack(run: Soak) -> Iterator[Verdict]:
         p99_s = quantile(run.latencies_s.get(part, ()), 0.99)
         shown = f"{p99_s * 1000:.0f} ms, {p99_s / calm_s:.1f} times that of the calm ({calm_s * 1000:.0f} ms)"
         met = goal is None or not p99_s / calm_s > goal
-        yield Verdict(f"a single picture, p99: {part}", p99_s / calm_s, shown, f"<= {goal:g} times" if goal else "", met)
+        yield Verdict(f"a single image, p99: {part}", p99_s / calm_s, shown, f"<= {goal:g} times" if goal else "", met)
     for part in ("calm", "large batches", "kills", "hostile bodies"):
         p99_s = quantile(run.health_s.get(part, ()), 0.99)
         yield Verdict(f"/health/live, p99: {part}", p99_s, f"{p99_s * 1000:.0f} ms", "<= 100 ms", not p99_s > 0.1)
@@ -256,7 +256,7 @@ def counted(before: Mapping[str, float], after: Mapping[str, float]) -> Counter[
 
 
 def miscounted(counts: Mapping[tuple[str, str], int], tally: Tally) -> list[str]:
-    """What differs from what the callers saw. Nobody saw what became of those that vanished: each counts once, or never if it
+    """What differs from what the clients saw. Nobody saw what became of those that vanished: each counts once, or never if it
     had gone before the service saw it."""
     differences = {key: counts.get(key, 0) - tally.answered[key] for key in {*counts, *tally.answered}}
     found = [
@@ -291,7 +291,7 @@ def _left_behind(run: Soak) -> Iterator[Verdict]:
 def main() -> int:
     arguments = _arguments()
     model = next(model for model in MODELS if model.name == arguments.model)
-    images = [file.read_bytes() for file in WEB.files(_WORK / "pictures")]
+    images = [file.read_bytes() for file in WEB.files(_WORK / "images")]
     settings: dict[str, object] = {
         "cache_dir": _WORK / "cache",
         "max_image_bytes": _MAX_IMAGE_BYTES,

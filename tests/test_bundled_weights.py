@@ -19,7 +19,7 @@ from app.engines.select import has_vnni
 from app.serving.offline import run, running_classifier
 from app.serving.results import Classification
 from app.settings import BUNDLED_MODEL, read_settings
-from tests.support.models import ROOT, encode, random_picture
+from tests.support.models import ROOT, encode, random_image
 from tests.support.server import Server, running_server
 
 PHOTOS = ROOT / "examples" / "images"
@@ -74,9 +74,9 @@ async def answers_of_the_service(images: list[bytes], **settings: object) -> lis
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_logits_match_transformers(tmp_path: Path, engine: str) -> None:
-    (tmp_path / "alpha.png").write_bytes(encode(random_picture(0, 300, 200).convert("RGBA").rotate(20)))
-    (tmp_path / "grey.jpg").write_bytes(encode(random_picture(1, 64, 64).convert("L"), "JPEG"))
-    (tmp_path / "portrait.webp").write_bytes(encode(random_picture(2, 120, 400), "WEBP"))
+    (tmp_path / "alpha.png").write_bytes(encode(random_image(0, 300, 200).convert("RGBA").rotate(20)))
+    (tmp_path / "grey.jpg").write_bytes(encode(random_image(1, 64, 64).convert("L"), "JPEG"))
+    (tmp_path / "portrait.webp").write_bytes(encode(random_image(2, 120, 400), "WEBP"))
     paths = [PHOTOS / "cat.jpg", PHOTOS / "espresso.jpg", *sorted(tmp_path.iterdir())]
     images = [path.read_bytes() for path in paths]
     answers = run(answers_of_the_service(images, engine=engine, exact_decode=True))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.models import ROOT, picture
+from tests.support.models import ROOT, png
 from tests.support.server import Server, running_server
 
 
@@ -33,7 +33,7 @@ def test_one_image_is_ranked(server: Server) -> None:
 
 
 def test_measured_values_are_shown_as_they_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "a.png").write_bytes(png(0))
     with running_server(model=tiny_checkpoint, activation="none") as server:
         one = run("classify_image.py", tmp_path / "a.png", "--url", server.url, "--top-k", 1)
         folder = run("classify_folder.py", tmp_path, "--url", server.url)
@@ -54,8 +54,8 @@ def test_one_image_says_why_it_was_refused(server: Server, tmp_path: Path) -> No
 
 def test_a_folder_is_classified_through_a_queue_that_is_often_full(server: Server, tmp_path: Path) -> None:
     for seed in range(12):
-        (tmp_path / f"{seed}.png").write_bytes(picture(seed))
-    (tmp_path / "broken.png").write_bytes(picture(0)[:200])
+        (tmp_path / f"{seed}.png").write_bytes(png(seed))
+    (tmp_path / "broken.png").write_bytes(png(0)[:200])
     output = tmp_path / "labels.csv"
     arguments = ("--url", server.url, "--api-key", "secret", "--concurrency", 4, "--tries", 50, "--output", output)
     result = run("classify_folder.py", tmp_path, *arguments)
@@ -67,7 +67,7 @@ def test_a_folder_is_classified_through_a_queue_that_is_often_full(server: Serve
 
 
 def test_missing_server_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "a.png").write_bytes(png(0))
     one = run("classify_image.py", tmp_path / "a.png", "--url", "http://127.0.0.1:1")
     assert (one.returncode, "cannot reach http://127.0.0.1:1" in one.stderr) == (1, True)
     folder = run("classify_folder.py", tmp_path, "--url", "http://127.0.0.1:1", "--tries", 1)

@@ -52,7 +52,7 @@ class Peer:
     path: str
     body: Literal["raw", "multipart"]
     field: str = ""
-    """The multipart field of the picture."""
+    """The multipart field of the image."""
 
     def argv(self, port: int) -> list[str]:
         """The command line."""
@@ -65,7 +65,7 @@ class Peer:
         return inherited | _QUIET | self.variables | asked
 
     def start(self, model: str | Path, port: int, max_batch_size: int, log: IO[bytes] | int) -> "Server":
-        """Start it on 127.0.0.1, with what it prints going to `log`; it is ready when a picture posted to it answers 200."""
+        """Start it on 127.0.0.1, with what it prints going to `log`; it is ready when an image posted to it answers 200."""
         mark = f"PEER_RUN={os.getpid()}.{time.monotonic_ns()}"
         name, _, value = mark.partition("=")
         process = subprocess.Popen(

@@ -27,7 +27,7 @@ class Decoder:
         self._std = torch.tensor(processor.image_std).view(3, 1, 1) / processor.rescale_factor
 
     def decode(self, image_bytes: bytes) -> torch.Tensor:
-        """An encoded picture -> (3, H, W) float32: the processor's own numbers, sooner."""
+        """An encoded image -> (3, H, W) float32: the processor's own numbers, sooner."""
         image = Image.open(io.BytesIO(image_bytes)).convert("RGB")
         image = image.resize(self._resized(image.width, image.height), self._resampling)
         if self._crop is not None:
@@ -56,7 +56,7 @@ class PeerModel(Decoder):
 
     @torch.inference_mode()
     def classify(self, batch: torch.Tensor) -> list[dict[str, Any]]:
-        """(B, 3, H, W) float32 -> the five best classes of each picture, ready for JSON."""
+        """(B, 3, H, W) float32 -> the five best classes of each image, ready for JSON."""
         probabilities, classes = self._model(pixel_values=batch).logits.softmax(dim=-1).topk(TOP_K)
         labels = self._model.config.id2label
         return [

@@ -23,7 +23,7 @@ from typer.testing import CliRunner, Result
 from app.cli import cli
 from app.process.logs import configure_logging
 from app.serving import offline
-from tests.support.models import ROOT, TINY_LABELS, picture
+from tests.support.models import ROOT, TINY_LABELS, png
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +37,8 @@ def folder(tmp_path: Path) -> Path:
     """Two images, one of them in a subfolder, and a text file."""
     folder = tmp_path / "images"
     (folder / "deeper").mkdir(parents=True)
-    (folder / "a.png").write_bytes(picture(0))
-    (folder / "deeper" / "b.png").write_bytes(picture(1))
+    (folder / "a.png").write_bytes(png(0))
+    (folder / "deeper" / "b.png").write_bytes(png(1))
     (folder / "notes.txt").write_text("not an image")
     return folder
 
@@ -105,7 +105,7 @@ def test_classify_more_images_than_in_flight(tmp_path: Path, tiny_checkpoint: Pa
     monkeypatch.setenv("VIT_MAX_BATCH_SIZE", "2")
     monkeypatch.setenv("VIT_MAX_INFLIGHT_IMAGES", "1")
     for seed in range(20):
-        (tmp_path / f"{seed:02}.png").write_bytes(picture(seed))
+        (tmp_path / f"{seed:02}.png").write_bytes(png(seed))
     result = run("classify", tmp_path, "--model", tiny_checkpoint, "--json", "--top-k", 1)
     assert result.exit_code == 0
     assert [Path(json.loads(line)["path"]).stem for line in result.stdout.splitlines()] == [f"{i:02}" for i in range(20)]
@@ -113,7 +113,7 @@ def test_classify_more_images_than_in_flight(tmp_path: Path, tiny_checkpoint: Pa
 
 def test_terminal_table_escapes_markup(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.cli.classify.out", Console(force_terminal=True, width=200))
-    (tmp_path / "[bold]a.png").write_bytes(picture(0))
+    (tmp_path / "[bold]a.png").write_bytes(png(0))
     (tmp_path / "[").mkdir()
     (tmp_path / "[" / "b].png").write_bytes(b"broken")
     result = run("classify", tmp_path, "--model", tiny_checkpoint, "--top-k", 2)
@@ -152,9 +152,9 @@ def write_labelled(path: Path, labels: tuple[str, ...], images: list[bytes]) -> 
 
 
 def test_evaluate_agrees_with_classify(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    (tmp_path / "picture.png").write_bytes(picture(0))
+    (tmp_path / "picture.png").write_bytes(png(0))
     answered = json.loads(run("classify", tmp_path, "--model", tiny_checkpoint, "--json").stdout)["predictions"][0]
-    images = [picture(0)] * 10  # one for each label, of which only one can be right
+    images = [png(0)] * 10  # one for each label, of which only one can be right
     data = write_labelled(tmp_path / "test.parquet", TINY_LABELS, images)
     report = json.loads(run("evaluate", data, "--model", tiny_checkpoint, "--json").stdout)
     assert (report["images"], report["top1"], report["top5"]) == (10, 0.1, 0.5)
@@ -165,7 +165,7 @@ def test_evaluate_agrees_with_classify(tmp_path: Path, tiny_checkpoint: Path) ->
 
 
 def test_evaluate_refuses_other_labels(tmp_path: Path, tiny_checkpoint: Path) -> None:
-    data = write_labelled(tmp_path / "test.parquet", ("cat", "dog"), [picture(0), picture(1)])
+    data = write_labelled(tmp_path / "test.parquet", ("cat", "dog"), [png(0), png(1)])
     result = run("evaluate", data, "--model", tiny_checkpoint)
     assert result.exit_code == 1
     assert "are not those of the model" in result.stderr
@@ -174,7 +174,7 @@ def test_evaluate_refuses_other_labels(tmp_path: Path, tiny_checkpoint: Path) ->
 def test_trained_checkpoint_is_servable(tmp_path: Path, tiny_checkpoint: Path) -> None:
     for name in ("cat", "dog"):
         (tmp_path / "data" / name).mkdir(parents=True)
-        (tmp_path / "data" / name / "one.png").write_bytes(picture(len(name)))
+        (tmp_path / "data" / name / "one.png").write_bytes(png(len(name)))
     output = tmp_path / "mine"
     result = run("train", tmp_path / "data", output, "--start", tiny_checkpoint, "--epochs", 1, "--image-size", 28)
     assert result.exit_code == 0, result.output
@@ -194,7 +194,7 @@ def training_data(tmp_path: Path) -> Path:
     data = tmp_path / "data"
     for name in ("cat", "dog", ".git", "__MACOSX", ".ipynb_checkpoints"):
         (data / name).mkdir(parents=True)
-        (data / name / "one.png").write_bytes(picture(len(name)))
+        (data / name / "one.png").write_bytes(png(len(name)))
     for name in ("._one.png", ".hidden.png"):
         (data / "cat" / name).write_bytes(b"not an image")
     (data / "cat" / "__MACOSX").mkdir()
@@ -217,7 +217,7 @@ def test_hidden_files_are_skipped(training_data: Path, tmp_path: Path, tiny_chec
 
 def test_bad_image_stops_training_early(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
     bad = training_data / "dog" / "two.png"
-    bad.write_bytes(picture(7)[:500])
+    bad.write_bytes(png(7)[:500])
     result = train(training_data, tmp_path / "mine", tiny_checkpoint)
     reason = f"{bad} cannot be decoded: The image is truncated or corrupt; --skip-bad leaves out such images"
     assert (result.exit_code, result.stderr) == (1, f"vit-serve: {reason}\n")
@@ -225,7 +225,7 @@ def test_bad_image_stops_training_early(training_data: Path, tmp_path: Path, tin
 
 
 def test_skip_bad_leaves_out_bad_images(training_data: Path, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    (training_data / "dog" / "two.png").write_bytes(picture(7)[:500])
+    (training_data / "dog" / "two.png").write_bytes(png(7)[:500])
     (training_data / "dog" / "three.jpg").write_bytes(b"")
     result = train(training_data, tmp_path / "mine", tiny_checkpoint, "--skip-bad")
     assert result.exit_code == 0, result.output
@@ -260,9 +260,9 @@ def test_only_bad_images_stops_training(training_data: Path, tmp_path: Path, tin
 def test_evaluate_names_the_bad_image(tmp_path: Path, tiny_checkpoint: Path) -> None:
     for label in TINY_LABELS:
         (tmp_path / label).mkdir()
-        (tmp_path / label / "one.png").write_bytes(picture(1))
+        (tmp_path / label / "one.png").write_bytes(png(1))
     bad = tmp_path / TINY_LABELS[3] / "bad.png"
-    bad.write_bytes(picture(1)[:500])
+    bad.write_bytes(png(1)[:500])
     result = run("evaluate", tmp_path, "--model", tiny_checkpoint)
     assert result.exit_code == 1
     assert f"{bad} cannot be classified: The image is truncated" in result.stderr
@@ -282,7 +282,7 @@ def started(*arguments: object) -> subprocess.Popen[bytes]:
 def test_paths_in_any_encoding_survive(folder: Path, tiny_checkpoint: Path, form: str) -> None:
     path = os.fsencode(folder) + b"/" + NOT_UTF8
     with open(path, "wb") as file:
-        file.write(picture(3))
+        file.write(png(3))
     with started("classify", folder, "--model", tiny_checkpoint, form, "--top-k", 1) as process:
         output, _ = process.communicate(timeout=60)
     lines = output.splitlines()

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import httpx
 import numpy as np
 
-from benchmarks.callers import Callers, Picture
+from benchmarks.clients import Clients, KnownImage
 from benchmarks.watch import Usage, usage
-from tests.support.models import encode, random_picture
+from tests.support.models import encode, random_image
 from tests.support.server import Server, running_server
 
 _MAX_IMAGE_BYTES = 50_000
@@ -37,7 +37,7 @@ class Watched:
 
     def __init__(self, server: Server) -> None:
         self._pid = server.process.pid
-        self.callers = Callers(int(urlsplit(server.url).port or 0), _pictures(server.url), _MAX_IMAGE_BYTES, seed=0)
+        self.clients = Clients(int(urlsplit(server.url).port or 0), _known_images(server.url), _MAX_IMAGE_BYTES, seed=0)
         self.resident_bytes: list[int] = []
 
     async def call(self, requests: int) -> Usage:
@@ -46,10 +46,10 @@ class Watched:
 
         async def client() -> None:
             for _ in turns:
-                await self.callers.call(time.perf_counter())
+                await self.clients.call(time.perf_counter())
 
         await asyncio.gather(*(client() for _ in range(_CLIENTS)))
-        self.callers.close()
+        self.clients.close()
         return usage([self._pid])
 
     async def growth(self) -> float:
@@ -59,7 +59,7 @@ class Watched:
         """
         sizes = [(await self.call(_WARM_UP)).resident_bytes]
         sizes += [(await self.call(_BLOCK)).resident_bytes for _ in range(_BLOCKS)]
-        assert (self.callers.tally.wrong, self.callers.tally.unanswered.total()) == ([], 0)
+        assert (self.clients.tally.wrong, self.clients.tally.unanswered.total()) == ([], 0)
         pairs = itertools.combinations(enumerate(sizes), 2)
         return statistics.median((late - early) / (j - i) for (i, early), (j, late) in pairs) / _BLOCK
 
@@ -71,11 +71,11 @@ class Watched:
         return True
 
 
-def _pictures(url: str) -> list[Picture]:
+def _known_images(url: str) -> list[KnownImage]:
     """Return images, each with the logits that it gets alone."""
-    images = [encode(random_picture(seed, 120, 100), "JPEG") for seed in range(8)]
+    images = [encode(random_image(seed, 120, 100), "JPEG") for seed in range(8)]
     with httpx.Client(base_url=url, timeout=60) as client:
-        return [Picture(image, np.array(client.post("/predict", content=image).json()["logits"])) for image in images]
+        return [KnownImage(image, np.array(client.post("/predict", content=image).json()["logits"])) for image in images]
 
 
 async def test_memory_does_not_grow(tiny_checkpoint: Path) -> None:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from benchmarks.watch import metrics_of
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.server import Server, running_server
 
 LIMITS = httpx.Limits(max_connections=200)
@@ -42,11 +42,11 @@ async def test_sigterm_under_load_loses_nothing(tiny_checkpoint: Path) -> None:
     # the open batch keeps all requests in flight until well after the signal
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=6000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
-            requests = [asyncio.create_task(client.post("/predict", content=picture(seed))) for seed in range(32)]
+            requests = [asyncio.create_task(client.post("/predict", content=png(seed))) for seed in range(32)]
             await until(server, "vit_queued_images", 32)
             server.stop()
             server.wait_for_log("draining")
-            late = await client.post("/predict", content=picture(0))
+            late = await client.post("/predict", content=png(0))
             ready = await client.get("/health/ready")
             responses = await asyncio.gather(*requests)
         assert (late.status_code, late.json()["code"]) == (503, "draining")
@@ -62,7 +62,7 @@ async def test_sigterm_amid_new_requests_loses_nothing(tiny_checkpoint: Path) ->
     async def call_until_refused(client: httpx.AsyncClient, seed: int) -> None:
         while True:
             try:
-                response = await client.post("/predict", content=picture(seed), headers={"Connection": "close"})
+                response = await client.post("/predict", content=png(seed), headers={"Connection": "close"})
             except (httpx.TransportError, AttributeError):  # anyio raises the latter for a socket that closed at once
                 return  # not accepted any more
             outcomes.append(response.json().get("code", "ok"))
@@ -98,7 +98,7 @@ async def test_idle_server_exits_with_0(tiny_checkpoint: Path, sig: int) -> None
 async def test_second_signal_does_not_wait(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-            request = asyncio.create_task(client.post("/predict", content=picture(0)))
+            request = asyncio.create_task(client.post("/predict", content=png(0)))
             await until(server, "vit_queued_images", 1)
             server.stop()
             server.wait_for_log("draining")
@@ -111,7 +111,7 @@ async def test_second_signal_does_not_wait(tiny_checkpoint: Path) -> None:
 async def test_drain_timeout_refuses_the_rest(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000, drain_timeout_s=0.1) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-            request = asyncio.create_task(client.post("/predict", content=picture(0)))
+            request = asyncio.create_task(client.post("/predict", content=png(0)))
             await until(server, "vit_queued_images", 1)
             server.stop()
             refused = await request
@@ -164,7 +164,7 @@ def test_metrics_port_lives_until_the_end(tiny_checkpoint: Path) -> None:
         record = next(record for record in server.log if record["event"] == "serving metrics")
         url = f"http://127.0.0.1:{record['port']}/metrics"
         assert (record["host"], httpx.get(f"{server.url}/metrics").status_code) == ("127.0.0.1", 404)
-        httpx.post(f"{server.url}/predict", content=picture(0)).raise_for_status()
+        httpx.post(f"{server.url}/predict", content=png(0)).raise_for_status()
         assert metrics_of(httpx.get(url).content)['vit_images_total{outcome="ok"}'] == 1
         taken = Server(model=tiny_checkpoint, metrics_port=record["port"])
         told = taken.wait_for_log("vit-serve: VIT_METRICS_PORT: cannot listen on 127.0.0.1")["event"]
@@ -179,7 +179,7 @@ def test_metrics_port_lives_until_the_end(tiny_checkpoint: Path) -> None:
 async def test_disconnect_removes_the_queued_image(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         reader, writer = await connect(server)
-        writer.write(head("POST /predict", len(picture(0))) + picture(0))
+        writer.write(head("POST /predict", len(png(0))) + png(0))
         await until(server, "vit_queued_images", 1)
         writer.close()
         await until(server, "vit_queued_images", 0)
@@ -211,7 +211,7 @@ async def test_aborted_upload_is_forgotten(server: Server) -> None:
 async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:
     reader, writer = await connect(server)
     for seed in range(5):
-        writer.write(head("POST /predict?vectors=false", len(picture(seed)), f"X-Request-ID: n{seed}") + picture(seed))
+        writer.write(head("POST /predict?vectors=false", len(png(seed)), f"X-Request-ID: n{seed}") + png(seed))
     ids: list[str] = []
     async with asyncio.timeout(60):
         while len(ids) < 5:
@@ -239,7 +239,7 @@ async def test_sigterm_lets_uploads_finish(tiny_checkpoint: Path) -> None:
         reader, writer = await half_an_upload(server)
         server.stop()
         server.wait_for_log("draining")
-        writer.write(picture(0)[10:])
+        writer.write(png(0)[10:])
         assert b" 200 " in await reader.readline()
         writer.close()
         assert await asyncio.to_thread(server.wait) == 0
@@ -258,7 +258,7 @@ async def test_endless_upload_ends_with_the_drain(tiny_checkpoint: Path) -> None
 
 async def half_an_upload(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await connect(server)
-    writer.write(head("POST /predict", len(picture(0))) + picture(0)[:10])
+    writer.write(head("POST /predict", len(png(0))) + png(0)[:10])
     await until(server, "vit_inflight_bytes", 10)
     return reader, writer
 
@@ -272,7 +272,7 @@ async def test_lost_device_answers_all_then_exits(tiny_checkpoint: Path, fault: 
     try:
         server.wait_until_ready()
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
-            responses = await asyncio.gather(*(client.post("/predict", content=picture(seed)) for seed in range(16)))
+            responses = await asyncio.gather(*(client.post("/predict", content=png(seed)) for seed in range(16)))
         assert [response.status_code for response in responses].count(200) == 2
         assert {response.json()["code"] for response in responses if response.status_code != 200} == {"not_ready"}
         assert "the inference worker died" in server.wait_for_log("the inference worker died")["event"]
@@ -295,15 +295,15 @@ def head(request: str, length: int, *headers: str) -> bytes:
 async def test_hung_decoder_costs_one_image(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, decode_workers=1, decode_timeout_s=2) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
-            expected = (await client.post("/predict", content=picture(1))).json()
+            expected = (await client.post("/predict", content=png(1))).json()
             (zygote,) = children(server.process.pid)
             (decoder,) = children(zygote)
             os.kill(decoder, signal.SIGSTOP)
-            outcomes = await asyncio.gather(*(client.post("/predict", content=picture(1)) for _ in range(2)))
+            outcomes = await asyncio.gather(*(client.post("/predict", content=png(1)) for _ in range(2)))
             good, hung = sorted(outcomes, key=lambda response: response.status_code)
             assert (hung.status_code, hung.json()["code"]) == (422, "undecodable_image")
             assert good.json() == expected
-            assert (await client.post("/predict", content=picture(1))).json() == expected
+            assert (await client.post("/predict", content=png(1))).json() == expected
             assert (await client.get("/health/ready")).status_code == 200
         assert metric(server, 'vit_decoder_restarts_total{reason="timeout"}') == 1
 

@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.images import ImageSet
 from benchmarks.models import BenchmarkModel
-from benchmarks.pictures import PictureSet
 from model.checkpoints.checkpoint import load_checkpoint
 
 
@@ -15,10 +15,10 @@ def test_a_random_model_is_one_that_the_service_loads(tmp_path: Path) -> None:
 
 
 def test_pictures_are_the_same_in_every_run_and_differ_from_each_other(tmp_path: Path) -> None:
-    pictures = PictureSet("tiny", (64, 48), 4)
-    first = [file.read_bytes() for file in pictures.files(tmp_path / "first")]
-    assert first == [file.read_bytes() for file in pictures.files(tmp_path / "second")]
+    images = ImageSet("tiny", (64, 48), 4)
+    first = [file.read_bytes() for file in images.files(tmp_path / "first")]
+    assert first == [file.read_bytes() for file in images.files(tmp_path / "second")]
     assert len(set(first)) == 4
-    with Image.open(pictures.files(tmp_path / "first")[0]) as image:
+    with Image.open(images.files(tmp_path / "first")[0]) as image:
         assert image.size == (64, 48)
         assert np.asarray(image).std() > 10

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from benchmarks.attackers import PARTS, Attackers, Periods, decoders_of, hostile_bodies
-from benchmarks.callers import Callers, Picture, Tally
+from benchmarks.clients import Clients, KnownImage, Tally
 from benchmarks.soak import Moment, Soak, verdicts
 from benchmarks.watch import Usage
-from tests.support.models import encode, random_picture
+from tests.support.models import encode, random_image
 from tests.support.server import running_server
 
 _MIB = 2**20
@@ -40,7 +40,7 @@ def soak(
     lost_while_idle: float = 0,
     **metrics: float,
 ) -> Soak:
-    """A hundred pictures that were answered, and counted by the service; with what a test wants to be otherwise."""
+    """A hundred images that were answered, and counted by the service; with what a test wants to be otherwise."""
     tally = Tally(
         kinds=Counter(raw=100),
         answered=Counter({("/predict", "200"): answered, ("/predict", "429"): refused}),
@@ -80,7 +80,7 @@ def test_a_service_that_is_as_it_was_meets_every_goal() -> None:
         (soak(exit_status=1), "exit status on SIGTERM"),
         (soak(exit_status=None), "exit status on SIGTERM"),
         (soak(lost_while_idle=1), "decoders replaced while idle"),
-        (soak(latencies_s={"calm": [0.01] * 9, "large batches": [0.04] * 9}), "a single picture, p99: large batches"),
+        (soak(latencies_s={"calm": [0.01] * 9, "large batches": [0.04] * 9}), "a single image, p99: large batches"),
         (soak(health_s={"hostile bodies": [0.11] * 9}), "/health/live, p99: hostile bodies"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -98,12 +98,12 @@ def test_a_fault_that_nobody_waited_for_is_seen_in_the_counters() -> None:
 
 async def test_an_answer_that_is_another_pictures_is_noticed(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint) as server:
-        picture = Picture(encode(random_picture(0, 120, 100), "JPEG"), np.arange(10.0))
-        callers = Callers(int(urlsplit(server.url).port or 0), [picture], 50_000, seed=0)
-        good = (callers.raw, callers.multipart, callers.base64, callers.slow, callers.batch)
+        image = KnownImage(encode(random_image(0, 120, 100), "JPEG"), np.arange(10.0))
+        clients = Clients(int(urlsplit(server.url).port or 0), [image], 50_000, seed=0)
+        good = (clients.raw, clients.multipart, clients.base64, clients.slow, clients.batch)
         await asyncio.gather(*(call(time.perf_counter()) for call in good))
-        callers.close()
-    assert (callers.tally.images, len(callers.tally.wrong)) == (0, 4 + 3)
+        clients.close()
+    assert (clients.tally.images, len(clients.tally.wrong)) == (0, 4 + 3)
 
 
 def test_each_part_of_a_minute_comes_in_its_turn() -> None:
@@ -122,14 +122,14 @@ def test_each_part_of_a_minute_comes_in_its_turn() -> None:
 
 async def test_attackers_kill_and_are_answered(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, decode_workers=2) as server:
-        image = Picture(encode(random_picture(0)), np.arange(10.0))
-        callers = Callers(int(urlsplit(server.url).port or 0), [image], 50_000, seed=0)
-        attackers = Attackers(callers, server.process.pid, Periods(0.0, 60.0))
+        image = KnownImage(encode(random_image(0)), np.arange(10.0))
+        clients = Clients(int(urlsplit(server.url).port or 0), [image], 50_000, seed=0)
+        attackers = Attackers(clients, server.process.pid, Periods(0.0, 60.0))
         assert len(decoders_of(server.process.pid)) == 2
         while not attackers.kills:
             await attackers._kill()
         for number in range(len(hostile_bodies())):
             await attackers._sender(number)()
-        callers.close()
-    assert (callers.tally.unanswered, callers.tally.kinds) == ({}, {"hostile body": len(hostile_bodies())})
-    assert {status for _, status in callers.tally.answered} <= {"200", "400", "413", "422", "429", "431"}
+        clients.close()
+    assert (clients.tally.unanswered, clients.tally.kinds) == ({}, {"hostile body": len(hostile_bodies())})
+    assert {status for _, status in clients.tally.answered} <= {"200", "400", "413", "422", "429", "431"}

@@ -42,7 +42,7 @@ TINY_PREPROCESSING = Preprocessing(
 
 
 def tiny_model() -> VisionTransformer:
-    """Small, with weights wide enough that its answers differ from picture to picture."""
+    """Small, with weights wide enough that its answers differ from image to image."""
     generator = torch.Generator().manual_seed(0)
     model = VisionTransformer(TINY_DINOV2)
     for parameter in model.parameters():
@@ -55,7 +55,7 @@ def write_tiny_checkpoint(directory: Path) -> Path:
     return directory
 
 
-def random_picture(seed: int, width: int = 40, height: int = 36) -> Image.Image:
+def random_image(seed: int, width: int = 40, height: int = 36) -> Image.Image:
     """Soft colours that no other seed gives."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
@@ -67,6 +67,6 @@ def encode(image: Image.Image, image_format: str = "PNG", **options: object) -> 
     return file.getvalue()
 
 
-def picture(seed: int) -> bytes:
-    """An encoded picture: `picture(3)` is always the same, and unlike every other."""
-    return encode(random_picture(seed))
+def png(seed: int) -> bytes:
+    """Encode the random image of a seed as PNG."""
+    return encode(random_image(seed))

@@ -23,7 +23,7 @@ from app.process.logs import configure_logging
 from app.serving.offline import run, running_classifier
 from app.settings import read_settings
 from benchmarks.photographs import sized
-from tests.support.models import ROOT, encode, random_picture
+from tests.support.models import ROOT, encode, random_image
 from tests.support.torchvision_operators import declare_missing_operators
 
 declare_missing_operators()
@@ -274,7 +274,7 @@ def script_references() -> list[Reference]:
 
 def photograph() -> bytes:
     """A JPEG with something at every scale, and no side that is a multiple of anything."""
-    image = Image.blend(random_picture(5, 333, 250).resize((333, 251)), random_picture(6, 32, 24).resize((333, 251)), 0.6)
+    image = Image.blend(random_image(5, 333, 250).resize((333, 251)), random_image(6, 32, 24).resize((333, 251)), 0.6)
     return encode(image, "JPEG", quality=92)
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 import yaml  # type: ignore[import-untyped]  # as in tests/test_deploy.py
 
-from tests.support.models import ROOT, picture
+from tests.support.models import ROOT, png
 
 _PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
 _RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"][0]["rules"]
@@ -25,7 +25,7 @@ def labels_of(matchers: str) -> set[str]:
 
 @pytest.mark.parametrize("rule", _RULES, ids=[rule["alert"] for rule in _RULES])
 async def test_metrics_of_alerts_are_exported(client: httpx.AsyncClient, rule: dict[str, Any]) -> None:
-    await client.post("/predict", content=picture(0))  # a series exists after its first count
+    await client.post("/predict", content=png(0))  # a series exists after its first count
     lines = (await client.get("/metrics")).text.splitlines()
     samples = [match for line in lines if line[:1] != "#" and (match := _METRIC.match(line))]
     exported = {match[1]: labels_of(match[2] or "") for match in samples}

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from tests.app.conftest import OpenClient
-from tests.support.models import picture, random_picture
+from tests.support.models import png, random_image
 from tests.support.references import EXACT, randomise
 
 import timm  # isort: skip
@@ -76,10 +76,10 @@ async def test_scores_are_those_of_the_pipeline(
     open_client: OpenClient, tmp_path: Path, num_labels: int, config: dict[str, Any], activation: str
 ) -> None:
     directory = write(tmp_path / "model", num_labels, **config)
-    expected = library_answers(directory, picture(0))
+    expected = library_answers(directory, png(0))
     async with open_client(model=str(directory), **EXACT) as client:
-        answer = (await client.post("/predict", params={"top_k": 1000}, content=picture(0))).json()
-        batch = (await client.post("/predict/batch", files=[("images", picture(0))])).json()
+        answer = (await client.post("/predict", params={"top_k": 1000}, content=png(0))).json()
+        batch = (await client.post("/predict/batch", files=[("images", png(0))])).json()
         model = (await client.get("/model")).json()
     assert answer["activation"] == batch["activation"] == model["activation"] == activation
     predictions = answer["predictions"]
@@ -102,9 +102,9 @@ async def test_timm_directory_matches_the_pipeline(
     del config["model_args"]  # transformers cannot read what timm now writes there
     file.write_text(json.dumps(config))
     pipeline = transformers.pipeline("image-classification", model=str(tmp_path))
-    expected = pipeline(random_picture(0), top_k=1000)
+    expected = pipeline(random_image(0), top_k=1000)
     async with open_client(model=str(tmp_path), **EXACT) as client:
-        answer = (await client.post("/predict", params={"top_k": 1000}, content=picture(0))).json()
+        answer = (await client.post("/predict", params={"top_k": 1000}, content=png(0))).json()
     assert answer["activation"] == activation
     assert [row["probability"] for row in answer["predictions"]] == pytest.approx([row["score"] for row in expected], rel=1e-3)
     assert sorted(row["label"] for row in answer["predictions"]) == sorted(row["label"] for row in expected)
@@ -115,7 +115,7 @@ async def test_timm_directory_matches_the_pipeline(
 async def test_measured_values_are_ranked_as_they_are(open_client: OpenClient, tmp_path: Path, top_k: int) -> None:
     directory = write(tmp_path / "model", 3, problem_type=REGRESSION)
     async with open_client(model=str(directory)) as client:
-        answer = (await client.post("/predict", params={"top_k": top_k}, content=picture(0))).json()
+        answer = (await client.post("/predict", params={"top_k": top_k}, content=png(0))).json()
     assert [row["logit"] for row in answer["predictions"]] == sorted(answer["logits"], reverse=True)[:top_k]
 
 
@@ -123,7 +123,7 @@ async def test_measured_values_are_ranked_as_they_are(open_client: OpenClient, t
 async def test_the_setting_wins_over_the_configuration(open_client: OpenClient, tmp_path: Path, activation: str) -> None:
     directory = write(tmp_path / "model", 5, problem_type="of an unknown kind")
     async with open_client(model=str(directory), activation=activation) as client:
-        answer = (await client.post("/predict", content=picture(0))).json()
+        answer = (await client.post("/predict", content=png(0))).json()
     assert answer["activation"] == activation
     assert (answer["probabilities"] is None) == (activation == "none")
     if answer["probabilities"] is not None:

@@ -11,18 +11,18 @@ from app.errors import EngineDead
 from app.pixels import Pixels
 from app.serving.runner import ModelRunner
 from tests.app.conftest import OpenClient
-from tests.support.models import encode, picture, random_picture
+from tests.support.models import encode, png, random_image
 from tests.support.predict import IMAGE, MULTIPART, assert_problem, base64_of, multipart
 
 LEAK = re.compile(r"0x[0-9a-f]{6,}|Traceback|/usr/|site-packages|<_io|File \"|Error\(|torch|PIL|pydantic", re.IGNORECASE)
 
-JPEG = encode(random_picture(0), "JPEG")
-BAD_PICTURES = [
+JPEG = encode(random_image(0), "JPEG")
+BAD_IMAGES = [
     b"",
     b"hello",
-    picture(0)[:60],
-    picture(0)[:-40],
-    picture(0)[:30] + bytes(200),
+    png(0)[:60],
+    png(0)[:-40],
+    png(0)[:30] + bytes(200),
     JPEG[: len(JPEG) // 2],
     JPEG[:20] + b"\xff" * 300,
     b"GIF89a" + bytes(20),
@@ -36,11 +36,11 @@ BAD_PICTURES = [
 BAD_JSON: list[Any] = [[], {}, None, 1, {"image": {}}, {"image": "/etc/passwd"}]
 
 REQUESTS: list[tuple[str, str, dict[str, Any]]] = [
-    *[("POST", "/predict", {"content": bad}) for bad in BAD_PICTURES],
-    *[("POST", "/predict", {"files": {"image": bad}}) for bad in BAD_PICTURES],
-    *[("POST", "/predict", {"json": {"image": base64_of(bad)}}) for bad in BAD_PICTURES],
-    ("POST", "/predict/batch", {"files": [("images", bad) for bad in BAD_PICTURES]}),
-    ("POST", "/predict/batch", {"json": {"images": [base64_of(bad) for bad in BAD_PICTURES]}}),
+    *[("POST", "/predict", {"content": bad}) for bad in BAD_IMAGES],
+    *[("POST", "/predict", {"files": {"image": bad}}) for bad in BAD_IMAGES],
+    *[("POST", "/predict", {"json": {"image": base64_of(bad)}}) for bad in BAD_IMAGES],
+    ("POST", "/predict/batch", {"files": [("images", bad) for bad in BAD_IMAGES]}),
+    ("POST", "/predict/batch", {"json": {"images": [base64_of(bad) for bad in BAD_IMAGES]}}),
     *[("POST", "/predict", {"json": body}) for body in BAD_JSON],
     *[("POST", "/predict", {"params": {"top_k": value}}) for value in ("0", "x", "1e9", "9" * 5000, "\0", "")],
     *[("POST", "/predict", {"headers": {"X-Request-Timeout-Ms": value}}) for value in ("x", "-1", "nan")],
@@ -80,7 +80,7 @@ async def test_errors_reveal_no_internals(client: httpx.AsyncClient) -> None:
 async def test_broken_model_reveals_nothing(open_client: OpenClient, run: Callable[..., Any]) -> None:
     async with open_client(run) as client:
         for _ in range(2):
-            for path, body in (("/predict", {"content": picture(0)}), ("/predict/batch", {"files": [("images", picture(0))]})):
+            for path, body in (("/predict", {"content": png(0)}), ("/predict/batch", {"files": [("images", png(0))]})):
                 assert_tells_nothing(await client.post(path, **body))
         assert_tells_nothing(await client.get("/health/ready"))
 
@@ -94,7 +94,7 @@ async def test_unexpected_errors_reveal_nothing(open_client: OpenClient, monkeyp
 
     monkeypatch.setattr(broken, breaks)
     async with open_client() as client:
-        response = await client.post("/predict", content=picture(0))
+        response = await client.post("/predict", content=png(0))
     assert_problem(response, 500, "internal_error")
     assert response.headers["x-request-id"]
     assert_tells_nothing(response)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.http.limits import HttpLimits
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.predict import IMAGE, MULTIPART, multipart
 from tests.support.wire import PATIENCE_S, open_wire
 
@@ -57,10 +57,10 @@ async def test_mutated_request_is_answered_or_refused(good: bytes, caplog: pytes
 
 
 async def test_mutated_multipart_is_answered_or_refused(client: httpx.AsyncClient) -> None:
-    form = multipart(("Content-Disposition: form-data; name=note", b"some"), (f'{IMAGE}; filename="a.png"', picture(0)))
+    form = multipart(("Content-Disposition: form-data; name=note", b"some"), (f'{IMAGE}; filename="a.png"', png(0)))
     good: bytes = form["content"]
     start = good.index(b"\x89PNG") + 8  # images with wrong bytes have their own tests
-    end = start + len(picture(0)) - 8
+    end = start + len(png(0)) - 8
     seen = set()
     for before, after in zip(mutations(good[:start], 500), mutations(good[end:], 500), strict=True):
         for body in (before + good[start:], good[:end] + after):

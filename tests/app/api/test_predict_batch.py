@@ -6,13 +6,13 @@ import httpx
 import pytest
 
 from tests.app.conftest import OpenClient
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.predict import assert_problem, base64_of
 
 
 @pytest.mark.parametrize("form", ["multipart", "json"])
 async def test_batch_keeps_order_and_isolates_errors(client: httpx.AsyncClient, form: str) -> None:
-    images = [picture(0), b"", picture(1), b"hello", picture(2)]
+    images = [png(0), b"", png(1), b"hello", png(2)]
     body: dict[str, Any] = (
         {"files": [("images", image) for image in images]}
         if form == "multipart"
@@ -25,14 +25,14 @@ async def test_batch_keeps_order_and_isolates_errors(client: httpx.AsyncClient, 
     codes = [result["error"]["code"] if "error" in result else None for result in answer["results"]]
     assert codes == [None, "malformed_request", None, "unsupported_image_format", None]
     for position, seed in ((0, 0), (2, 1), (4, 2)):
-        alone = (await client.post("/predict", params={"top_k": 2}, content=picture(seed))).json()
+        alone = (await client.post("/predict", params={"top_k": 2}, content=png(seed))).json()
         del alone["model"], alone["activation"]
         assert answer["results"][position]["logits"] == pytest.approx(alone["logits"], abs=1e-5)
         assert set(answer["results"][position]) == set(alone)
 
 
 async def test_bad_json_entry_fails_alone(open_client: OpenClient) -> None:
-    good = base64_of(picture(0))
+    good = base64_of(png(0))
     bad: dict[str, tuple[Any, str, str]] = {
         "number": (1, "malformed_request", "must be a base64 string"),
         "null": (None, "malformed_request", "must be a base64 string"),
@@ -48,7 +48,7 @@ async def test_bad_json_entry_fails_alone(open_client: OpenClient) -> None:
     images = [good, *(image for image, _, _ in bad.values()), good]
     async with open_client(max_image_bytes=10_000) as client:
         response = await client.post("/predict/batch", json={"images": images})
-        alone = (await client.post("/predict", content=picture(0))).json()
+        alone = (await client.post("/predict", content=png(0))).json()
     assert response.status_code == 200
     first, *errors, last = response.json()["results"]
     assert first["logits"] == pytest.approx(alone["logits"], abs=1e-5)
@@ -62,9 +62,7 @@ async def test_bad_json_entry_fails_alone(open_client: OpenClient) -> None:
 
 async def test_oversized_part_fails_alone(open_client: OpenClient) -> None:
     async with open_client(max_image_bytes=10_000) as client:
-        response = await client.post(
-            "/predict/batch", files=[("images", image) for image in (picture(0), bytes(10_001), picture(1))]
-        )
+        response = await client.post("/predict/batch", files=[("images", image) for image in (png(0), bytes(10_001), png(1))])
     codes = [result.get("error", {}).get("code") for result in response.json()["results"]]
     assert codes == [None, "image_too_large", None]
 
@@ -73,11 +71,11 @@ async def test_oversized_part_fails_alone(open_client: OpenClient) -> None:
     ("body", "status", "code"),
     [
         pytest.param({}, 400, "malformed_request", id="empty"),
-        pytest.param({"content": picture(0)}, 400, "malformed_request", id="raw"),
+        pytest.param({"content": png(0)}, 400, "malformed_request", id="raw"),
         pytest.param({"json": {"images": []}}, 400, "malformed_request", id="no-images"),
         pytest.param({"json": {"images": "abc"}}, 400, "malformed_request", id="not-a-list"),
-        pytest.param({"files": [("images", picture(0))] * 4}, 422, "invalid_parameter", id="too-many-parts"),
-        pytest.param({"json": {"images": [base64_of(picture(0))] * 4}}, 422, "invalid_parameter", id="too-many-strings"),
+        pytest.param({"files": [("images", png(0))] * 4}, 422, "invalid_parameter", id="too-many-parts"),
+        pytest.param({"json": {"images": [base64_of(png(0))] * 4}}, 422, "invalid_parameter", id="too-many-strings"),
         pytest.param({"files": [("images", bytes(30_000))]}, 413, "image_too_large", id="too-many-bytes"),
     ],
 )
@@ -88,7 +86,7 @@ async def test_invalid_batch_is_refused(open_client: OpenClient, body: dict[str,
 
 async def test_batch_over_the_queue_is_partly_refused(open_client: OpenClient) -> None:
     async with open_client(max_inflight_images=2) as client:
-        response = await client.post("/predict/batch", files=[("images", picture(seed)) for seed in range(4)])
+        response = await client.post("/predict/batch", files=[("images", png(seed)) for seed in range(4)])
     codes = [result.get("error", {}).get("code") for result in response.json()["results"]]
     assert codes == [None, None, "queue_full", "queue_full"]
     assert int(response.headers["retry-after"]) >= 1

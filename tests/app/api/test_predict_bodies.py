@@ -7,7 +7,7 @@ import httpx
 import pytest
 
 from tests.app.conftest import OpenClient
-from tests.support.models import encode, picture, random_picture
+from tests.support.models import encode, png, random_image
 from tests.support.predict import IMAGE, MULTIPART, NO_NUMBERS, NOTE, assert_problem, base64_of, chunks, multipart
 
 
@@ -15,9 +15,9 @@ from tests.support.predict import IMAGE, MULTIPART, NO_NUMBERS, NOTE, assert_pro
     ("request_", "says"),
     [
         pytest.param({}, "There is no image", id="empty"),
-        pytest.param({"files": {"photo": picture(0)}}, "There is no image", id="another-part"),
+        pytest.param({"files": {"photo": png(0)}}, "There is no image", id="another-part"),
         pytest.param({"files": {"image": b""}}, "The image is empty", id="empty-part"),
-        pytest.param({"files": [("image", picture(0)), ("file", picture(1))]}, "more than one image", id="two-images"),
+        pytest.param({"files": [("image", png(0)), ("file", png(1))]}, "more than one image", id="two-images"),
         pytest.param({"files": [(f"x{i}", b"") for i in range(9)]}, "more than 8 parts", id="many-parts"),
         pytest.param({"files": [(f"x{i}", b"") for i in range(1001)]}, "more than 8 parts", id="a-flood-of-parts"),
         pytest.param(multipart(("Content-Disposition: form-data; name=x", bytes(2_000_000))), "no image", id="huge-field"),
@@ -25,13 +25,13 @@ from tests.support.predict import IMAGE, MULTIPART, NO_NUMBERS, NOTE, assert_pro
         pytest.param(
             {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary="}}, "no boundary", id="empty-boundary"
         ),
-        pytest.param(multipart((IMAGE, picture(0)), boundary="b" * 71), "longer than 70 bytes", id="long-boundary"),
-        pytest.param(multipart((IMAGE, picture(0)), boundary="b" * 10_000), "longer than 1024 bytes", id="huge-boundary"),
-        pytest.param(multipart((IMAGE + "\r\na: b" * 200, picture(0))), "is broken", id="part-header-flood"),
-        pytest.param(multipart((f"{IMAGE}\r\na: {'b' * 65536}", picture(0))), "is broken", id="part-header-bomb"),
-        pytest.param(multipart((f'{IMAGE}; filename="{"a" * 100_000}"', picture(0))), "is broken", id="filename-bomb"),
-        pytest.param(multipart((IMAGE, picture(0)), before=b"hello\r\n" * 100_000), "is broken", id="preamble"),
-        pytest.param({"files": [("image", picture(0))] * 1001}, "more than one image", id="many-images"),
+        pytest.param(multipart((IMAGE, png(0)), boundary="b" * 71), "longer than 70 bytes", id="long-boundary"),
+        pytest.param(multipart((IMAGE, png(0)), boundary="b" * 10_000), "longer than 1024 bytes", id="huge-boundary"),
+        pytest.param(multipart((IMAGE + "\r\na: b" * 200, png(0))), "is broken", id="part-header-flood"),
+        pytest.param(multipart((f"{IMAGE}\r\na: {'b' * 65536}", png(0))), "is broken", id="part-header-bomb"),
+        pytest.param(multipart((f'{IMAGE}; filename="{"a" * 100_000}"', png(0))), "is broken", id="filename-bomb"),
+        pytest.param(multipart((IMAGE, png(0)), before=b"hello\r\n" * 100_000), "is broken", id="preamble"),
+        pytest.param({"files": [("image", png(0))] * 1001}, "more than one image", id="many-images"),
         pytest.param({"content": b"garbage", "headers": {"Content-Type": MULTIPART}}, "is broken", id="garbage"),
         pytest.param(
             {
@@ -76,7 +76,7 @@ async def test_malformed_request_is_400(client: httpx.AsyncClient, request_: dic
 @pytest.mark.parametrize("framing", ["raw", "chunked", "multipart", "json"])
 async def test_image_over_max_bytes_is_413(open_client: OpenClient, framing: str) -> None:
     def request(size: int) -> dict[str, Any]:
-        image_bytes = picture(0) + bytes(size - len(picture(0)))  # decoders ignore bytes after the image
+        image_bytes = png(0) + bytes(size - len(png(0)))  # decoders ignore bytes after the image
         forms: dict[str, dict[str, Any]] = {
             "raw": {"content": image_bytes},
             "chunked": {"content": chunks(image_bytes[:5000], image_bytes[5000:])},
@@ -110,7 +110,7 @@ async def test_oversized_body_is_not_read_to_its_end(open_client: OpenClient, de
 
 async def test_image_over_max_pixels_is_413(open_client: OpenClient) -> None:
     async with open_client(max_image_pixels=1000) as client:
-        problem = assert_problem(await client.post("/predict", content=picture(0)), 413, "image_too_large")
+        problem = assert_problem(await client.post("/predict", content=png(0)), 413, "image_too_large")
     assert "40 x 36 pixels" in problem["detail"]
 
 
@@ -163,25 +163,25 @@ async def test_multipart_flood_stops_reading(open_client: OpenClient, case: tupl
 )
 async def test_odd_content_type_is_400(client: httpx.AsyncClient, headers: list[tuple[str, str]], says: str) -> None:
     for path in ("/predict", "/predict/batch"):
-        response = await client.post(path, content=picture(0), headers=headers)
+        response = await client.post(path, content=png(0), headers=headers)
         assert says in assert_problem(response, 400, "malformed_request")["detail"]
 
 
 @pytest.mark.parametrize(
     "form",
     [
-        pytest.param(multipart((IMAGE, picture(0)), boundary="b" * 70), id="longest-boundary"),
-        pytest.param(multipart((IMAGE, picture(0)), before=b"\r\n" * 500_000), id="blank-preamble"),
-        pytest.param(multipart((IMAGE, picture(0)), after=b"x" * 1_000_000), id="epilogue"),
-        pytest.param(multipart((IMAGE, picture(0)), after=b"\r\n--frontier\r\n" * 1000), id="boundaries-in-the-epilogue"),
-        pytest.param(multipart((IMAGE, picture(0) + b"\r\n--frontierx" * 8)), id="a-few-lines-like-the-boundary"),
-        pytest.param(multipart((NOTE, b"some\r\n--frontier \t\r\n" + IMAGE.encode() + b"\r\n\r\n" + picture(0))), id="padding"),
-        pytest.param(multipart((f'{IMAGE}; filename="../../etc/passwd"', picture(0))), id="filename-path"),
-        pytest.param(multipart((f"{IMAGE}; filename=\"a.php%00.jpg\"; filename*=UTF-8''x", picture(0))), id="filename-star"),
-        pytest.param(multipart((f'{IMAGE}; filename="{"A" * 255}"', picture(0))), id="filename-long"),
-        pytest.param(multipart((f'{IMAGE}; filename="\u202egpj.exe"', picture(0))), id="filename-right-to-left"),
-        pytest.param(multipart((f'{IMAGE}; filename="a%0D%0Ab.png"', picture(0))), id="filename-line-break"),
-        pytest.param(multipart(("Content-Disposition: form-data; name=image", picture(0))), id="unquoted-name"),
+        pytest.param(multipart((IMAGE, png(0)), boundary="b" * 70), id="longest-boundary"),
+        pytest.param(multipart((IMAGE, png(0)), before=b"\r\n" * 500_000), id="blank-preamble"),
+        pytest.param(multipart((IMAGE, png(0)), after=b"x" * 1_000_000), id="epilogue"),
+        pytest.param(multipart((IMAGE, png(0)), after=b"\r\n--frontier\r\n" * 1000), id="boundaries-in-the-epilogue"),
+        pytest.param(multipart((IMAGE, png(0) + b"\r\n--frontierx" * 8)), id="a-few-lines-like-the-boundary"),
+        pytest.param(multipart((NOTE, b"some\r\n--frontier \t\r\n" + IMAGE.encode() + b"\r\n\r\n" + png(0))), id="padding"),
+        pytest.param(multipart((f'{IMAGE}; filename="../../etc/passwd"', png(0))), id="filename-path"),
+        pytest.param(multipart((f"{IMAGE}; filename=\"a.php%00.jpg\"; filename*=UTF-8''x", png(0))), id="filename-star"),
+        pytest.param(multipart((f'{IMAGE}; filename="{"A" * 255}"', png(0))), id="filename-long"),
+        pytest.param(multipart((f'{IMAGE}; filename="\u202egpj.exe"', png(0))), id="filename-right-to-left"),
+        pytest.param(multipart((f'{IMAGE}; filename="a%0D%0Ab.png"', png(0))), id="filename-line-break"),
+        pytest.param(multipart(("Content-Disposition: form-data; name=image", png(0))), id="unquoted-name"),
     ],
 )
 async def test_unusual_but_valid_multipart_is_200(client: httpx.AsyncClient, form: dict[str, Any]) -> None:
@@ -199,21 +199,21 @@ async def test_non_image_is_415(client: httpx.AsyncClient, content: bytes) -> No
 
 async def test_disabled_format_is_415(open_client: OpenClient) -> None:
     async with open_client(image_formats="jpeg") as client:
-        assert_problem(await client.post("/predict", content=picture(0)), 415, "unsupported_image_format")
-        jpeg = encode(random_picture(0), "JPEG")
+        assert_problem(await client.post("/predict", content=png(0)), 415, "unsupported_image_format")
+        jpeg = encode(random_image(0), "JPEG")
         assert (await client.post("/predict", content=jpeg)).status_code == 200
 
 
 @pytest.mark.parametrize("encodings", [["gzip"], ["identity", "gzip"], ["identity, br"], [""]])
 async def test_compressed_body_is_415(client: httpx.AsyncClient, encodings: list[str]) -> None:
     headers = [("Content-Encoding", encoding) for encoding in encodings]
-    response = await client.post("/predict", content=picture(0), headers=headers)
+    response = await client.post("/predict", content=png(0), headers=headers)
     assert_problem(response, 415, "unsupported_image_format")
 
 
 @pytest.mark.parametrize("sent", [*NO_NUMBERS, "\uff15", "\u0665", ""])
 async def test_invalid_top_k_is_422(client: httpx.AsyncClient, sent: str) -> None:
-    response = await client.post("/predict", params={"top_k": sent}, content=picture(0))
+    response = await client.post("/predict", params={"top_k": sent}, content=png(0))
     assert "top_k" in assert_problem(response, 422, "invalid_parameter")["detail"]
 
 
@@ -227,5 +227,5 @@ async def test_invalid_content_length_is_400(client: httpx.AsyncClient, sent: st
 
 @pytest.mark.parametrize("params", [{"top_k": 0}, {"top_k": -3}, {"top_k": "many"}, {"vectors": "perhaps"}])
 async def test_parameter_out_of_range_is_422(client: httpx.AsyncClient, params: dict[str, Any]) -> None:
-    problem = assert_problem(await client.post("/predict", params=params, content=picture(0)), 422, "invalid_parameter")
+    problem = assert_problem(await client.post("/predict", params=params, content=png(0)), 422, "invalid_parameter")
     assert next(iter(params)) in problem["detail"]

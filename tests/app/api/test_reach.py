@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from tests.support.models import encode, picture, random_picture
+from tests.support.models import encode, png, random_image
 from tests.support.predict import IMAGE, base64_of, multipart
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -47,7 +47,7 @@ def watched() -> Iterator[list[str]]:
 
 
 URL = "http://127.0.0.1:1/picture.png"
-LARGE = encode(random_picture(0, 1200, 1200))  # large enough for a framework's temporary file
+LARGE = encode(random_image(0, 1200, 1200))  # large enough for a framework's temporary file
 
 BODIES: list[dict[str, Any]] = [
     {"content": LARGE},
@@ -65,7 +65,7 @@ BODIES: list[dict[str, Any]] = [
 
 
 async def test_images_open_no_files_or_connections(client: httpx.AsyncClient) -> None:
-    await client.post("/predict", content=picture(0))  # one-time setup is done
+    await client.post("/predict", content=png(0))  # one-time setup is done
     statuses = []
     with watched() as seen:
         for body in BODIES:

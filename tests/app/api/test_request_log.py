@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.app.conftest import OpenClient
-from tests.support.models import picture
+from tests.support.models import png
 
 Lines = Callable[..., list[dict[str, Any]]]
 
@@ -55,7 +55,7 @@ async def test_each_refusal_reason_has_a_line(open_client: OpenClient, lines: Li
         for _ in range(2):
             await client.post("/predict", content=b"no picture")
             await client.post("/predict", content=bytes(2000))
-            await client.post("/predict?top_k=0", content=picture(0))
+            await client.post("/predict?top_k=0", content=png(0))
             await client.get("/predict")
     reasons = [(line["status"], line["code"]) for line in lines()]
     assert sorted(set(reasons)) == [
@@ -70,7 +70,7 @@ async def test_each_refusal_reason_has_a_line(open_client: OpenClient, lines: Li
 
 async def stalled() -> AsyncIterator[bytes]:
     """Send the beginning of an image and stop."""
-    yield picture(0)[:10]
+    yield png(0)[:10]
     await asyncio.Event().wait()
 
 
@@ -81,7 +81,7 @@ async def test_answers_and_failures_have_every_line(open_client: OpenClient, lin
     async with open_client(run=fail) as client:
         for _ in range(3):
             await client.get("/model")
-            await client.post("/predict", content=picture(0))
+            await client.post("/predict", content=png(0))
             await client.post("/predict", content=stalled(), headers={"X-Request-Timeout-Ms": "1"})
     statuses = [line["status"] for line in lines()]
     assert [statuses.count(status) for status in (200, 500, 504)] == [3, 3, 3]

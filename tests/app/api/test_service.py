@@ -18,7 +18,7 @@ from app.serving.loading import load_classifier
 from app.serving.service import Service
 from app.settings import Settings, read_settings
 from tests.app.conftest import OpenClient
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.predict import Held, assert_problem
 
 
@@ -62,7 +62,7 @@ async def test_loading_service_is_live_not_ready(tiny_checkpoint: Any) -> None:
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client,
     ):
         assert (await client.get("/health/live")).status_code == 200
-        for call in (client.get("/health/ready"), client.post("/predict", content=picture(0)), client.get("/model")):
+        for call in (client.get("/health/ready"), client.post("/predict", content=png(0)), client.get("/model")):
             response = await call
             assert_problem(response, 503, "not_ready")
             assert int(response.headers["retry-after"]) >= 1
@@ -85,11 +85,11 @@ async def test_load_failure_ends_the_service(tiny_checkpoint: Any) -> None:
 async def test_draining_finishes_work_and_refuses_more(open_client: OpenClient) -> None:
     held = Held()
     async with open_client(held) as client:
-        first = asyncio.create_task(client.post("/predict", content=picture(0)))
+        first = asyncio.create_task(client.post("/predict", content=png(0)))
         await held.begun.wait()
         drained = asyncio.create_task(client.app.state.vit_serve.service.drain(30))  # type: ignore[attr-defined]
         await asyncio.sleep(0)
-        refused = await client.post("/predict", content=picture(1))
+        refused = await client.post("/predict", content=png(1))
         assert_problem(refused, 503, "draining")
         assert (refused.headers["connection"], int(refused.headers["retry-after"]) >= 1) == ("close", True)
         assert_problem(await client.get("/health/ready"), 503, "draining")
@@ -121,7 +121,7 @@ async def test_late_upload_does_not_block_closing(
 async def test_drain_returns_false_on_timeout(open_client: OpenClient) -> None:
     held = Held()
     async with open_client(held) as client:
-        first = asyncio.create_task(client.post("/predict", content=picture(0)))
+        first = asyncio.create_task(client.post("/predict", content=png(0)))
         await held.begun.wait()
         assert not await client.app.state.vit_serve.service.drain(0.01)  # type: ignore[attr-defined]
         held.gate.set()
@@ -129,9 +129,9 @@ async def test_drain_returns_false_on_timeout(open_client: OpenClient) -> None:
 
 
 async def test_every_answer_has_id_and_timings(client: httpx.AsyncClient) -> None:
-    for response in (await client.post("/predict", content=picture(0)), await client.get("/nowhere")):
+    for response in (await client.post("/predict", content=png(0)), await client.get("/nowhere")):
         assert re.fullmatch("[0-9a-f]{32}", response.headers["x-request-id"])
-    predicted = (await client.post("/predict", content=picture(0))).headers["server-timing"]
+    predicted = (await client.post("/predict", content=png(0))).headers["server-timing"]
     steps = dict(re.findall(r"(\w+);dur=([\d.]+)", predicted))
     assert list(steps) == ["decode", "queue", "inference", "total"]
     times = {name: float(value) for name, value in steps.items()}
@@ -152,7 +152,7 @@ async def test_unfit_request_id_is_replaced(client: httpx.AsyncClient, sent: Any
 
 async def test_framework_errors_are_problems(client: httpx.AsyncClient) -> None:
     assert_problem(await client.get("/nowhere"), 404, "not_found")
-    assert_problem(await client.post("/predict/", content=picture(0)), 404, "not_found")  # and no redirect
+    assert_problem(await client.post("/predict/", content=png(0)), 404, "not_found")  # and no redirect
     for method in ("GET", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"):
         wrong_method = await client.request(method, "/predict")
         assert_problem(wrong_method, 405, "method_not_allowed")
@@ -205,7 +205,7 @@ async def test_10_000_paths_add_no_series(client: httpx.AsyncClient) -> None:
 
 
 async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
-    await client.post("/predict", content=picture(0))
+    await client.post("/predict", content=png(0))
     await client.post("/predict", content=b"hello")
     await client.get("/nowhere/1")
     await client.get("/nowhere/2")
@@ -294,7 +294,7 @@ async def test_browser_can_read_errors(open_client: OpenClient, monkeypatch: pyt
 
     monkeypatch.setattr("app.api.predict.read_image", broken)
     async with open_client(cors_origins="https://shop.example") as client:
-        response = await client.post("/predict", content=picture(0), headers={"Origin": "https://shop.example"})
+        response = await client.post("/predict", content=png(0), headers={"Origin": "https://shop.example"})
     assert_problem(response, 500, "internal_error")
     assert response.headers["access-control-allow-origin"] == "https://shop.example"
 
@@ -336,7 +336,7 @@ async def test_documents_can_be_switched_off(open_client: OpenClient) -> None:
         for path in ("/docs", "/docs/swagger-ui.css", "/openapi.json", "/redoc"):
             problem = assert_problem(await client.get(path), 404, "not_found")
             assert "/docs" not in problem["detail"]
-        assert (await client.post("/predict", content=picture(0))).status_code == 200
+        assert (await client.post("/predict", content=png(0))).status_code == 200
 
 
 @pytest.mark.parametrize("options", [{"metrics": False}, {"metrics_port": 0}])

@@ -18,7 +18,7 @@ from app.errors import StartError
 from model.checkpoints.tensors.regular_file import read_file
 from tests.app.conftest import OpenClient
 from tests.support.clock import Clock
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.predict import assert_problem
 from tests.support.server import Server, running_server
 
@@ -50,7 +50,7 @@ def file(tmp_path: Path) -> Path:
 )
 async def test_routes_that_need_a_key(open_client: OpenClient, headers: dict[str, Any], status: int) -> None:
     async with open_client(api_keys="secret,other,schlüssel") as client:
-        for call in (client.post("/predict", content=picture(0), headers=headers), client.get("/model", headers=headers)):
+        for call in (client.post("/predict", content=png(0), headers=headers), client.get("/model", headers=headers)):
             response = await call
             assert response.status_code == status
             if status == 401:
@@ -66,7 +66,7 @@ async def test_missing_key_leaves_body_unread(open_client: OpenClient) -> None:
     async def body() -> AsyncIterator[bytes]:
         nonlocal read
         read += 1
-        yield picture(0)
+        yield png(0)
 
     async with open_client(api_keys="secret") as client:
         assert_problem(await client.post("/predict", content=body()), 401, "unauthorized")

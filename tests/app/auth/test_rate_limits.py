@@ -15,7 +15,7 @@ from app.errors import RateLimited, StartError
 from app.setting_values import Rate
 from tests.app.conftest import OpenClient
 from tests.support.clock import Clock
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.predict import assert_problem
 from tests.support.server import Server, running_server
 
@@ -120,7 +120,7 @@ async def test_rate_limited_body_is_not_read(open_client: OpenClient, options: d
     async def body() -> AsyncIterator[bytes]:
         nonlocal read
         read += 1
-        yield picture(0)
+        yield png(0)
 
     async with open_client(**options) as client:
         assert (await client.post("/predict", content=body(), headers=headers)).status_code == 200
@@ -137,7 +137,7 @@ async def test_rate_limited_body_is_not_read(open_client: OpenClient, options: d
 
 async def test_batch_counts_as_one_request(open_client: OpenClient) -> None:
     async with open_client(rate_limit_per_address="2/hour") as client:
-        files = [("images", picture(seed)) for seed in range(5)]
+        files = [("images", png(seed)) for seed in range(5)]
         statuses = [(await client.post("/predict/batch", files=files)).status_code for _ in range(3)]
     assert statuses == [200, 200, 429]
 

@@ -13,7 +13,7 @@ from app.decoding.headers.jpeg import count_scans
 from app.decoding.headers.sniff import sniff_format
 from app.decoding.pool.fair_queue import turn_of
 from app.errors import UndecodableImage
-from tests.support.models import encode, random_picture
+from tests.support.models import encode, random_image
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO", "AVIF", pillow_name("heic"), "TIFF"]
 HEADER_BYTES = {"AVIF": 320, "HEIF": 460, "TIFF": 200}
@@ -24,19 +24,19 @@ MORE_HEADER: dict[str, dict[str, object]] = {"GIF": {"comment": b"hello", "loop"
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 def test_pixels_are_those_of_pillow(image_format: str, mode: str) -> None:
     width, height = (128, 64) if image_format == "HEIF" else (123, 45)  # its encoder pads to whole blocks
-    assert count_pixels(encode(random_picture(0, width, height).convert(mode), image_format)) == width * height
+    assert count_pixels(encode(random_image(0, width, height).convert(mode), image_format)) == width * height
 
 
 @pytest.mark.parametrize(
     "options", [{"progressive": True}, {"exif": b"Exif\0\0" + bytes(40_000), "icc_profile": bytes(300_000)}]
 )
 def test_pixels_of_jpeg_with_long_header(options: dict[str, object]) -> None:
-    assert count_pixels(encode(random_picture(0, 123, 45), "JPEG", **options)) == 123 * 45
+    assert count_pixels(encode(random_image(0, 123, 45), "JPEG", **options)) == 123 * 45
 
 
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_damaged_header_is_counted_or_unknown(image_format: str) -> None:
-    rng, image = random.Random(0), encode(random_picture(1), image_format)
+    rng, image = random.Random(0), encode(random_image(1), image_format)
     for length in range(min(len(image), 400)):
         count_pixels(image[:length])
     for _ in range(500):
@@ -50,7 +50,7 @@ def test_damaged_header_is_counted_or_unknown(image_format: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("image_format", FORMATS)
 def test_damage_hides_no_pixels_from_the_count(image_format: str) -> None:
-    rng, image = random.Random(1), encode(random_picture(1), image_format, **MORE_HEADER.get(image_format, {}))
+    rng, image = random.Random(1), encode(random_image(1), image_format, **MORE_HEADER.get(image_format, {}))
     for _ in range(2000):
         damaged = bytearray(image)
         for _ in range(rng.randrange(1, 4)):
@@ -87,15 +87,15 @@ def test_any_prefix_of_gif_is_counted_or_unknown() -> None:
 
 
 def test_padding_of_jpeg_is_bounded_as_a_whole() -> None:
-    padded = b"\xff\xd8" + (b"\xff" * 60_000 + b"\xe0\0\2") * 3 + encode(random_picture(0), "JPEG")[2:]
+    padded = b"\xff\xd8" + (b"\xff" * 60_000 + b"\xe0\0\2") * 3 + encode(random_image(0), "JPEG")[2:]
     assert count_pixels(padded) == 0
     with pytest.raises(UndecodableImage):
         count_scans(padded)
 
 
 def test_hidden_size_counts_as_heavy() -> None:
-    jpeg = encode(random_picture(0), "JPEG")
+    jpeg = encode(random_image(0), "JPEG")
     hidden = jpeg[:2] + b"\xff\xfe\0\2" * 300 + jpeg[2:]  # comments before the size
-    assert Image.open(io.BytesIO(hidden)).size == random_picture(0).size
+    assert Image.open(io.BytesIO(hidden)).size == random_image(0).size
     assert count_pixels(hidden) is None
     assert turn_of(0, hidden, None).heavy

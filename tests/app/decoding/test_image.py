@@ -19,7 +19,7 @@ from app.decoding.headers import webp
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
 from model.preprocessing import Preprocessing, from_hugging_face
 from tests.app.decoding.decoders import HALF, as_pixels, decoder, oriented, refused
-from tests.support.models import encode, random_picture
+from tests.support.models import encode, random_image
 
 decode = decoder().decode
 
@@ -46,14 +46,14 @@ def png(rows: bytes, size: tuple[int, int], *, interlaced: bool = False, before:
     ],
 )
 def test_pixels_equal_pillows(image_format: str, options: dict[str, Any]) -> None:
-    image_bytes = encode(random_picture(0), image_format, **options)
+    image_bytes = encode(random_image(0), image_format, **options)
     with Image.open(io.BytesIO(image_bytes)) as image:
         assert np.array_equal(decode(image_bytes), as_pixels(image))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_turned_photo_stands_upright(orientation: int) -> None:
-    upright = random_picture(3)
+    upright = random_image(3)
     turn_back = [None, Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
                  Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_90, Image.Transpose.TRANSVERSE,
                  Image.Transpose.ROTATE_270][orientation - 1]  # fmt: skip
@@ -63,8 +63,8 @@ def test_turned_photo_stands_upright(orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", [0, 9, 65_535])
 def test_unknown_orientation_is_ignored(orientation: int) -> None:
-    turned = encode(random_picture(4), "PNG", exif=oriented(orientation))
-    assert np.array_equal(decode(turned), as_pixels(random_picture(4)))
+    turned = encode(random_image(4), "PNG", exif=oriented(orientation))
+    assert np.array_equal(decode(turned), as_pixels(random_image(4)))
 
 
 def test_transparency_becomes_white() -> None:
@@ -85,10 +85,10 @@ def test_transparent_palette_becomes_white() -> None:
     "image_bytes",
     [
         pytest.param(encode(Image.fromarray(np.arange(0, 65_536, 64).astype(np.uint16).reshape(32, 32))), id="16-bit-grey"),
-        pytest.param(encode(random_picture(2).quantize(7), transparency=3), id="palette-with-transparency"),
-        pytest.param(encode(random_picture(3).convert("RGBA").rotate(30)), id="alpha"),
-        pytest.param(encode(random_picture(4).convert("CMYK"), "JPEG"), id="cmyk"),
-        pytest.param(encode(random_picture(1), "JPEG", exif=oriented(6)), id="turned"),
+        pytest.param(encode(random_image(2).quantize(7), transparency=3), id="palette-with-transparency"),
+        pytest.param(encode(random_image(3).convert("RGBA").rotate(30)), id="alpha"),
+        pytest.param(encode(random_image(4).convert("CMYK"), "JPEG"), id="cmyk"),
+        pytest.param(encode(random_image(1), "JPEG", exif=oriented(6)), id="turned"),
     ],
 )
 def test_training_sees_the_served_pixels(image_bytes: bytes) -> None:
@@ -104,7 +104,7 @@ def test_16_bit_grey_is_scaled_not_clipped() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "YCbCr"])
 def test_other_modes_become_rgb(mode: str) -> None:
-    image = random_picture(5).convert(mode)
+    image = random_image(5).convert(mode)
     image_bytes = encode(image, "JPEG" if mode in ("CMYK", "YCbCr") else "PNG")
     with Image.open(io.BytesIO(image_bytes)) as stored:
         assert np.array_equal(decode(image_bytes), as_pixels(stored))
@@ -124,7 +124,7 @@ PROCESSORS = [
 @pytest.mark.parametrize(("processor", "options"), PROCESSORS)
 @pytest.mark.parametrize("size", [(640, 480), (333, 500), (29, 31), (16, 90), (1, 1), (300, 7)], ids=str)
 def test_pixels_equal_those_of_transformers(processor: Any, options: dict[str, Any], size: tuple[int, int]) -> None:
-    image = random_picture(6, max(4, size[0]), max(4, size[1])).resize(size)
+    image = random_image(6, max(4, size[0]), max(4, size[1])).resize(size)
     reference = processor(**options, do_rescale=False, do_normalize=False, do_convert_rgb=True)
     expected = reference(image, return_tensors="np")["pixel_values"][0]
     preprocessing = from_hugging_face({"image_processor_type": processor.__name__, **options})
@@ -165,7 +165,7 @@ def test_no_image_is_415(content: bytes) -> None:
 
 
 def test_first_bytes_tell_a_polyglot() -> None:
-    image_bytes = encode(random_picture(0))
+    image_bytes = encode(random_image(0))
     archive = b"PK\3\4" + bytes(26)
     assert np.array_equal(decode(image_bytes + archive), decode(image_bytes))
     refused(archive + image_bytes, UnsupportedImageFormat)
@@ -173,38 +173,38 @@ def test_first_bytes_tell_a_polyglot() -> None:
 
 @pytest.mark.parametrize("image_format", ["JPEG", "WEBP", "GIF", "BMP"])
 def test_format_is_never_opened_as_another(image_format: str) -> None:
-    refused(b"\x89PNG\r\n\x1a\n" + encode(random_picture(0), image_format), UndecodableImage)
+    refused(b"\x89PNG\r\n\x1a\n" + encode(random_image(0), image_format), UndecodableImage)
 
 
 def test_disabled_format_is_415() -> None:
-    message = refused(encode(random_picture(0), "GIF"), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
+    message = refused(encode(random_image(0), "GIF"), UnsupportedImageFormat, formats=frozenset({"jpeg"}))
     assert message.startswith("gif images are not enabled here; send one of: jpeg.")
     assert message.endswith("VIT_IMAGE_FORMATS=jpeg,gif.")
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
 def test_truncated_image_is_undecodable(image_format: str) -> None:
-    image_bytes = encode(random_picture(7, 200, 200), image_format)
+    image_bytes = encode(random_image(7, 200, 200), image_format)
     for share in (0.02, 0.5, 0.9):
         refused(image_bytes[: max(16, int(len(image_bytes) * share))], UndecodableImage)
 
 
 def test_corrupt_image_is_undecodable() -> None:
-    image_bytes = bytearray(encode(random_picture(8)))
+    image_bytes = bytearray(encode(random_image(8)))
     start = image_bytes.index(b"IDAT") + 100
     image_bytes[start : start + 40] = bytes(40)
     refused(bytes(image_bytes), UndecodableImage)
 
 
 def test_bytes_over_the_limit_are_413() -> None:
-    image_bytes = encode(random_picture(9))
+    image_bytes = encode(random_image(9))
     size = len(image_bytes)
     assert decoder(max_bytes=size).decode(image_bytes).shape == (3, 36, 40)
     assert f"{size} bytes; at most {size - 1}" in refused(image_bytes, ImageTooLarge, max_bytes=size - 1)
 
 
 def test_pixels_over_the_limit_are_413() -> None:
-    image_bytes = encode(random_picture(9))
+    image_bytes = encode(random_image(9))
     assert decoder(max_pixels=36 * 40).decode(image_bytes).shape == (3, 36, 40)
     assert "40 x 36 pixels; at most 1439" in refused(image_bytes, ImageTooLarge, max_pixels=36 * 40 - 1)
 
@@ -220,18 +220,18 @@ def with_scans(jpeg: bytes, more: int) -> bytes:
 
 
 def test_scan_bomb_is_refused() -> None:
-    bomb = with_scans(encode(random_picture(10), "JPEG", progressive=True), 100)
+    bomb = with_scans(encode(random_image(10), "JPEG", progressive=True), 100)
     assert "more than 100 scans" in refused(bomb, UndecodableImage)
 
 
 def test_large_image_may_have_fewer_scans() -> None:
-    image_bytes = with_scans(encode(random_picture(10), "JPEG", progressive=True), 30)
+    image_bytes = with_scans(encode(random_image(10), "JPEG", progressive=True), 30)
     assert decoder(max_pixels=2 * 40 * 36).decode(image_bytes).shape == (3, 36, 40)
     assert "40 scans, too many for its size" in refused(image_bytes, UndecodableImage, max_pixels=40 * 36)
 
 
 def test_jpeg_behind_stray_bytes_is_refused() -> None:
-    image_bytes = encode(random_picture(10), "JPEG")
+    image_bytes = encode(random_image(10), "JPEG")
     assert np.array_equal(decode(image_bytes[:2] + b"\xff" * 1000 + image_bytes[2:]), decode(image_bytes))
     refused(image_bytes[:2] + b"\xff" * 100_000 + image_bytes[2:], UndecodableImage)
 
@@ -241,8 +241,8 @@ def test_one_pixel_wide_bomb_is_refused() -> None:
 
 
 def test_webp_canvas_bomb_is_refused_by_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    frames = {"save_all": True, "append_images": [random_picture(2)], "lossless": True}
-    webp = bytearray(encode(random_picture(1), "WEBP", **frames))
+    frames = {"save_all": True, "append_images": [random_image(2)], "lossless": True}
+    webp = bytearray(encode(random_image(1), "WEBP", **frames))
     webp[24:30] = (16_382).to_bytes(3, "little") * 2
     monkeypatch.setattr(Image, "open", None)
     assert "16383 x 16383" in refused(bytes(webp), ImageTooLarge)
@@ -250,13 +250,13 @@ def test_webp_canvas_bomb_is_refused_by_header(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("options", [{"lossless": True}, {"lossless": False}, {"lossless": True, "exact": True}])
 def test_webp_size_equals_pillows(options: dict[str, Any]) -> None:
-    assert webp.size(encode(random_picture(1, 44, 36), "WEBP", **options)) == (44, 36)
-    assert webp.size(encode(random_picture(1, 44, 36).convert("RGBA"), "WEBP", **options)) == (44, 36)
+    assert webp.size(encode(random_image(1, 44, 36), "WEBP", **options)) == (44, 36)
+    assert webp.size(encode(random_image(1, 44, 36).convert("RGBA"), "WEBP", **options)) == (44, 36)
     assert webp.size(b"RIFF\0\0\0\0WEBPVP8X") is None
 
 
 def test_data_behind_a_jpeg_is_ignored() -> None:
-    image_bytes = encode(random_picture(10), "JPEG", progressive=True)
+    image_bytes = encode(random_image(10), "JPEG", progressive=True)
     motion_photo = image_bytes + b"\xff\xda" * 500
     assert np.array_equal(decode(motion_photo), decode(image_bytes))
 
@@ -296,7 +296,7 @@ def test_run_length_encoded_bmp() -> None:
 
 @pytest.mark.parametrize("image_format", ["PNG", "GIF", "WEBP", "MPO"])
 def test_animation_decodes_first_frame_only(image_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = (random_picture(seed).quantize(64).convert("RGB") for seed in (1, 2))
+    first, second = (random_image(seed).quantize(64).convert("RGB") for seed in (1, 2))
     options = {"lossless": True} if image_format == "WEBP" else {}
     animated = encode(first, image_format, save_all=True, append_images=[second], **options)
     with Image.open(io.BytesIO(encode(first, "JPEG" if image_format == "MPO" else "PNG"))) as still:
@@ -342,9 +342,9 @@ def test_transparent_16_bit_grey_becomes_white() -> None:
 
 
 def test_conversion_in_strips_has_no_seams() -> None:
-    colours = random_picture(12, 1200, 1000)
+    colours = random_image(12, 1200, 1000)
     image = colours.convert("RGBA")
-    image.putalpha(random_picture(13, 1200, 1000).convert("L"))
+    image.putalpha(random_image(13, 1200, 1000).convert("L"))
     on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     pixels = decoder(max_pixels=1_200_000).decode(encode(image, compress_level=1))
     assert np.array_equal(pixels, as_pixels(on_white))
@@ -361,7 +361,7 @@ def test_conversion_in_strips_has_no_seams() -> None:
 )
 @pytest.mark.filterwarnings("ignore")
 def test_broken_exif_is_ignored(directory: bytes) -> None:
-    image_bytes = encode(random_picture(4), "JPEG")
+    image_bytes = encode(random_image(4), "JPEG")
     exif = b"Exif\0\0II*\0\x08\0\0\0" + directory
     with_exif = image_bytes[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + image_bytes[2:]
     assert np.array_equal(decode(with_exif), decode(image_bytes))
@@ -370,7 +370,7 @@ def test_broken_exif_is_ignored(directory: bytes) -> None:
 @given(data=st.data(), image_format=st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP"]))
 @settings(max_examples=200, deadline=None)
 def test_flipped_bytes_raise_service_errors_only(data: st.DataObject, image_format: str) -> None:
-    image_bytes = bytearray(encode(random_picture(11), image_format))
+    image_bytes = bytearray(encode(random_image(11), image_format))
     for _ in range(data.draw(st.integers(1, 8))):
         image_bytes[data.draw(st.integers(0, len(image_bytes) - 1))] = data.draw(st.integers(0, 255))
     try:

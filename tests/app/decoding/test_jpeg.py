@@ -10,7 +10,7 @@ from app.errors import UndecodableImage
 from app.pixels import Pixels
 from model.preprocessing import Interpolation, Preprocessing
 from tests.app.decoding.decoders import HALF, decoder, oriented
-from tests.support.models import encode, random_picture
+from tests.support.models import encode, random_image
 
 
 def preprocessing(
@@ -30,7 +30,7 @@ def differences(image_bytes: bytes, how: Preprocessing) -> Pixels:
 
 
 def jpeg(width: int, height: int, mode: str = "RGB", **options: Any) -> bytes:
-    return encode(random_picture(1, width, height).convert(mode), "JPEG", **{"quality": 90, **options})
+    return encode(random_image(1, width, height).convert(mode), "JPEG", **{"quality": 90, **options})
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from app.settings import Settings
 from model.preprocessing import Preprocessing
 from tests.app.decoding import decoders
 from tests.app.decoding.decoders import DEFAULT_FORMATS, HALF, as_pixels, oriented
-from tests.support.models import encode, random_picture
+from tests.support.models import encode, random_image
 
 MORE = ["avif", "heic", "tiff"]
 PILLOW = {image_format: pillow_name(image_format) for image_format in MORE}
@@ -43,7 +43,7 @@ decode = decoder().decode
 
 
 def sample(image_format: str, seed: int = 1) -> bytes:
-    return encode(random_picture(seed, 120, 80), PILLOW[image_format])
+    return encode(random_image(seed, 120, 80), PILLOW[image_format])
 
 
 def box(kind: bytes, content: bytes) -> bytes:
@@ -105,7 +105,7 @@ def test_brands_tell_the_format(brands: bytes, image_format: str | None) -> None
 
 @pytest.mark.parametrize("image_format", MORE)
 def test_transparency_becomes_white(image_format: str) -> None:
-    image = random_picture(3).convert("RGBA")
+    image = random_image(3).convert("RGBA")
     image.putalpha(0)
     assert (decode(encode(image, PILLOW[image_format])) >= 254).all()
 
@@ -114,7 +114,7 @@ def test_transparency_becomes_white(image_format: str) -> None:
 @pytest.mark.parametrize("image_format", MORE)
 def test_turned_photo_is_turned_once(image_format: str, orientation: int) -> None:
     exif = oriented(orientation)
-    stored = random_picture(4, 64, 40).convert("L").convert("RGB")  # without chroma, which is stored at half the size
+    stored = random_image(4, 64, 40).convert("L").convert("RGB")  # without chroma, which is stored at half the size
     turned = encode(stored, PILLOW[image_format], exif=exif.tobytes(), quality=100)
     assert (b"irot" in turned or b"imir" in turned) == (orientation > 1 and image_format != "tiff")
     pixels = decode(turned)
@@ -133,15 +133,15 @@ def _turned(image: Image.Image, orientation: int) -> Image.Image:
 
 def test_orientation_in_xmp_is_ignored() -> None:
     text = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    assert decode(encode(random_picture(4, 64, 40), "AVIF", xmp=text)).shape == (3, 40, 64)
+    assert decode(encode(random_image(4, 64, 40), "AVIF", xmp=text)).shape == (3, 40, 64)
 
 
 def test_avif_sequence_decodes_first_frame() -> None:
-    frames = {"save_all": True, "append_images": [random_picture(2)], "quality": 100}
-    sequence = encode(random_picture(1), "AVIF", **frames)
+    frames = {"save_all": True, "append_images": [random_image(2)], "quality": 100}
+    sequence = encode(random_image(1), "AVIF", **frames)
     with Image.open(io.BytesIO(sequence)) as image:
         assert getattr(image, "n_frames", 1) == 2
-    first, second = (np.abs(decode(sequence).astype(int) - as_pixels(random_picture(seed))).mean() for seed in (1, 2))
+    first, second = (np.abs(decode(sequence).astype(int) - as_pixels(random_image(seed))).mean() for seed in (1, 2))
     assert first < 10 < second
 
 
@@ -169,18 +169,18 @@ def test_largest_stated_size_counts() -> None:
 
 
 def test_tiled_heic_decodes_its_primary_image() -> None:
-    photo = random_picture(1, 300, 200).convert("L").convert("RGB")
+    photo = random_image(1, 300, 200).convert("L").convert("RGB")
     alone = encode(photo, "HEIF", quality=90)
     tiled = encode(photo, "HEIF", quality=90, tile_size=64, thumbnails=[64])
-    with_another_first = encode(random_picture(2, 64, 64), "HEIF", save_all=True, append_images=[photo], primary_index=1)
+    with_another_first = encode(random_image(2, 64, 64), "HEIF", save_all=True, append_images=[photo], primary_index=1)
     for image_bytes in (alone, tiled, with_another_first):
         assert 300 * 200 <= (count_pixels(image_bytes) or 0) <= 320 * 256  # encoders pad to whole blocks and tiles
         assert np.abs(decode(image_bytes).astype(int) - as_pixels(photo)).mean() < 6
 
 
 def test_avif_frame_beyond_its_container_counts() -> None:
-    for options in ({}, {"save_all": True, "append_images": [random_picture(2, 400, 300)]}):
-        image_bytes = bytearray(encode(random_picture(1, 400, 300), "AVIF", **options))
+    for options in ({}, {"save_all": True, "append_images": [random_image(2, 400, 300)]}):
+        image_bytes = bytearray(encode(random_image(1, 400, 300), "AVIF", **options))
         for kind, at, size in ((b"ispe", 8, ">II"), (b"tkhd", 92, ">II"), (b"av01", 28, ">HH")):
             start = -1
             while (start := image_bytes.find(kind, start + 1)) >= 0:
@@ -193,7 +193,7 @@ def test_avif_frame_beyond_its_container_counts() -> None:
 
 @pytest.mark.parametrize("options", [{}, {"tile_size": 256}])
 def test_heic_frame_beyond_its_container_counts(options: dict[str, Any]) -> None:
-    image_bytes = bytearray(encode(random_picture(1, 512, 512), "HEIF", **options))
+    image_bytes = bytearray(encode(random_image(1, 512, 512), "HEIF", **options))
     start = -1
     while (start := image_bytes.find(b"ispe", start + 1)) >= 0:
         image_bytes[start + 8 : start + 16] = struct.pack(">II", 40, 30)
@@ -222,7 +222,7 @@ def test_av1_size_that_may_grow_is_uncertain() -> None:
 
 
 def test_10_bits_become_8() -> None:
-    levels = np.asarray(random_picture(1, 64, 64).convert("L"))
+    levels = np.asarray(random_image(1, 64, 64).convert("L"))
     deep = pillow_heif.from_bytes("L;10", (64, 64), (levels.astype("<u2") << 2).tobytes())
     file = io.BytesIO()
     deep.save(file, format="HEIF", quality=90)
@@ -317,7 +317,7 @@ async def test_workers_decode_within_their_limits(image_format: str, tmp_path: P
 
 @pytest.mark.parametrize("image_format", ["avif", "tiff"])
 def test_warm_decoders_start_no_threads(image_format: str) -> None:
-    image_bytes = encode(random_picture(1, 1200, 800), PILLOW[image_format])
+    image_bytes = encode(random_image(1, 1200, 800), PILLOW[image_format])
     _warm_up(decoder().decode)
     with Image.open(io.BytesIO(image_bytes)) as image:
         before = len(list(Path("/proc/self/task").iterdir()))
@@ -330,7 +330,7 @@ def test_warm_decoders_start_no_threads(image_format: str) -> None:
 def test_tiff_equals_pillow(mode: str, compression: str) -> None:
     if compression == "jpeg" and mode in ("RGBA", "P", "1"):
         return  # TIFF has no such JPEG
-    image_bytes = encode(random_picture(1, 120, 80).convert(mode), "TIFF", compression=compression)
+    image_bytes = encode(random_image(1, 120, 80).convert(mode), "TIFF", compression=compression)
     with Image.open(io.BytesIO(image_bytes)) as image:
         assert np.array_equal(decode(image_bytes), as_pixels(image))
 
@@ -368,13 +368,13 @@ def test_odd_tiff_is_refused_by_name(tags: dict[int, int], sentence: str) -> Non
 
 
 def test_float_tiff_is_refused() -> None:
-    assert "not whole numbers" in refused(encode(random_picture(1).convert("F"), "TIFF"), UndecodableImage)
-    assert "not whole numbers" in refused(encode(random_picture(1).convert("I"), "TIFF"), UndecodableImage)
+    assert "not whole numbers" in refused(encode(random_image(1).convert("F"), "TIFF"), UndecodableImage)
+    assert "not whole numbers" in refused(encode(random_image(1).convert("I"), "TIFF"), UndecodableImage)
 
 
 def test_tiff_decodes_first_page() -> None:
-    pages = encode(random_picture(1), "TIFF", save_all=True, append_images=[random_picture(2)])
-    assert np.array_equal(decode(pages), as_pixels(random_picture(1)))
+    pages = encode(random_image(1), "TIFF", save_all=True, append_images=[random_image(2)])
+    assert np.array_equal(decode(pages), as_pixels(random_image(1)))
 
 
 def test_tile_beyond_its_tiff_counts() -> None:

@@ -21,7 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from app.pixels import Pixels
 from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing, from_hugging_face, from_timm
 from tests.app.decoding.decoders import decoder, oriented
-from tests.support.models import encode, random_picture
+from tests.support.models import encode, random_image
 
 IMAGES: dict[str, Callable[[Image.Image], bytes]] = {
     "jpeg": lambda image: encode(image, "JPEG", quality=92),
@@ -93,7 +93,7 @@ def test_every_shape_equals_the_library(
     library: tuple[Preprocessing, Callable[[Image.Image], Any]], shape: tuple[int, int]
 ) -> None:
     preprocessing, reference = library
-    image_bytes = encode(random_picture(1, max(8, shape[0]), max(8, shape[1])).resize(shape))
+    image_bytes = encode(random_image(1, max(8, shape[0]), max(8, shape[1])).resize(shape))
     assert np.array_equal(ours(preprocessing, image_bytes), reference(loaded(image_bytes)))
 
 
@@ -103,7 +103,7 @@ def test_every_kind_equals_the_library(
     library: tuple[Preprocessing, Callable[[Image.Image], Any]], kind: Callable[[Image.Image], bytes]
 ) -> None:
     preprocessing, reference = library
-    image_bytes = kind(random_picture(2, 120, 88))
+    image_bytes = kind(random_image(2, 120, 88))
     assert np.array_equal(ours(preprocessing, image_bytes), reference(loaded(image_bytes)))
 
 
@@ -119,6 +119,6 @@ def test_every_kind_equals_the_library(
 def test_fast_processors_are_one_step_away(fast: Any, shape: tuple[int, int]) -> None:
     """Their torch resize rounds differently from Pillow's; the largest difference seen is 1 of 255."""
     preprocessing, reference = hugging_face(fast)
-    image_bytes = encode(random_picture(3, *shape))
+    image_bytes = encode(random_image(3, *shape))
     difference = np.abs(ours(preprocessing, image_bytes) - reference(loaded(image_bytes)).astype(float))
     assert difference.max() <= 1

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.watch import metrics_of, resident_bytes
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.server import Server, running_server
 
 LARGE_SIDE = 6000
@@ -60,15 +60,13 @@ def test_killed_decoders_leave_nothing_behind(tiny_checkpoint: Path) -> None:
         running_server(model=tiny_checkpoint, decode_workers=2) as server,
         httpx.Client(base_url=server.url, timeout=60) as client,
     ):
-        right = [client.post("/predict", content=picture(seed)).json() for seed in range(20)]
+        right = [client.post("/predict", content=png(seed)).json() for seed in range(20)]
         pids = [server.process.pid, *children(server.process.pid)]
         memory, stop = sum(map(resident_bytes, pids)), threading.Event()
         killer = threading.Thread(target=kill_decoders, args=(server, stop))
         killer.start()
         with ThreadPoolExecutor(8) as clients:
-            answers = list(
-                clients.map(lambda seed: (seed % 20, client.post("/predict", content=picture(seed % 20))), range(300))
-            )
+            answers = list(clients.map(lambda seed: (seed % 20, client.post("/predict", content=png(seed % 20))), range(300)))
         stop.set()
         killer.join()
         assert {response.status_code for _, response in answers} <= {200, 503}
@@ -76,11 +74,11 @@ def test_killed_decoders_leave_nothing_behind(tiny_checkpoint: Path) -> None:
         assert all("retry-after" in response.headers for _, response in answers if response.status_code == 503)
         while client.get("/health/ready").status_code != 200 or len(decoders(server)) < 2:
             time.sleep(0.01)  # until the backoff is over
-        assert [client.post("/predict", content=picture(seed)).json() for seed in range(20)] == right
+        assert [client.post("/predict", content=png(seed)).json() for seed in range(20)] == right
         lost = restarts(server)
         assert lost > 5
         for _ in range(5):
-            assert [client.post("/predict", content=picture(seed)).json() for seed in range(20)] == right
+            assert [client.post("/predict", content=png(seed)).json() for seed in range(20)] == right
         assert restarts(server) == lost
         assert sum(map(resident_bytes, pids)) < memory + 64 * 2**20
         server.stop()
@@ -100,7 +98,7 @@ def test_large_batch_delays_no_others(server: Server, large_batch: list[tuple[st
         batch = attacker.submit(httpx.post, f"{server.url}/predict/batch", files=large_batch, timeout=60)
         while not metrics(server)["vit_inflight_images"]:
             time.sleep(0.001)
-        answers = [client.post("/predict", content=picture(seed)).status_code for seed in range(10)]
+        answers = [client.post("/predict", content=png(seed)).status_code for seed in range(10)]
         assert not batch.done()
         assert answers == [200] * 10
         assert batch.result().status_code == 200

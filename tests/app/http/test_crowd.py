@@ -11,12 +11,12 @@ import httpx
 import numpy as np
 import pytest
 
-from benchmarks.callers import KINDS, TOLERANCE, Callers, Picture
+from benchmarks.clients import KINDS, TOLERANCE, Clients, KnownImage
 from benchmarks.load import Connection, head
 from benchmarks.soak import counted
 from benchmarks.watch import metrics_of, usage
 from tests.app.test_server import until
-from tests.support.models import encode, picture, random_picture
+from tests.support.models import encode, png, random_image
 from tests.support.server import Server, running_server
 
 _CLIENTS = 64
@@ -56,14 +56,14 @@ def port(server: Server) -> int:
 async def test_64_clients_get_their_own_answers(server: Server) -> None:
     limits = httpx.Limits(max_connections=_CLIENTS, max_keepalive_connections=_CLIENTS)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        alone = np.array([(await client.post("/predict", content=picture(seed))).json()["logits"] for seed in range(40)])
+        alone = np.array([(await client.post("/predict", content=png(seed))).json()["logits"] for seed in range(40)])
         before, work = metrics(server), enumerate(random.Random(0).choices(range(40), k=_REQUESTS))
         answers: list[tuple[int, int, httpx.Response]] = []
 
         async def client_task() -> None:
             for number, seed in work:
                 sent = {"X-Request-ID": f"request-{number}"}
-                answers.append((number, seed, await client.post("/predict", content=picture(seed), headers=sent)))
+                answers.append((number, seed, await client.post("/predict", content=png(seed), headers=sent)))
 
         await asyncio.gather(*(client_task() for _ in range(_CLIENTS)))
 
@@ -85,20 +85,20 @@ async def test_64_clients_get_their_own_answers(server: Server) -> None:
 
 
 async def test_counters_match_answers_exactly(server: Server) -> None:
-    image = encode(random_picture(0, 120, 100), "JPEG")
+    image = encode(random_image(0, 120, 100), "JPEG")
     async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
         logits = np.array((await client.post("/predict", content=image)).json()["logits"])
-    callers = Callers(port(server), [Picture(image, logits)], 50_000, seed=0)
+    clients = Clients(port(server), [KnownImage(image, logits)], 50_000, seed=0)
     before = metrics(server)
     kinds = [call for kind, (_, call) in KINDS.items() if not kind.startswith("leaves")]
-    await asyncio.gather(*(call(callers, time.perf_counter()) for call in kinds * 15))
-    callers.close()
+    await asyncio.gather(*(call(clients, time.perf_counter()) for call in kinds * 15))
+    clients.close()
     after = metrics(server)
-    assert callers.tally.wrong == []
-    assert {status for _, status in callers.tally.answered} == {"200", "400", "413", "415", "422"}
-    assert counted(before, after) == callers.tally.answered
+    assert clients.tally.wrong == []
+    assert {status for _, status in clients.tally.answered} == {"200", "400", "413", "415", "422"}
+    assert counted(before, after) == clients.tally.answered
     for name in ('vit_images_total{outcome="ok"}', "vit_batch_size_images_sum", "vit_decode_seconds_count"):
-        assert after[name] - before[name] == callers.tally.images
+        assert after[name] - before[name] == clients.tally.images
     assert (after["vit_inflight_images"], after["vit_queued_images"], after["vit_inflight_requests"]) == (0, 0, 0)
 
 
@@ -109,7 +109,7 @@ async def test_vanished_clients_leave_nothing_behind(patient_server: Server, sha
     for wave in range(1, _WAVES + 1):
         connections = [await Connection.open(port(server)) for _ in range(_WAVE)]
         for seed, connection in enumerate(connections):
-            image = picture(seed)
+            image = png(seed)
             connection.write(head("/predict", len(image), "image/png") + image[: int(share * len(image))])
         await until(server, gauge, _WAVE)
         for connection in connections:
@@ -128,7 +128,7 @@ async def all_places_are_free(server: Server) -> None:
     """Check that a full batch is answered at once, each image with its own logits."""
     limits = httpx.Limits(max_connections=_LARGE_BATCH)
     async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=limits) as client:
-        calls = (client.post("/predict", content=picture(seed)) for seed in range(_LARGE_BATCH))
+        calls = (client.post("/predict", content=png(seed)) for seed in range(_LARGE_BATCH))
         responses = await asyncio.gather(*calls)
     assert [response.status_code for response in responses] == [200] * _LARGE_BATCH
     assert len({tuple(response.json()["logits"]) for response in responses}) == _LARGE_BATCH

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from tests.app.test_server import metric
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.server import Server, running_server
 
 LEAK = re.compile(rb"0x[0-9a-fA-F]{6,}|Traceback|/usr/|site-packages|<_io")
@@ -107,7 +107,7 @@ SMUGGLED = request("GET /model", "X-Request-ID: smuggled")
 
 def assert_serves(server: Server) -> None:
     assert server.process.poll() is None
-    assert httpx.post(f"{server.url}/predict", content=picture(0), timeout=PATIENCE_S).status_code == 200
+    assert httpx.post(f"{server.url}/predict", content=png(0), timeout=PATIENCE_S).status_code == 200
 
 
 def chunked(*chunks: bytes, fields: tuple[str, ...] = ()) -> bytes:
@@ -229,7 +229,7 @@ def test_endless_input_is_refused_in_time(server: Server, case: tuple[bytes, int
 
 
 def test_refusals_keep_the_order_of_requests(server: Server) -> None:
-    first = request("POST /predict?vectors=false", "X-Request-ID: first", body=picture(0))
+    first = request("POST /predict?vectors=false", "X-Request-ID: first", body=png(0))
     answers = talk(server, first + request("GET /health/live", "X-A : b") + SMUGGLED)
     assert [answer.status for answer in answers] == [200, 400]
     assert answers[0].headers["x-request-id"] == "first"
@@ -260,12 +260,12 @@ SERVED: dict[str, tuple[bytes, int]] = {
     "8000-bytes-of-query": (request("GET /health/live?" + "a" * 8000, "Connection: close"), 200),
     "30000-bytes-of-header": (request("GET /health/live", "Connection: close", "X-A: " + "a" * 30_000), 200),
     "one-byte-chunks": (
-        chunked(*(b"1\r\n%c\r\n" % byte for byte in picture(0)), b"0\r\n\r\n", fields=("Connection: close",)),
+        chunked(*(b"1\r\n%c\r\n" % byte for byte in png(0)), b"0\r\n\r\n", fields=("Connection: close",)),
         200,
     ),
     "100-parameters": (request("GET /health/live?" + "&".join("a" * 100), "Connection: close"), 200),
     "blanks-around-length": (
-        request("POST /predict", f"Content-Length: \t {len(picture(0))}\t ", "Connection: close") + picture(0),
+        request("POST /predict", f"Content-Length: \t {len(png(0))}\t ", "Connection: close") + png(0),
         200,
     ),
     "blanks-around-host": (request("GET /health/live", "Connection: close", host="Host: \ttest\t "), 200),
@@ -275,7 +275,7 @@ SERVED: dict[str, tuple[bytes, int]] = {
             "Connection: Upgrade, HTTP2-Settings, close",
             "Upgrade: h2c",
             "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA",
-            body=picture(0),
+            body=png(0),
         ),
         200,
     ),
@@ -336,7 +336,7 @@ def test_whitespace_hides_no_second_request(server: Server, sent: bytes) -> None
 
 def test_whitespace_around_values_is_dropped(server: Server) -> None:
     fields = ("X-Request-ID: \t mine \t", "Content-Encoding: identity\t", "X-Request-Timeout-Ms: \t30000 ", "Connection: close")
-    (answer,) = talk(server, request("POST /predict", *fields, body=picture(0)))
+    (answer,) = talk(server, request("POST /predict", *fields, body=png(0)))
     assert (answer.status, answer.headers["x-request-id"]) == (200, "mine")
 
 
@@ -347,10 +347,10 @@ def test_whitespace_around_values_is_dropped(server: Server) -> None:
 def test_only_http_1_1_gets_100_continue(server: Server, version: str, expect: str, told: bool) -> None:
     with connect(server) as peer:
         head = f"POST /predict HTTP/{version}\r\nHost: test\r\nConnection: close\r\nExpect: {expect}\r\n"
-        peer.sendall(f"{head}Content-Length: {len(picture(0))}\r\n\r\n".encode())
+        peer.sendall(f"{head}Content-Length: {len(png(0))}\r\n\r\n".encode())
         if told:
             assert peer.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
-        peer.sendall(picture(0))
+        peer.sendall(png(0))
         (answer,) = answers_in(read_to_end(peer))
     assert answer.status == 200
 
@@ -363,7 +363,7 @@ def test_trailer_is_no_header(server: Server) -> None:
 
 
 def test_body_of_90_000_chunks_is_read(server: Server) -> None:
-    image = picture(0).ljust(90_000, b"\0")  # decoders stop at the end of the image
+    image = png(0).ljust(90_000, b"\0")  # decoders stop at the end of the image
     answers = talk(server, chunked(*(b"1\r\n%c\r\n" % byte for byte in image), b"0\r\n\r\n") + LAST)
     assert [answer.status for answer in answers] == [200, 200]
 
@@ -495,7 +495,7 @@ def test_request_id_splits_no_header_or_log(server: Server, sent: str) -> None:
 def test_only_sane_request_ids_are_logged(server: Server) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="private\\n.png"\r\nX-A: private\r\n\r\n'
     form = {"Content-Type": "multipart/form-data; boundary=x", "User-Agent": "private", "X-A": "private"}
-    for body in (part + picture(0), part + b"private"):
+    for body in (part + png(0), part + b"private"):
         httpx.post(f"{server.url}/predict?private", content=body + b"\r\n--x--\r\n", headers=form)
     talk(server, request("GET /private%0aprivate", "X-A: private", "X-B : private"))
     talk(server, b"PRIVATE /private private\r\n")

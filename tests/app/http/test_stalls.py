@@ -16,7 +16,7 @@ import torch
 from model.checkpoints.checkpoint import save_checkpoint
 from model.vit import VisionTransformer
 from tests.app.http.test_hostile_http import answers_in, connect, read_to_end, request
-from tests.support.models import TINY_DINOV2, TINY_PREPROCESSING, picture
+from tests.support.models import TINY_DINOV2, TINY_PREPROCESSING, png
 from tests.support.server import Server
 
 MIB = 1 << 20
@@ -66,8 +66,8 @@ def part(*fields: bytes, name: bytes = b"images") -> bytes:
     return b"\r\n".join([b"--b", b"Content-Disposition: form-data; name=" + name, *fields, b"", b""])
 
 
-def part_of_each(pictures: int) -> bytes:
-    return b"".join(part() + picture(seed) + b"\r\n" for seed in range(pictures)) + b"--b--\r\n"
+def part_of_each(images: int) -> bytes:
+    return b"".join(part() + png(seed) + b"\r\n" for seed in range(images)) + b"--b--\r\n"
 
 
 def padded_jpeg(size: int) -> bytes:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from benchmarks.watch import metrics_of
-from tests.support.models import ROOT, picture
+from tests.support.models import ROOT, png
 from tests.support.server import Server, running_server
 
 VIT_SERVE = Path(sys.executable).parent / "vit-serve"
@@ -64,7 +64,7 @@ def test_unread_log_blocks_no_request(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, log_level="debug") as server, server.unread_log():
         with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
             assert {client.get("/health/live").status_code for _ in range(600)} == {200}
-            assert client.post("/predict", content=picture(0)).status_code == 200
+            assert client.post("/predict", content=png(0)).status_code == 200
         server.stop()
         assert server.process.wait(TIMEOUT_S) == 0
 
@@ -83,7 +83,7 @@ def test_paused_log_reader_gets_every_line(tiny_checkpoint: Path) -> None:
 
 def test_log_on_full_disk_blocks_no_request(tiny_checkpoint: Path) -> None:
     with Path("/dev/full").open("wb") as full, serving([VIT_SERVE, "serve"], tiny_checkpoint, full.fileno()) as (process, url):
-        assert httpx.post(f"{url}/predict", content=picture(0)).status_code == 200
+        assert httpx.post(f"{url}/predict", content=png(0)).status_code == 200
         assert dropped_lines(url) > 0
         process.terminate()
         assert process.wait(TIMEOUT_S) == 0
@@ -94,7 +94,7 @@ def test_closed_log_pipe_blocks_no_request(tiny_checkpoint: Path) -> None:
     os.close(reading)
     with serving([VIT_SERVE, "serve"], tiny_checkpoint, writing) as (process, url):
         os.close(writing)
-        assert httpx.post(f"{url}/predict", content=picture(0)).status_code == 200
+        assert httpx.post(f"{url}/predict", content=png(0)).status_code == 200
         assert dropped_lines(url) > 0
         process.terminate()
         assert process.wait(TIMEOUT_S) == 0
@@ -103,7 +103,7 @@ def test_closed_log_pipe_blocks_no_request(tiny_checkpoint: Path) -> None:
 def test_closed_stderr_blocks_no_request(tiny_checkpoint: Path) -> None:
     shell = ["sh", "-c", 'exec "$0" serve <&- >&- 2>&-', VIT_SERVE]
     with serving(shell, tiny_checkpoint, subprocess.DEVNULL) as (process, url):
-        assert httpx.post(f"{url}/predict", content=picture(0)).status_code == 200
+        assert httpx.post(f"{url}/predict", content=png(0)).status_code == 200
         process.terminate()
         assert process.wait(TIMEOUT_S) == 0
 
@@ -142,7 +142,7 @@ def test_failed_start_ends_with_unread_stderr(full_pipe: int, variables: dict[st
 
 
 def test_command_ends_with_unread_stderr(full_pipe: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(0))
+    (tmp_path / "a.png").write_bytes(png(0))
     (tmp_path / "b.png").write_bytes(b"no picture")
     command: list[str | Path] = [VIT_SERVE, "classify", "--json", "--model", tiny_checkpoint, tmp_path]
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=full_pipe, timeout=TIMEOUT_S, check=False)
@@ -166,7 +166,7 @@ def test_decoders_start_with_unread_stderr(full_pipe: int) -> None:
 
 async def held_request(server: Server, client: httpx.AsyncClient) -> "asyncio.Task[httpx.Response]":
     """Send a request, and wait until it is in a batch that is held open."""
-    request = asyncio.create_task(client.post("/predict", content=picture(0)))
+    request = asyncio.create_task(client.post("/predict", content=png(0)))
     async with asyncio.timeout(TIMEOUT_S):
         while metrics_of((await client.get("/metrics")).content)["vit_queued_images"] != 1:  # noqa: ASYNC110 - in another process
             await asyncio.sleep(0.01)
@@ -196,7 +196,7 @@ def test_other_signals_are_ignored(tiny_checkpoint: Path) -> None:
             os.killpg(server.process.pid, sig)
         assert server.wait_for_log("ignored a signal")["signal"] == "SIGUSR1"
         assert server.wait_for_log("ignored a signal")["signal"] == "SIGUSR2"
-        assert httpx.post(f"{server.url}/predict", content=picture(0)).status_code == 200
+        assert httpx.post(f"{server.url}/predict", content=png(0)).status_code == 200
         server.stop()
         assert server.wait() == 0
     assert not [record for record in server.log if record["event"] == "decoder restarted"]
@@ -227,7 +227,7 @@ def test_nohup_ignores_sighup(tiny_checkpoint: Path) -> None:
     shell = ["sh", "-c", 'trap "" HUP; exec "$0" serve', VIT_SERVE]
     with serving(shell, tiny_checkpoint, subprocess.DEVNULL) as (process, url):
         process.send_signal(signal.SIGHUP)
-        assert httpx.post(f"{url}/predict", content=picture(0)).status_code == 200
+        assert httpx.post(f"{url}/predict", content=png(0)).status_code == 200
         process.terminate()
         assert process.wait(TIMEOUT_S) == 0
 
@@ -256,7 +256,7 @@ def test_ipv6_wildcard_serves_ipv4(tiny_checkpoint: Path) -> None:
             ("[::1]", "192.0.2.1", 200),  # not a trusted proxy over IPv6
         ]:
             url = f"http://{address}:{port}/predict"
-            answer = httpx.post(url, content=picture(0), headers={"X-Forwarded-For": client})
+            answer = httpx.post(url, content=png(0), headers={"X-Forwarded-For": client})
             assert answer.status_code == status
         server.stop()
         assert server.wait() == 0

@@ -15,7 +15,7 @@ from app.pixels import Pixels
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
 from app.settings import read_settings
-from tests.support.models import TINY_DINOV2, picture
+from tests.support.models import TINY_DINOV2, png
 
 
 class HeldDecode:
@@ -44,7 +44,7 @@ async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDec
 
 async def begin(classifier: Classifier, decoder: HeldDecode) -> asyncio.Task[object]:
     """Start an image and wait until it holds the only decoding thread."""
-    first: asyncio.Task[object] = asyncio.create_task(classifier.classify(picture(0)))
+    first: asyncio.Task[object] = asyncio.create_task(classifier.classify(png(0)))
     await asyncio.to_thread(decoder.begun.acquire)
     return first
 
@@ -53,7 +53,7 @@ async def test_late_image_is_not_decoded(held: tuple[Classifier, HeldDecode]) ->
     classifier, decoder = held
     first = await begin(classifier, decoder)
     with pytest.raises(DeadlineExceeded):
-        await classifier.classify(picture(1), asyncio.get_running_loop().time() + 0.01)
+        await classifier.classify(png(1), asyncio.get_running_loop().time() + 0.01)
     decoder.gate.set()
     await first
     assert decoder.decoded == 1
@@ -62,7 +62,7 @@ async def test_late_image_is_not_decoded(held: tuple[Classifier, HeldDecode]) ->
 async def test_cancelled_image_is_not_decoded(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     first = await begin(classifier, decoder)
-    second = asyncio.create_task(classifier.classify(picture(1)))
+    second = asyncio.create_task(classifier.classify(png(1)))
     await asyncio.sleep(0)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -75,9 +75,9 @@ async def test_cancelled_image_is_not_decoded(held: tuple[Classifier, HeldDecode
 async def test_images_being_decoded_hold_slots(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     first = await begin(classifier, decoder)
-    others = [asyncio.create_task(classifier.classify(picture(seed))) for seed in (1, 2)]
+    others = [asyncio.create_task(classifier.classify(png(seed))) for seed in (1, 2)]
     await asyncio.sleep(0)
-    for refusal in (classifier.admission.check_room, lambda: classifier.classify(picture(3)).send(None)):
+    for refusal in (classifier.admission.check_room, lambda: classifier.classify(png(3)).send(None)):
         with pytest.raises(QueueFull):
             refusal()
     decoder.gate.set()
@@ -88,14 +88,14 @@ async def test_images_being_decoded_hold_slots(held: tuple[Classifier, HeldDecod
 async def test_close_fails_every_stage_with_draining(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     decoding = await begin(classifier, decoder)
-    waiting = asyncio.create_task(classifier.classify(picture(1)))
+    waiting = asyncio.create_task(classifier.classify(png(1)))
     await asyncio.sleep(0)
     await classifier.close()
     decoder.gate.set()
     outcomes = await asyncio.gather(decoding, waiting, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Draining, Draining]
     with pytest.raises(Draining):
-        await classifier.classify(picture(2))
+        await classifier.classify(png(2))
 
 
 async def test_classify_pixels_skips_decoding(held: tuple[Classifier, HeldDecode]) -> None:
@@ -103,7 +103,7 @@ async def test_classify_pixels_skips_decoding(held: tuple[Classifier, HeldDecode
     pixels = np.zeros((3, TINY_DINOV2.image_size, TINY_DINOV2.image_size), np.uint8)
     of_pixels = await classifier.classify_pixels(pixels)
     decoder.gate.set()
-    of_bytes = await classifier.classify(picture(0))  # decodes to the same pixels
+    of_bytes = await classifier.classify(png(0))  # decodes to the same pixels
     np.testing.assert_allclose(of_pixels.logits, of_bytes.logits, rtol=0, atol=1e-5)
     assert (decoder.decoded, of_pixels.timings.decode_s) == (1, 0.0)
 
@@ -113,6 +113,6 @@ async def test_second_load_shares_the_metrics(tiny_checkpoint: Path) -> None:
     for _ in range(2):
         classifier = load_classifier(settings, metrics)
         classifier.start()
-        await classifier.classify(picture(0))
+        await classifier.classify(png(0))
         await classifier.close()
     assert f'vit_images_total{{model="{classifier.model.name}",outcome="ok"}} 2.0' in metrics.text().decode()

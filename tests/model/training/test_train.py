@@ -22,7 +22,7 @@ from model.training.train import (
     train,
     training_preprocessing,
 )
-from tests.support.models import TINY_PREPROCESSING, encode, picture, tiny_model
+from tests.support.models import TINY_PREPROCESSING, encode, png, tiny_model
 
 DECODE = image_decoder(read_settings(), TINY_PREPROCESSING).decode_whole
 
@@ -88,7 +88,7 @@ def test_other_recipe_is_not_resumed(tmp_path: Path, tiny_checkpoint: Path) -> N
 
 
 def test_epochs_differ_in_order_only() -> None:
-    images = LabelledImages(("a",), [picture(0)] * 50, list(range(50)))
+    images = LabelledImages(("a",), [png(0)] * 50, list(range(50)))
     stream = AugmentedStream(images, DECODE, 28, seed=1)
     first, second = ([stream[i][1] for i in range(start, start + 50)] for start in (0, 50))
     assert sorted(first) == sorted(second) == list(range(50))

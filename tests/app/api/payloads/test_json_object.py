@@ -16,11 +16,11 @@ from app.api.payloads.json_object import JsonString
 from app.errors import ImageTooLarge
 from app.http.time_slices import Steps
 from tests.app.conftest import OpenClient
-from tests.support.models import picture
+from tests.support.models import png
 from tests.support.predict import assert_problem, base64_of
 
 JSON = {"Content-Type": "application/json"}
-IMAGE = base64_of(picture(0))
+IMAGE = base64_of(png(0))
 
 SPICE = ('"', "\\", "\\u", "\\u00", "\\ud83d", ",", ":", "{", "}", "[", "]", "\0", "\n", "\xe9", "1", "NaN", "tru", "=")
 
@@ -54,7 +54,7 @@ SAME: dict[str, str] = {
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
 @pytest.mark.parametrize("body", [pytest.param(body, id=name) for name, body in SAME.items()])
 async def test_json_in_any_spelling_and_encoding(client: httpx.AsyncClient, body: str, encoding: str) -> None:
-    expected = (await client.post("/predict", content=picture(0))).json()["logits"]
+    expected = (await client.post("/predict", content=png(0))).json()["logits"]
     for size in (1, 1 << 20) if encoding == "utf-8" and len(body) < 10_000 else (97,):
         content = pieces(body.replace("@", IMAGE).encode(encoding), size)
         response = await client.post("/predict", content=content, headers=JSON)

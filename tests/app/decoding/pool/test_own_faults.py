@@ -13,7 +13,7 @@ from benchmarks.watch import metrics_of
 from model.preprocessing import Preprocessing
 from tests.app.conftest import OpenClient, open_client
 from tests.app.decoding.decoders import HALF, decoder
-from tests.support.models import encode, picture, random_picture
+from tests.support.models import encode, png, random_image
 
 __all__ = ["open_client"]
 
@@ -40,19 +40,19 @@ def broken(*_: object, **__: object) -> Any:
 def test_own_fault_is_not_the_images(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, name, broken)
     with pytest.raises(KeyError):
-        decoder(PREPROCESSING).decode(encode(random_picture(0), "JPEG"))
+        decoder(PREPROCESSING).decode(encode(random_image(0), "JPEG"))
 
 
 @pytest.mark.parametrize("name", ["_resize", "_upright"])
 def test_own_fault_in_fast_jpeg_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jpeg, name, broken)
     with pytest.raises(KeyError):
-        decoder(PREPROCESSING, exact=False).decode(encode(random_picture(0), "JPEG"))
+        decoder(PREPROCESSING, exact=False).decode(encode(random_image(0), "JPEG"))
 
 
 @pytest.mark.parametrize("image_format", ["JPEG", "PNG"])
 def test_truncated_image_is_the_images_fault(image_format: str) -> None:
-    image = encode(random_picture(0), image_format)
+    image = encode(random_image(0), image_format)
     with pytest.raises(UndecodableImage):
         decoder(PREPROCESSING, exact=False).decode(image[: len(image) // 2])
 
@@ -68,7 +68,7 @@ async def test_fault_in_a_thread_is_logged_by_place(caplog: pytest.LogCaptureFix
 
 async def test_fault_in_header_is_500_for_its_image(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(headers._SIZE, "gif", broken)
-    parts = [("images", picture(0)), ("images", encode(random_picture(1), "GIF")), ("images", picture(2))]
+    parts = [("images", png(0)), ("images", encode(random_image(1), "GIF")), ("images", png(2))]
     async with open_client() as client:
         results = (await client.post("/predict/batch", files=parts)).json()["results"]
     assert [result.get("error", {}).get("code") for result in results] == [None, "internal_error", None]
@@ -81,7 +81,7 @@ async def test_fault_is_500_for_its_image_alone(open_client: OpenClient, monkeyp
         return broken() if image.width > image.height * 3 else resize_and_crop(image, preprocessing)
 
     monkeypatch.setattr(images, "_resize_and_crop", fails_on_wide)
-    parts = [("images", picture(0)), ("images", encode(random_picture(1, 400, 40))), ("images", picture(2))]
+    parts = [("images", png(0)), ("images", encode(random_image(1, 400, 40))), ("images", png(2))]
     async with open_client() as client:
         response = await client.post("/predict/batch", files=parts)
         metrics = metrics_of((await client.get("/metrics")).content)

@@ -33,7 +33,7 @@ from app.errors import Draining, ImageTooLarge, InternalError, NotReady, Service
 from model.preprocessing import Preprocessing
 from tests.app.decoding import decoders
 from tests.app.decoding.pool import faults
-from tests.support.models import ROOT, encode, random_picture
+from tests.support.models import ROOT, encode, random_image
 
 JOB = Job(
     (Preprocessor(faults.decode, faults.SHAPE),), max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0"
@@ -441,11 +441,11 @@ def test_shared_memory_cannot_be_resized() -> None:
 async def test_damaged_images_cost_no_worker(open_decoder: Open) -> None:
     image_decoder = decoders.decoder(Preprocessing(32, (28, 28), "bicubic", decoders.HALF, decoders.HALF), exact=False)
     memory_bytes = needed_bytes(1_000_000, 100_000)
-    job = {"probe": encode(random_picture(1)), "preprocessors": (Preprocessor(image_decoder.decode, (3, 28, 28)),)}
+    job = {"probe": encode(random_image(1)), "preprocessors": (Preprocessor(image_decoder.decode, (3, 28, 28)),)}
     decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)
     rng = random.Random(0)
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):
-        good = encode(random_picture(3, 80, 60), image_format)
+        good = encode(random_image(3, 80, 60), image_format)
         expected = image_decoder.decode(good)
         for _ in range(100):
             try:

@@ -14,9 +14,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from app.decoding.image import ImageDecoder
 from model.checkpoints.blueprint import input_size
 from model.preprocessing import Preprocessing, from_hugging_face
-from tests.support.models import encode, random_picture
+from tests.support.models import encode, random_image
 
-PICTURE = random_picture(1, 90, 72)
+IMAGE = random_image(1, 90, 72)
 
 PROCESSORS: dict[Any, dict[str, Any]] = {
     ViTImageProcessorPil: {"size": {"height": 48, "width": 48}},
@@ -85,7 +85,7 @@ def content_of(processor: Any, directory: Path) -> dict[str, Any]:
 def our_pixels(preprocessing: Preprocessing) -> Any:
     decoder = ImageDecoder(preprocessing, formats=frozenset({"png"}), max_bytes=10**8, max_pixels=10**7, exact=True)
     mean, std = (np.array(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    return (decoder.decode(encode(PICTURE)) * preprocessing.scale - mean) / std
+    return (decoder.decode(encode(IMAGE)) * preprocessing.scale - mean) / std
 
 
 def assert_pixels_are_the_librarys(processor: Any, content: dict[str, Any], key: str, directory: Path) -> bool:
@@ -98,7 +98,7 @@ def assert_pixels_are_the_librarys(processor: Any, content: dict[str, Any], key:
         return False
     (directory / "preprocessor_config.json").write_text(json.dumps(content))
     theirs = processor.from_pretrained(directory)
-    expected = np.asarray(theirs(PICTURE, return_tensors="np")["pixel_values"][0], dtype=float)
+    expected = np.asarray(theirs(IMAGE, return_tensors="np")["pixel_values"][0], dtype=float)
     pixels = our_pixels(preprocessing)
     assert pixels.shape == expected.shape
     assert np.abs(pixels - expected).max() <= 1e-4 * np.abs(expected).max()

@@ -14,7 +14,7 @@ import transformers
 
 from model.checkpoints.blueprint import input_size
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from tests.model.checkpoints.hugging_face.test_processor_keys import PICTURE, our_pixels
+from tests.model.checkpoints.hugging_face.test_processor_keys import IMAGE, our_pixels
 from tests.support.references import randomise
 
 import timm  # isort: skip
@@ -163,7 +163,7 @@ def timm_logits(directory: Path) -> torch.Tensor:
     model: Any = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
     transform: Any = create_transform(**resolve_model_data_config(model))
     with torch.no_grad():
-        logits: torch.Tensor = model(transform(PICTURE)[None])
+        logits: torch.Tensor = model(transform(IMAGE)[None])
     return logits
 
 

@@ -1,4 +1,4 @@
-"""Callers of every sort: good ones whose answers are checked, and those that send what is broken, too much, or vanish.
+"""Clients of every sort: good ones whose answers are checked, and those that send what is broken, too much, or vanish.
 
 Each sends one request, and writes down what it was answered, so that the service's own counters can be held against it.
 """
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from benchmarks.load import Answer, Connection, Connections, head
 
 TOLERANCE = 1e-4
-"""Of a logit, by the size of the batch that the picture was in; what the README promises."""
+"""Of a logit, by the size of the batch that the image was in; what the README promises."""
 
 REFUSALS = (429, 503)
 
@@ -47,33 +47,33 @@ class Tally:
     images: int = 0
     """That were answered rightly."""
     timed: list[tuple[float, float]] = field(default_factory=list)
-    """Of single good pictures: when they were due, and how many seconds later they were answered."""
+    """Of single good images: when they were due, and how many seconds later they were answered."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """An encoded picture and what the model says of it alone."""
+class KnownImage:
+    """An encoded image and what the model says of it alone."""
 
     image_bytes: bytes
     logits: NDArray[np.float64]
 
 
-class Callers:
+class Clients:
     """Sends requests of a kind that chance takes, by the shares that are stated.
 
     Args:
         port: of the server.
-        pictures: to ask for, with what has to be answered.
+        images: to ask for, with what has to be answered.
         max_image_bytes: that the server takes.
         seed: of what chance takes.
     """
 
-    def __init__(self, port: int, pictures: Sequence[Picture], max_image_bytes: int, seed: int) -> None:
+    def __init__(self, port: int, images: Sequence[KnownImage], max_image_bytes: int, seed: int) -> None:
         self.tally = Tally()
         self._port = port
-        self._pictures = pictures
+        self._images = images
         self._max_image_bytes = max_image_bytes
-        self._broken = _broken_requests(pictures[0].image_bytes)
+        self._broken = _broken_requests(images[0].image_bytes)
         self._random = random.Random(seed)
         self._connections = Connections(port, limit=512)
 
@@ -98,50 +98,50 @@ class Callers:
         self._connections.close()
 
     async def raw(self, due: float) -> None:
-        picture = self._random.choice(self._pictures)
-        answer = await self._ask("/predict", picture.image_bytes, "image/jpeg")
+        image = self._random.choice(self._images)
+        answer = await self._ask("/predict", image.image_bytes, "image/jpeg")
         if answer.status == 200:
             self.tally.timed.append((due, time.perf_counter() - due))
-        self._check_one(answer, picture)
+        self._check_one(answer, image)
 
     async def multipart(self, due: float) -> None:
-        picture = self._random.choice(self._pictures)
-        body = multipart_body("image", [picture.image_bytes])
-        self._check_one(await self._ask("/predict", body, f"multipart/form-data; boundary={_BOUNDARY}"), picture)
+        image = self._random.choice(self._images)
+        body = multipart_body("image", [image.image_bytes])
+        self._check_one(await self._ask("/predict", body, f"multipart/form-data; boundary={_BOUNDARY}"), image)
 
     async def base64(self, due: float) -> None:
-        picture = self._random.choice(self._pictures)
-        body = json.dumps({"image": base64.b64encode(picture.image_bytes).decode()}).encode()
-        self._check_one(await self._ask("/predict", body, "application/json"), picture)
+        image = self._random.choice(self._images)
+        body = json.dumps({"image": base64.b64encode(image.image_bytes).decode()}).encode()
+        self._check_one(await self._ask("/predict", body, "application/json"), image)
 
     async def batch(self, due: float) -> None:
-        """Four pictures, one of them broken."""
-        pictures = self._random.choices(self._pictures, k=4)
+        """Four images, one of them broken."""
+        images = self._random.choices(self._images, k=4)
         broken = self._random.randrange(4)
-        bodies = [each.image_bytes[:500] if index == broken else each.image_bytes for index, each in enumerate(pictures)]
+        bodies = [each.image_bytes[:500] if index == broken else each.image_bytes for index, each in enumerate(images)]
         body = multipart_body("images", bodies)
         answer = await self._ask("/predict/batch", body, f"multipart/form-data; boundary={_BOUNDARY}")
         if answer.status != 200:
             return self._wrong(answer, 200)
-        for index, (result, picture) in enumerate(zip(json.loads(answer.body)["results"], pictures, strict=True)):
+        for index, (result, image) in enumerate(zip(json.loads(answer.body)["results"], images, strict=True)):
             if result.get("error", {}).get("code") in _REFUSED:
                 continue
             if index != broken:
-                self._check_result(result, picture)
+                self._check_result(result, image)
             elif result.get("error", {}).get("code") != "undecodable_image":
-                self.tally.wrong.append(f"a broken picture in a batch was answered {str(result)[:200]}")
+                self.tally.wrong.append(f"a broken image in a batch was answered {str(result)[:200]}")
 
     async def slow(self, due: float) -> None:
-        """A picture that comes in pieces, with pauses between them."""
-        picture = self._random.choice(self._pictures)
-        size = len(picture.image_bytes)
+        """An image that comes in pieces, with pauses between them."""
+        image = self._random.choice(self._images)
+        size = len(image.image_bytes)
         async with self._connected() as connection:
             answered = connection.expect()
             connection.write(head("/predict", size, "image/jpeg"))
             for start in range(0, size, size // 4):
-                connection.write(picture.image_bytes[start : start + size // 4])
+                connection.write(image.image_bytes[start : start + size // 4])
                 await asyncio.sleep(0.2)
-            self._check_one(await self._counted("/predict", answered), picture)
+            self._check_one(await self._counted("/predict", answered), image)
 
     async def broken(self, due: float) -> None:
         (path, body, content_type), status = self._random.choice(self._broken)
@@ -168,13 +168,13 @@ class Callers:
             await self._refused(answered)
 
     async def leaves_halfway(self, due: float) -> None:
-        picture = self._random.choice(self._pictures)
-        half = picture.image_bytes[: self._random.randrange(len(picture.image_bytes))]
-        await self._vanish(head("/predict", len(picture.image_bytes), "image/jpeg") + half)
+        image = self._random.choice(self._images)
+        half = image.image_bytes[: self._random.randrange(len(image.image_bytes))]
+        await self._vanish(head("/predict", len(image.image_bytes), "image/jpeg") + half)
 
     async def leaves_at_once(self, due: float) -> None:
-        picture = self._random.choice(self._pictures)
-        await self._vanish(head("/predict", len(picture.image_bytes), "image/jpeg") + picture.image_bytes)
+        image = self._random.choice(self._images)
+        await self._vanish(head("/predict", len(image.image_bytes), "image/jpeg") + image.image_bytes)
 
     async def _vanish(self, sent: bytes) -> None:
         async with self._connected() as connection:
@@ -206,16 +206,16 @@ class Callers:
         self.tally.answered[route, str(answer.status)] += 1
         return answer
 
-    def _check_one(self, answer: Answer, picture: Picture) -> None:
+    def _check_one(self, answer: Answer, image: KnownImage) -> None:
         if answer.status == 200:
-            self._check_result(json.loads(answer.body), picture)
+            self._check_result(json.loads(answer.body), image)
         else:
             self._wrong(answer, 200)
 
-    def _check_result(self, result: dict[str, Any], picture: Picture) -> None:
-        difference = np.abs(np.asarray(result.get("logits", np.nan)) - picture.logits).max()
+    def _check_result(self, result: dict[str, Any], image: KnownImage) -> None:
+        difference = np.abs(np.asarray(result.get("logits", np.nan)) - image.logits).max()
         ranked = [prediction["class_index"] for prediction in result.get("predictions", ())]
-        if difference <= TOLERANCE and ranked[:1] == [int(picture.logits.argmax())]:
+        if difference <= TOLERANCE and ranked[:1] == [int(image.logits.argmax())]:
             self.tally.images += 1
         else:
             self.tally.wrong.append(f"logits are {difference:.2g} away, of {str(result)[:200]}")
@@ -226,43 +226,43 @@ class Callers:
         self.tally.wrong.append(f"{answer.status} instead of {expected}: {answer.body[:200].decode(errors='replace')}")
 
 
-KINDS: dict[str, tuple[float, Callable[[Callers, float], Awaitable[None]]]] = {
-    "raw": (0.55, Callers.raw),
-    "multipart": (0.10, Callers.multipart),
-    "base64": (0.05, Callers.base64),
-    "batch": (0.05, Callers.batch),
-    "slow": (0.05, Callers.slow),
-    "broken": (0.10, Callers.broken),
-    "declares too much": (0.03, Callers.declares_too_much),
-    "sends too much": (0.02, Callers.sends_too_much),
-    "leaves halfway": (0.025, Callers.leaves_halfway),
-    "leaves at once": (0.025, Callers.leaves_at_once),
+KINDS: dict[str, tuple[float, Callable[[Clients, float], Awaitable[None]]]] = {
+    "raw": (0.55, Clients.raw),
+    "multipart": (0.10, Clients.multipart),
+    "base64": (0.05, Clients.base64),
+    "batch": (0.05, Clients.batch),
+    "slow": (0.05, Clients.slow),
+    "broken": (0.10, Clients.broken),
+    "declares too much": (0.03, Clients.declares_too_much),
+    "sends too much": (0.02, Clients.sends_too_much),
+    "leaves halfway": (0.025, Clients.leaves_halfway),
+    "leaves at once": (0.025, Clients.leaves_at_once),
 }
-"""Share of each kind of caller; the first five are good."""
+"""Share of each kind of client; the first five are good."""
 
 IMAGES_A_REQUEST = 0.925
-"""That the model is asked for on average: three of each batch, one of each other good caller and of who leaves at once."""
+"""That the model is asked for on average: three of each batch, one of each other good client and of who leaves at once."""
 
 
-def _broken_requests(picture: bytes) -> list[tuple[tuple[str, bytes, str], int]]:
+def _broken_requests(image: bytes) -> list[tuple[tuple[str, bytes, str], int]]:
     """What cannot be answered, as path, body and content type, and the status that has to tell so."""
     form = f"multipart/form-data; boundary={_BOUNDARY}"
     return [
-        (("/predict", picture[: len(picture) // 2], "image/jpeg"), 422),
-        (("/predict", picture[:1000], "image/jpeg"), 422),
-        (("/predict?top_k=0", picture, "image/jpeg"), 422),
-        (("/predict", b"no picture at all", "image/jpeg"), 415),
+        (("/predict", image[: len(image) // 2], "image/jpeg"), 422),
+        (("/predict", image[:1000], "image/jpeg"), 422),
+        (("/predict?top_k=0", image, "image/jpeg"), 422),
+        (("/predict", b"no image at all", "image/jpeg"), 415),
         (("/predict", b"", "image/jpeg"), 400),
         (("/predict", b'{"image": "***"}', "application/json"), 400),
         (("/predict", b"[" * 10_000, "application/json"), 400),
-        (("/predict", multipart_body("image", [picture])[:-20], form), 400),
-        (("/predict", multipart_body("image", [picture, picture]), form), 400),
+        (("/predict", multipart_body("image", [image])[:-20], form), 400),
+        (("/predict", multipart_body("image", [image, image]), form), 400),
         (("/predict/batch", multipart_body("images", []), form), 400),
     ]
 
 
 def multipart_body(field: str, images: Sequence[bytes]) -> bytes:
     """Make a body of image parts of one name; its boundary is `soak`."""
-    disposition = f'Content-Disposition: form-data; name="{field}"; filename="picture.jpg"'
+    disposition = f'Content-Disposition: form-data; name="{field}"; filename="image.jpg"'
     part_head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
     return b"".join(part_head + image + b"\r\n" for image in images) + f"--{_BOUNDARY}--\r\n".encode()

@@ -1,0 +1,63 @@
+"""JPEGs of the sizes that people upload, made from the images in examples/images (CC0). The same ones in every run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+_SOURCES = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.jpg"))
+
+_QUALITY = 95
+"""As cameras and content systems have it."""
+
+_GRAIN = 8.0
+"""Standard deviation of the noise that is added, in steps of 255: enlarged images are smooth, and decoded too fast."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSet:
+    """Images of one size: name, (width, height) in pixels, and how many."""
+
+    name: str
+    size: tuple[int, int]
+    count: int
+
+    def files(self, directory: Path) -> list[Path]:
+        """Paths of the JPEGs below `directory`; those that are not there are made first."""
+        files = [directory / self.name / f"{index:02d}.jpg" for index in range(self.count)]
+        for index, file in enumerate(files):
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                _image(self.size, index).save(file, quality=_QUALITY)
+        return files
+
+
+SMALL = ImageSet("200x200", (200, 200), 24)
+WEB = ImageSet("500x375", (500, 375), 24)
+"""About 100 KB each: what the goals are stated for."""
+SCREEN = ImageSet("1920x1080", (1920, 1080), 12)
+PHONE = ImageSet("4000x3000", (4000, 3000), 6)
+
+IMAGE_SETS = (SMALL, WEB, SCREEN, PHONE)
+
+
+def _image(size: tuple[int, int], index: int) -> Image.Image:
+    """A part of one of the sources, another for each index, turned or mirrored, with grain."""
+    rng = np.random.default_rng(index)
+    with Image.open(_SOURCES[index % len(_SOURCES)]) as source:
+        image = source.convert("RGB")
+    if index // len(_SOURCES) % 2:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    image = _cut(image, size[0] / size[1], share=float(rng.uniform(0.6, 1.0)), at=rng.uniform(size=2))
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    pixels = np.asarray(image, np.float32) + rng.normal(0, _GRAIN, (size[1], size[0], 3)).astype(np.float32)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _cut(image: Image.Image, aspect: float, *, share: float, at: np.ndarray) -> Image.Image:
+    """The largest box of this aspect that fits, made smaller by `share`, at a place of (0..1, 0..1)."""
+    width = share * min(image.width, image.height * aspect)
+    height = width / aspect
+    left, top = at * (image.width - width, image.height - height)
+    return image.crop((round(left), round(top), round(left + width), round(top + height)))
