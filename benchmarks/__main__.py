@@ -1,4 +1,4 @@
-"""Measure everything, and write one table and one JSON file: python -m benchmarks [--quick] [--models ...] [--peers ...]
+"""Measure everything; write one table and one JSON file: python -m benchmarks [--quick] [--models ...] [--peers ...]
 
 Progress goes to standard error, the table to standard output.
 """
@@ -55,7 +55,7 @@ def main() -> None:
         sections.append(section)
         report["sections"] = [each.as_json() for each in sections]
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        arguments.output.write_text(json.dumps(report, indent=1) + "\n")  # after each, so that nothing is lost
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n")  # after each, so that an interruption loses nothing
         sys.stdout.write(as_markdown(section) + "\n")
         sys.stdout.flush()
 
@@ -86,7 +86,7 @@ def _floor(rounds: int) -> Section:
     samples = interleaved(
         "floor", [("matrix product, FLOP/s", machine.matrix_flops), ("memory copy, B/s", machine.memory_bandwidth)], rounds
     )
-    return Section("Floor", "what this machine does at best", floor_rows(samples))
+    return Section("Floor", "the best this machine can do", floor_rows(samples))
 
 
 def _engine(model: BenchmarkModel, rounds: int, scale: float) -> Section:
@@ -117,7 +117,7 @@ def _decoding(model: BenchmarkModel, rounds: int, scale: float) -> Section:
 
 
 def _start(rounds: int) -> Section:
-    """From `vit-serve serve` to ready, with nothing kept and with what the first start kept."""
+    """Measure from `vit-serve serve` to ready, with an empty cache and with the cache of the first start."""
     with tempfile.TemporaryDirectory() as directory:
         cache = Path(directory, "cache")
 
@@ -142,19 +142,19 @@ def _start(rounds: int) -> Section:
             ("second start", lambda: ready(first=False)),
             ("python -c 'import torch'", importing),
         ]
-        samples = interleaved("start", cases, 1)  # so that something is kept, and the disk's cache is warm
+        samples = interleaved("start", cases, 1)  # fills both our cache and the disk's
         samples = interleaved("start", cases[1:], rounds) | {"first start": samples["first start"]}
     rows = [Row((name,), {"seconds": each.median}, {"seconds": f"{each.median:.2f}"}, each) for name, each in samples.items()]
     return Section(f"Start: {MODELS[0].title}", "from the command to ready", rows)
 
 
 def _service_and_peers(model: BenchmarkModel, peers: Sequence[Peer], rounds: int, scale: float) -> Iterable[Section]:
-    """Ours and the peers over HTTP, with the pipeline that has no HTTP in the same rounds."""
+    """Compare our service and its peers over HTTP with the pipeline without HTTP, in the same rounds."""
     directory = model.directory(_WORK / "models")
     made = inside.load(directory, _WORK / "cache")
     images = _bytes(WEB.files(_WORK / "images"))
     slice_s = model.slice_s * scale
-    if model.name == "vit-base":  # each of its cells takes half a minute; the slow layouts are told by the other models
+    if model.name == "vit-base":  # half a minute a cell; the other models cover the slow layouts
         peers = [peer for peer in peers if peer.name in ("fastapi", "litserve-workers", "mosec-workers")]
     _WORK.mkdir(exist_ok=True)
     with contenders(
@@ -168,7 +168,7 @@ def _service_and_peers(model: BenchmarkModel, peers: Sequence[Peer], rounds: int
         memory = {contender.name: contender.memory_mib for contender in found}
         yield Section(
             f"Memory: {model.title}",
-            f"after all of the above; ours ran batches of {batch:.1f} images on average",
+            f"after all of the above; our mean batch had {batch:.1f} images",
             [Row((name,), {"MiB": value}, {"MiB (PSS)": f"{value:.0f}"}, None) for name, value in memory.items()],
         )
 
@@ -199,7 +199,7 @@ def _compared(
 
 def _measured(loads: dict[str, list[Load]], contender: Contender, clients: int, slice_s: float) -> Any:
     name = f"{contender.name}, {clients}"
-    # nobody is measured before its queue has filled and emptied once
+    # the warm-up fills and empties the queue once
     seconds, warm_up_s = slice_s * (2 if clients > 1 else 1), slice_s * (0.75 if clients > 1 else 0.25)
 
     def measure() -> float:
@@ -212,7 +212,7 @@ def _measured(loads: dict[str, list[Load]], contender: Contender, clients: int, 
 
 
 def _service_by_setting(model: BenchmarkModel, setting: str, values: Sequence[str], rounds: int, scale: float) -> Section:
-    """Ours with a setting at each of its values, turn by turn, and the throughput of each as a share of the first."""
+    """Compare values of one setting in interleaved rounds; ratios are to the throughput of the first value."""
     images = _bytes(WEB.files(_WORK / "images"))
     variants: dict[str, dict[str, object]] = {
         value: {setting: value, "cache_dir": _WORK / "cache", "request_timeout_s": 120} for value in values
@@ -236,7 +236,7 @@ def _service_by_setting(model: BenchmarkModel, setting: str, values: Sequence[st
 
 
 def _service_by_load(model: BenchmarkModel, rounds: int, scale: float) -> Section:
-    """Ours by the number of clients, and by the rate at which requests come."""
+    """Measure our service by the number of clients, then by the rate of requests."""
     images = _bytes(WEB.files(_WORK / "images"))
     settings: dict[str, object] = {"cache_dir": _WORK / "cache", "request_timeout_s": 120}
     with contenders(model.directory(_WORK / "models"), (), model.peer_batch_size, images, _WORK, **settings) as (ours,):

@@ -1,7 +1,7 @@
-"""What each way of computing does to the answers, through the whole service.
+"""Effect of engines, dtypes and decoding on the answers, through the whole service.
 
-python -m benchmarks.accuracy test.parquet              labelled images: how often each way is right
-python -m benchmarks.accuracy --photographs FOLDER      large photographs: what decoding does to logits, by size
+python -m benchmarks.accuracy test.parquet              labelled images: accuracy of each variant
+python -m benchmarks.accuracy --photographs FOLDER      large photographs: differences of logits by decoding and size
 
 The reference is float32 by torch with exact decoding.
 """
@@ -30,7 +30,7 @@ _CONCURRENCY = 64
 _SIZES = (None, 224, 378)
 """Sides of the model's input: its own and two more, multiples of the bundled model's patches."""
 
-_WAYS: dict[str, dict[str, object]] = {
+_VARIANTS: dict[str, dict[str, object]] = {
     "torch, float32, exact decoding": {"engine": "torch", "exact_decode": True},
     "quick decoding": {"engine": "torch"},
     "OpenVINO": {"engine": "openvino", "exact_decode": True},
@@ -49,7 +49,7 @@ _DECODINGS: dict[str, dict[str, object]] = {
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What the service answers to N images: (N, K) each."""
+    """Answers of the service to N images, (N, K) each."""
 
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32]
@@ -61,7 +61,7 @@ class Answers:
 
 
 async def answers(images: Sequence[bytes], model: str, settings: dict[str, object]) -> Answers:
-    """Ask the service about each image."""
+    """Classify each image with the service."""
     logits, probabilities = [], []
     async with running_classifier(read_settings(model=model, max_inflight_images=_CONCURRENCY, **settings)) as classifier:
         reads = ((index, partial(bytes, image)) for index, image in enumerate(images))
@@ -74,19 +74,19 @@ async def answers(images: Sequence[bytes], model: str, settings: dict[str, objec
 
 
 def differences(some: Answers, reference: Answers) -> NDArray[np.float32]:
-    """Return for each image the largest difference of a logit, as a part of the reference's largest: (N,)."""
+    """Return for each image the largest difference of a logit over the reference's largest logit: (N,)."""
     largest: NDArray[np.float32] = np.abs(some.logits - reference.logits).max(axis=1) / np.abs(reference.logits).max(axis=1)
     return largest
 
 
-def compare_ways(data: Path, model: str) -> None:
-    """Print how often each way is right on labelled images, and what it does to probabilities."""
+def compare_variants(data: Path, model: str) -> None:
+    """Print the accuracy of each variant on labelled images, and the differences of probabilities."""
     labelled = load_labelled_images(data)
     images, targets = [labelled.read(index)[0] for index in range(len(labelled))], np.asarray(labelled.targets)
     _print(f"{len(images)} images; {machine.describe()}\n")
-    _print("| way | top-1 | same first class | largest difference of a probability |\n|---|---|---|---|")
+    _print("| variant | top-1 | same first class | largest difference of a probability |\n|---|---|---|---|")
     reference: Answers | None = None
-    for name, settings in _WAYS.items():
+    for name, settings in _VARIANTS.items():
         if settings.get("dtype") == "int8" and not has_vnni():
             continue
         found = run(answers(images, model, settings))
@@ -97,7 +97,7 @@ def compare_ways(data: Path, model: str) -> None:
 
 
 def compare_decodings(folder: Path, model: str) -> None:
-    """Print what each decoding does to first classes and logits, by size of the photographs and of the model's input."""
+    """Print the differences of first classes and logits by decoding, photograph size and input size."""
     _print(f"{machine.describe()}\n")
     _print(
         "| model's input | longer side | photographs | decoding | same first class | difference at p99 | largest difference |"
@@ -131,7 +131,7 @@ def main() -> None:
     if arguments.photographs:
         compare_decodings(arguments.photographs, arguments.model)
     else:
-        compare_ways(arguments.data, arguments.model)
+        compare_variants(arguments.data, arguments.model)
 
 
 if __name__ == "__main__":

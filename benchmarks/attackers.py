@@ -1,10 +1,10 @@
-"""Attackers beside the soak's clients, each in its own part of every minute, to compare their effect with the calm.
+"""Attackers beside the soak's clients, each in its own part of every minute, compared with the calm part.
 
 usual            the clients at their full rate
-calm             the same, fewer of them: what the parts below are compared with
-kills            decoders are killed at random, as the kernel kills them where memory runs out
+calm             fewer clients: the baseline for the parts below
+kills            decoders are killed at random, as the kernel does when memory runs out
 large batches    one client repeats a batch of images that each take a decoder for a second
-hostile bodies   sixteen clients send what is slow to parse
+hostile bodies   sixteen clients send bodies that are slow to parse
 """
 
 import asyncio
@@ -33,10 +33,10 @@ PARTS = {
     "rest": 0.83,
     "hostile bodies": 0.85,
 }
-"""Where in a period each part begins; a period is a minute."""
+"""Begin of each part as a share of the period, which is a minute."""
 
 FEWER = 0.4
-"""Share of the usual rate at which clients come in all parts but the usual one."""
+"""Share of the full rate in all parts but `usual`."""
 
 PERIOD_S = 60.0
 
@@ -47,23 +47,23 @@ _LARGE_IMAGES = 8
 
 @dataclass(slots=True)
 class Periods:
-    """What part a moment is in. Times of `time.perf_counter`, in seconds."""
+    """Parts of a period by time, in seconds of `time.perf_counter`."""
 
     began: float
     period_s: float
 
     def part(self, moment: float) -> str:
-        """Name of the part."""
+        """Return the part at a moment."""
         share = (moment - self.began) / self.period_s % 1
         return next(name for name, begins in reversed(PARTS.items()) if begins <= share)
 
     def next_begin(self, part: str, now: float) -> float:
-        """The next moment at which a part begins."""
+        """Return the next moment at which a part begins."""
         share = (now - self.began) / self.period_s
         return self.began + self.period_s * (int(share) + PARTS[part] + (share % 1 > PARTS[part]))
 
     def seconds(self, part: str) -> float:
-        """How long a part is."""
+        """Return the length of a part."""
         begins = [*PARTS.values(), 1.0]
         return self.period_s * next(
             end - begin for (begin, end), name in zip(pairwise(begins), PARTS, strict=True) if name == part
@@ -72,32 +72,32 @@ class Periods:
 
 @dataclass(slots=True)
 class Attackers:
-    """Attacks a server; its answers are counted with the clients'."""
+    """Attacks on a server; `clients` counts the answers."""
 
     clients: Clients
     pid: int
-    """Of the server."""
+    """Process id of the server."""
     periods: Periods
     ends: float = math.inf
-    """When no more attacks begin, by `time.perf_counter`."""
+    """Moment after which no attack begins, by `time.perf_counter`."""
     kills: int = 0
     _large: bytes = field(default_factory=lambda: multipart_body("images", [large_image()] * _LARGE_IMAGES))
     _bodies: Sequence[tuple[str, bytes, str]] = field(default_factory=lambda: hostile_bodies())
 
     async def attack(self) -> None:
-        """Run all attacks, each in its part of every period, until the time is up and all are answered."""
+        """Run all attacks, each in its part of every period, until the end; wait for all answers."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._in_part("kills", self._kill))
-            group.create_task(self._in_part("large batches", self._send_large_batch))
+            group.create_task(self._repeat_during("kills", self._kill))
+            group.create_task(self._repeat_during("large batches", self._send_large_batch))
             for number in range(_CLIENTS):
-                group.create_task(self._in_part("hostile bodies", self._sender(number)))
+                group.create_task(self._repeat_during("hostile bodies", self._sender(number)))
 
-    async def _in_part(self, part: str, attack: Callable[[], Awaitable[None]]) -> None:
+    async def _repeat_during(self, part: str, attack: Callable[[], Awaitable[None]]) -> None:
         """Repeat an attack while its part lasts."""
         while (begin := self.periods.next_begin(part, time.perf_counter())) < self.ends:
             await asyncio.sleep(begin - time.perf_counter())
             while time.perf_counter() < min(self.ends, begin + self.periods.seconds(part)):
-                with suppress(OSError, TimeoutError):  # counted by the clients, where it matters
+                with suppress(OSError, TimeoutError):  # `clients` counts them
                     await attack()
 
     async def _kill(self) -> None:
@@ -123,7 +123,7 @@ class Attackers:
 
 
 def decoders_of(pid: int) -> list[int]:
-    """The decoding workers of a server: its grandchildren."""
+    """Return the decoding workers of a server, its grandchildren."""
     return [worker for zygote in _children(pid) for worker in _children(zygote)]
 
 

@@ -1,6 +1,6 @@
-"""Clients of every sort: good ones whose answers are checked, and those that send what is broken, too much, or vanish.
+"""Good clients whose answers are checked, and clients that send broken or oversize bodies or disconnect.
 
-Each sends one request, and writes down what it was answered, so that the service's own counters can be held against it.
+Each sends one request and tallies the answer, to compare with the service's own counters.
 """
 
 import asyncio
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from benchmarks.load import Answer, Connection, Connections, head
 
 TOLERANCE = 1e-4
-"""Of a logit, by the size of the batch that the image was in; what the README promises."""
+"""Allowed difference of a logit between batch sizes, as the README promises."""
 
 REFUSALS = (429, 503)
 
 _REFUSED = ("not_ready", "queue_full", "draining")
-"""Codes of the same, of one image of a batch."""
+"""The same refusals as codes of single images in a batch."""
 
 _PATIENCE_S = 60.0
 _BOUNDARY = "soak"
@@ -33,39 +33,39 @@ _BOUNDARY = "soak"
 
 @dataclass(slots=True)
 class Tally:
-    """What was sent and what came of it."""
+    """Counts of requests and their outcomes."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     answered: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """By route and status."""
+    """Answers by route and status."""
     vanished: int = 0
-    """Requests to /predict that nobody waited for."""
+    """Requests to /predict whose client disconnected before the answer."""
     wrong: list[str] = field(default_factory=list)
-    """Answers that were not what they had to be, in words."""
+    """Descriptions of wrong answers."""
     unanswered: Counter[str] = field(default_factory=Counter)
-    """Requests that were waited for in vain, by what happened."""
+    """Requests without an answer, by kind and error."""
     images: int = 0
-    """That were answered rightly."""
+    """Images with a correct answer."""
     timed: list[tuple[float, float]] = field(default_factory=list)
-    """Of single good images: when they were due, and how many seconds later they were answered."""
+    """Due time and latency in seconds of single good images."""
 
 
 @dataclass(frozen=True, slots=True)
 class KnownImage:
-    """An encoded image and what the model says of it alone."""
+    """Encoded image with the logits of the model for it alone."""
 
     image_bytes: bytes
     logits: NDArray[np.float64]
 
 
 class Clients:
-    """Sends requests of a kind that chance takes, by the shares that are stated.
+    """Clients that send requests of random kinds, by the shares in `KINDS`.
 
     Args:
-        port: of the server.
-        images: to ask for, with what has to be answered.
-        max_image_bytes: that the server takes.
-        seed: of what chance takes.
+        port: port of the server.
+        images: images to send, with their expected logits.
+        max_image_bytes: limit of the server.
+        seed: seed of the random choices.
     """
 
     def __init__(self, port: int, images: Sequence[KnownImage], max_image_bytes: int, seed: int) -> None:
@@ -78,7 +78,7 @@ class Clients:
         self._connections = Connections(port, limit=512)
 
     async def call(self, due: float) -> None:
-        """One request, from the moment it was due to its end."""
+        """Send one request of a random kind."""
         kind = self._random.choices(list(KINDS), [share for share, _ in KINDS.values()])[0]
         self.tally.kinds[kind] += 1
         try:
@@ -87,7 +87,7 @@ class Clients:
             self.tally.unanswered[f"{kind}: {type(error).__name__}"] += 1
 
     async def attack(self, kind: str, request: tuple[str, bytes, str]) -> None:
-        """Send a request of an attacker: path, body and content type. Any answer will do, but that there is one."""
+        """Send an attacker's request (path, body, content type); any answer will do."""
         self.tally.kinds[kind] += 1
         try:
             await self._ask(*request)
@@ -115,7 +115,7 @@ class Clients:
         self._check_one(await self._ask("/predict", body, "application/json"), image)
 
     async def batch(self, due: float) -> None:
-        """Four images, one of them broken."""
+        """Send four images, one of them broken."""
         images = self._random.choices(self._images, k=4)
         broken = self._random.randrange(4)
         bodies = [each.image_bytes[:500] if index == broken else each.image_bytes for index, each in enumerate(images)]
@@ -132,7 +132,7 @@ class Clients:
                 self.tally.wrong.append(f"a broken image in a batch was answered {str(result)[:200]}")
 
     async def slow(self, due: float) -> None:
-        """An image that comes in pieces, with pauses between them."""
+        """Send an image in pieces with pauses."""
         image = self._random.choice(self._images)
         size = len(image.image_bytes)
         async with self._connected() as connection:
@@ -156,7 +156,7 @@ class Clients:
             await self._refused(answered)
 
     async def sends_too_much(self, due: float) -> None:
-        """Chunk after chunk, until the answer comes."""
+        """Send chunks until the answer comes."""
         piece = b"%x\r\n%b\r\n" % (2**16, bytes(2**16))
         async with self._connected() as connection:
             answered = connection.expect()
@@ -179,7 +179,7 @@ class Clients:
     async def _vanish(self, sent: bytes) -> None:
         async with self._connected() as connection:
             connection.write(sent)
-            await asyncio.sleep(self._random.uniform(0.02, 0.05))  # so that it has begun to be read
+            await asyncio.sleep(self._random.uniform(0.02, 0.05))  # the server has begun to read
             connection.reset()
         self.tally.vanished += 1
 
@@ -222,7 +222,7 @@ class Clients:
 
     def _wrong(self, answer: Answer, expected: int) -> None:
         if answer.status in REFUSALS and answer.retry_after:
-            return  # anybody may be told to come back later; how many were is in `answered`
+            return  # allowed; `answered` counts it
         self.tally.wrong.append(f"{answer.status} instead of {expected}: {answer.body[:200].decode(errors='replace')}")
 
 
@@ -238,14 +238,14 @@ KINDS: dict[str, tuple[float, Callable[[Clients, float], Awaitable[None]]]] = {
     "leaves halfway": (0.025, Clients.leaves_halfway),
     "leaves at once": (0.025, Clients.leaves_at_once),
 }
-"""Share of each kind of client; the first five are good."""
+"""Share of each kind; the first five are good."""
 
 IMAGES_A_REQUEST = 0.925
-"""That the model is asked for on average: three of each batch, one of each other good client and of who leaves at once."""
+"""Mean images of a request that reach the model: three of a batch, one of any other good kind or `leaves at once`."""
 
 
 def _broken_requests(image: bytes) -> list[tuple[tuple[str, bytes, str], int]]:
-    """What cannot be answered, as path, body and content type, and the status that has to tell so."""
+    """Return bad requests (path, body, content type) with the expected status."""
     form = f"multipart/form-data; boundary={_BOUNDARY}"
     return [
         (("/predict", image[: len(image) // 2], "image/jpeg"), 422),
@@ -262,7 +262,7 @@ def _broken_requests(image: bytes) -> list[tuple[tuple[str, bytes, str], int]]:
 
 
 def multipart_body(field: str, images: Sequence[bytes]) -> bytes:
-    """Make a body of image parts of one name; its boundary is `soak`."""
+    """Return a multipart body of images under one name; its boundary is `soak`."""
     disposition = f'Content-Disposition: form-data; name="{field}"; filename="image.jpg"'
     part_head = f"--{_BOUNDARY}\r\n{disposition}\r\nContent-Type: image/jpeg\r\n\r\n".encode()
     return b"".join(part_head + image + b"\r\n" for image in images) + f"--{_BOUNDARY}--\r\n".encode()

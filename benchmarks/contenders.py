@@ -1,4 +1,4 @@
-"""Servers under test, ours and the peers: started once, all resident, all but the one that is measured stopped."""
+"""Servers under test, ours and the peers: all started once, all but the measured one stopped."""
 
 import json
 import os
@@ -26,18 +26,18 @@ _BOUNDARY = "vit-serve-benchmark"
 
 @dataclass
 class Contender:
-    """A server at work."""
+    """Server under test."""
 
     name: str
     layout: str
     server: Server
     target: Target
     loads: dict[str, list[Load]] = field(default_factory=dict)
-    """What was measured, by what was offered."""
+    """Measured loads by offered load."""
 
     @property
     def memory_mib(self) -> float:
-        """Proportional set size of all its processes: pages that several share count once."""
+        """Proportional set size of all its processes, which counts shared pages once."""
         return sum(_pss_kib(pid) for pid in self.server.pids()) / 1024
 
     @property
@@ -46,7 +46,7 @@ class Contender:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Let it run for a while; it stays stopped otherwise."""
+        """Resume the server for the block; it is paused otherwise."""
         self.server.resume()
         try:
             yield
@@ -61,7 +61,7 @@ OURS = "vit-serve"
 def contenders(
     model: Path, peers: Sequence[Peer], max_batch_size: int, images: Sequence[bytes], directory: Path, **settings: object
 ) -> Iterator[list[Contender]]:
-    """Ours and these peers, ready, each asked for every image once; their output goes to files in `directory`."""
+    """Start our server and these peers, and send each every image once; logs go to `directory`."""
     with ExitStack() as stack:
         found: list[Contender] = []
         for name in (OURS, *(peer.name for peer in peers)):
@@ -91,7 +91,7 @@ def contenders(
 def ours_with(
     model: Path, variants: Mapping[str, dict[str, object]], images: Sequence[bytes], directory: Path
 ) -> Iterator[list[Contender]]:
-    """Our server once for each variant of its settings, under the variant's name; ready, and asked for every image once."""
+    """Start our server once for each variant of its settings, and send each every image once."""
     with ExitStack() as stack:
         found: list[Contender] = []
         for name, settings in variants.items():
@@ -107,10 +107,10 @@ def ours_with(
 
 
 def check_answers(found: Sequence[Contender], tolerance: float) -> None:
-    """All say the same of every image: the probability of the first class, to `tolerance`.
+    """Compare the probability of the first class of every image between all servers.
 
     Raises:
-        SystemExit: one does not, so that nothing can be compared.
+        SystemExit: two differ by more than `tolerance`.
     """
     answers = {}
     for contender in found:
@@ -130,19 +130,19 @@ def _first_class(body: bytes) -> dict[str, Any]:
 
 
 def mean_batch_size(contender: Contender) -> float:
-    """Return the mean size of all batches of ours so far."""
+    """Return the mean size of our batches so far."""
     numbers = metrics_of(httpx.get(f"http://127.0.0.1:{contender.target.port}/metrics").content)
     return numbers["vit_batch_size_images_sum"] / numbers["vit_batch_size_images_count"]
 
 
 def start_ours(model: Path, settings: dict[str, object], log: int) -> tuple[Server, int]:
-    """Our server alone, and its port; not ready yet."""
+    """Start our server; return it and its port before it is ready."""
     port = _free_port()
     return _start_ours(model, port, log, settings), port
 
 
 def wait_until_healthy(port: int) -> None:
-    """Return as soon as ours is ready."""
+    """Wait until our server is ready."""
     give_up_at = time.monotonic() + _PATIENCE_S
     while time.monotonic() < give_up_at:
         try:
@@ -175,7 +175,7 @@ def _wait_until_ready(name: str, server: Server, target: Target) -> None:
         except (OSError, TimeoutError):
             pass
         time.sleep(0.2)
-    raise SystemExit(f"{name} does not answer; its log tells why")
+    raise SystemExit(f"{name} does not answer; see its log")
 
 
 def _raw(port: int, path: str, images: Sequence[bytes]) -> Target:

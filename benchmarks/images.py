@@ -1,4 +1,4 @@
-"""JPEGs of the sizes that people upload, made from the images in examples/images (CC0). The same ones in every run."""
+"""JPEGs of common upload sizes, made from examples/images (CC0), identical in every run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +9,15 @@ from PIL import Image
 _SOURCES = sorted((Path(__file__).parent.parent / "examples" / "images").glob("*.jpg"))
 
 _QUALITY = 95
-"""As cameras and content systems have it."""
+"""JPEG quality common to cameras and content systems."""
 
 _GRAIN = 8.0
-"""Standard deviation of the noise that is added, in steps of 255: enlarged images are smooth, and decoded too fast."""
+"""Standard deviation of the added noise, in steps of 255: without it, enlarged images decode too fast."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSet:
-    """Images of one size: name, (width, height) in pixels, and how many."""
+    """Images of one size: name, (width, height) in pixels, and count."""
 
     name: str
     size: tuple[int, int]

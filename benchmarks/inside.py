@@ -1,9 +1,9 @@
-"""What happens inside the service, each part alone and both overlapped, in threads and without HTTP."""
+"""Engine and decoding in threads without HTTP, each alone and both overlapped."""
 
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,23 +21,23 @@ FORMATS = frozenset({"jpeg"})
 
 @dataclass(frozen=True, slots=True)
 class Inside:
-    """A model's engines and decoders."""
+    """Engines and decoders of one model."""
 
     engines: dict[str, Engine]
     quick: ImageDecoder
     exact: ImageDecoder
     image_size: int
     flops: int
-    """Of one image."""
+    """Floating-point operations of one image."""
 
     @property
     def engine(self) -> Engine:
-        """The one that `auto` takes."""
+        """The engine that `auto` takes."""
         return self.engines["auto"]
 
 
 def load(model: Path, cache: Path, engines: Sequence[str] = ("auto",)) -> Inside:
-    """Every engine from a checkpoint of its own, because it takes the model over."""
+    """Load each engine from a checkpoint of its own, since an engine consumes the model."""
     checkpoint = load_checkpoint(model)
     quick, exact = (
         ImageDecoder(checkpoint.preprocessing, formats=FORMATS, max_bytes=10**9, max_pixels=10**9, exact=exact)
@@ -63,7 +63,7 @@ def _options(name: str, cache: Path) -> EngineOptions:
 
 
 def engine_cases(inside: Inside, batch_sizes: Sequence[int], slice_s: float) -> Iterator[Case]:
-    """Images a second: a lone image after another, and batches of each size in as many runs as the engine takes."""
+    """Yield images a second: single images in sequence, then batches of each size at the engine's concurrency."""
     for name, engine in inside.engines.items():
         yield f"{name}, one image alone", _engine_case(inside, engine, 1, slice_s, use_all_cores=True)
         for size in batch_sizes:
@@ -73,17 +73,17 @@ def engine_cases(inside: Inside, batch_sizes: Sequence[int], slice_s: float) -> 
             )
 
 
-def _engine_case(inside: Inside, engine: Engine, size: int, slice_s: float, *, alone: bool) -> Callable[[], float]:
+def _engine_case(inside: Inside, engine: Engine, size: int, slice_s: float, *, use_all_cores: bool) -> Callable[[], float]:
     pixels = np.random.default_rng(0).integers(0, 256, (size, 3, inside.image_size, inside.image_size), dtype=np.uint8)
 
     def one() -> int:
-        return len(engine.run(list(pixels), use_all_cores=alone))
+        return len(engine.run(list(pixels), use_all_cores=use_all_cores))
 
-    return lambda: rate(one, threads=1 if alone else engine.max_concurrent_batches, seconds=slice_s)
+    return lambda: rate(one, threads=1 if use_all_cores else engine.max_concurrent_batches, seconds=slice_s)
 
 
-def decode_cases(inside: Inside, images: dict[str, Sequence[bytes]], slice_s: float) -> Iterator[Case]:
-    """Images a second, by size, way and threads."""
+def decode_cases(inside: Inside, images: Mapping[str, Sequence[bytes]], slice_s: float) -> Iterator[Case]:
+    """Yield images a second by size, decoder and threads."""
     for name, files in images.items():
         for way, decoder in (("exact", inside.exact), ("quick", inside.quick)):
             for threads in dict.fromkeys((1, available_cpus())):
@@ -101,8 +101,7 @@ def _decode_case(decoder: ImageDecoder, files: Sequence[bytes], threads: int, sl
 
 
 def pipeline_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callable[[], float]:
-    """Images a second of decoding and running overlapped: every thread decodes a batch and runs it. Nothing waits for anything:
-    this is what the service would do if HTTP and the queue cost nothing."""
+    """Measure images a second when every thread decodes and runs batches: the service if HTTP and the queue cost nothing."""
     engine, turns = inside.engine, itertools.cycle(files)
 
     def one() -> int:
@@ -113,7 +112,7 @@ def pipeline_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Cal
 
 
 def lone_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callable[[], float]:
-    """Seconds of decoding one image and running it alone: what a single client would wait without HTTP."""
+    """Measure seconds to decode and run one image: the latency of a single client without HTTP."""
     turns = itertools.cycle(files)
 
     def one() -> int:
@@ -123,7 +122,7 @@ def lone_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callabl
 
 
 def rate(one: Callable[[], int], *, threads: int, seconds: float) -> float:
-    """Items a second of threads that each call `one` (which says how many items it did) until the time is up."""
+    """Return items a second of threads that call `one`, which returns its number of items, until the time is up."""
     rates = [0.0] * threads
     began = time.perf_counter()
 
@@ -131,7 +130,7 @@ def rate(one: Callable[[], int], *, threads: int, seconds: float) -> float:
         items = 0
         while items == 0 or time.perf_counter() < began + seconds:
             items += one()
-        rates[index] = items / (time.perf_counter() - began)  # of its own time: the last call ends later than the slice
+        rates[index] = items / (time.perf_counter() - began)  # the last call ends after the slice
 
     workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
     for worker in workers:

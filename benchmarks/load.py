@@ -1,9 +1,8 @@
-"""A load generator: closed loop (so many clients, each waiting for its answer) and open loop (so many requests a second).
+"""Load generator with a closed loop (clients that wait for their answers) and an open loop (requests at a rate).
 
-It keeps its connections, sends bodies that were made before, and parses with httptools, so that it needs far less of a core
-than what it measures: `Load.generator_share` says how much. Latencies of an open loop count from when a request was due,
-whether or not it could be sent then: waiting is part of what a client sees. A generator that is late counts against what it
-measures, never for it.
+Connections are kept, bodies are prepared, and httptools parses the answers, so that the generator needs far less of a core than
+the server: `Load.generator_share` says how much. Latencies of an open loop count from the due time of a request, so a late
+generator makes the server look slower, never faster.
 """
 
 import asyncio
@@ -20,15 +19,14 @@ from typing import cast
 import httptools
 import uvloop
 
-_PATIENCE_S = 120.0
+_TIMEOUT_S = 120.0
 _IDLE_S = 4.0
-"""For which a connection may have been idle: peers close them after 5 by uvicorn's default, and a request that meets the end of
-one is lost."""
+"""Longest idle time of a connection; uvicorn closes it after 5 s, and a request sent at that moment is lost."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where to send what."""
+    """Address and bodies of requests."""
 
     port: int
     path: str
@@ -41,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server answered."""
+    """HTTP answer."""
 
     status: int
     body: bytes
@@ -50,12 +48,12 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request and what came of it. Times of `time.perf_counter`, which all processes of a machine share."""
+    """Request with its outcome. Times are of `time.perf_counter`, which all processes share."""
 
     due: float
     ended: float
     outcome: str
-    """The status of the answer, or the name of what happened instead."""
+    """Status of the answer, or name of the error."""
     retry_after: str = ""
 
     @property
@@ -64,71 +62,71 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Storm:
-    """An open loop, request by request."""
+class OpenLoop:
+    """Exchanges of an open loop."""
 
     exchanges: Sequence[Exchange]
     lateness_s: Sequence[float]
-    """How long after it was due each request was begun: what the generator itself was late."""
+    """Delay of the generator for each request."""
     seconds: float
-    """From the first request to the last answer."""
+    """Seconds from the first request to the last answer."""
     cpu_s: float
     most_connections: int
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What came of it. Times in seconds."""
+    """Summary of a loop, times in seconds."""
 
     offered: str
     throughput: float
-    """Requests answered with 200, a second."""
+    """Answers with 200 a second."""
     p50: float
     p95: float
     p99: float
     errors: int
-    """Requests that were answered otherwise, or not at all."""
+    """Requests with another answer or none."""
     generator_share: float
-    """Of one core, that this process used meanwhile."""
+    """Share of one core that this process used."""
 
     def as_json(self) -> dict[str, object]:
         return asdict(self)
 
 
 def closed_loop(target: Target, clients: int, seconds: float, warm_up_s: float) -> Load:
-    """`clients` connections, each sending when it has its answer; what ends after the warm-up counts."""
+    """Send from `clients` clients that wait for each answer; count answers after the warm-up."""
     return uvloop.run(_closed_loop(target, clients, seconds, warm_up_s))
 
 
 def open_loop(target: Target, rate: float, seconds: float, seed: int = 0) -> Load:
-    """Clients who know nothing of each other: `rate` a second, at random (Poisson). All are waited for."""
-    found = storm(target, rate, seconds, seed=seed)
+    """Send `rate` requests a second at random (Poisson), and wait for all answers."""
+    found = send_open_loop(target, rate, seconds, seed=seed)
     return _load(f"{rate:.1f}/s", found.exchanges, found.seconds, found.cpu_s)
 
 
-def storm(target: Target, rate: float, seconds: float, *, max_connections: int = 10_000, seed: int = 0) -> Storm:
-    """The same, request by request; those that find no connection free wait for one."""
-    return uvloop.run(_storm(target, rate, seconds, max_connections, seed))
+def send_open_loop(target: Target, rate: float, seconds: float, *, max_connections: int = 10_000, seed: int = 0) -> OpenLoop:
+    """Send an open loop; requests above `max_connections` wait for a connection."""
+    return uvloop.run(_send_open_loop(target, rate, seconds, max_connections, seed))
 
 
 def get(path: str) -> bytes:
-    """A whole request that has no body."""
+    """Return a GET request."""
     return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
 
 
 def head(path: str, length: int | None, content_type: str) -> bytes:
-    """What stands before a body of so many bytes; without a length, one that comes in chunks."""
+    """Return the head of a POST request; its body is chunked if `length` is None."""
     framing = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
     return f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {content_type}\r\n{framing}\r\n\r\n".encode()
 
 
 def ask(target: Target) -> list[tuple[int, bytes]]:
-    """Every body once, one after another: status and body of the answers."""
+    """Send every body once in sequence; return statuses and bodies of the answers."""
     return uvloop.run(_ask(target))
 
 
 class Connection(asyncio.Protocol):
-    """One HTTP/1.1 connection; one request at a time, whole or piece by piece."""
+    """HTTP/1.1 connection for one request at a time, whole or in pieces."""
 
     def __init__(self) -> None:
         self._answered: asyncio.Future[Answer] | None = None
@@ -178,22 +176,22 @@ class Connection(asyncio.Protocol):
         return self._transport is not None and time.perf_counter() - self._idle_since < _IDLE_S
 
     def expect(self) -> "asyncio.Future[Answer]":
-        """The answer to the request that is going to be written."""
+        """Return the future answer to the next request."""
         self._answered = asyncio.get_running_loop().create_future()
         return self._answered
 
     def write(self, data: bytes) -> None:
-        """Do nothing if the connection has ended: whoever waits for the answer is told so."""
+        """Write to the server; ignored once the connection is lost, which fails the future answer."""
         if self._transport is not None:
             self._transport.write(data)
 
     async def send(self, request: bytes) -> Answer:
-        """Send a whole request, even if it is refused meanwhile: the next one follows behind it."""
+        """Send a whole request, even if the refusal comes first, so that the connection can be reused."""
         if self._transport is None:
             raise ConnectionResetError
         answered = self.expect()
         self.write(request)
-        async with asyncio.timeout(_PATIENCE_S):
+        async with asyncio.timeout(_TIMEOUT_S):
             return await answered
 
     def close(self) -> None:
@@ -202,7 +200,7 @@ class Connection(asyncio.Protocol):
             self._transport = None
 
     def reset(self) -> None:
-        """End it as a process does that dies: what is under way is lost, and the server's next write fails."""
+        """Abort with RST, as when a process dies."""
         if self._transport is not None:
             self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self._transport.abort()
@@ -210,7 +208,7 @@ class Connection(asyncio.Protocol):
 
 
 class Connections:
-    """Idle connections to one port; more are opened when all are in use, and at `limit` a request waits for one."""
+    """Pool of connections to one port; at `limit` a request waits."""
 
     def __init__(self, port: int, limit: int = 10_000) -> None:
         self._port = port
@@ -222,7 +220,7 @@ class Connections:
         """Send a whole request.
 
         Raises:
-            OSError, TimeoutError: it was not answered.
+            OSError, TimeoutError: no answer came.
         """
         async with self._free:
             self._in_use += 1
@@ -248,7 +246,7 @@ class Connections:
 
 
 async def exchange(connections: Connections, request: bytes, due: float) -> Exchange:
-    """Send a request, and tell what came of it."""
+    """Send a request and return its outcome."""
     try:
         answer = await connections.send(request)
     except (OSError, TimeoutError) as error:
@@ -257,7 +255,7 @@ async def exchange(connections: Connections, request: bytes, due: float) -> Exch
 
 
 def quantile(values: Sequence[float], share: float) -> float:
-    """Of the values; NaN of fewer than two."""
+    """Return a quantile, NaN for fewer than two values."""
     if len(values) < 2:
         return float("nan")
     return statistics.quantiles(values, n=1000, method="inclusive")[round(share * 1000) - 1]
@@ -291,7 +289,7 @@ async def _closed_loop(target: Target, clients: int, seconds: float, warm_up_s: 
     return load
 
 
-async def _storm(target: Target, rate: float, seconds: float, max_connections: int, seed: int) -> Storm:
+async def _send_open_loop(target: Target, rate: float, seconds: float, max_connections: int, seed: int) -> OpenLoop:
     connections, requests = Connections(target.port, max_connections), itertools.cycle(target.requests())
     rng, lateness_s = random.Random(seed), []
     began, cpu_s = time.perf_counter(), time.process_time()
@@ -303,7 +301,7 @@ async def _storm(target: Target, rate: float, seconds: float, max_connections: i
     exchanges = await asyncio.gather(*under_way)
     took = time.perf_counter() - began
     connections.close()
-    return Storm(exchanges, lateness_s, took, time.process_time() - cpu_s, connections.most)
+    return OpenLoop(exchanges, lateness_s, took, time.process_time() - cpu_s, connections.most)
 
 
 async def _ask(target: Target) -> list[tuple[int, bytes]]:

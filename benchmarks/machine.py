@@ -1,4 +1,4 @@
-"""What the numbers were measured on, and the floor: what this machine could do at best."""
+"""Facts about this machine, and its floor: matrix product and memory bandwidth."""
 
 import os
 import platform
@@ -14,13 +14,13 @@ from app.process.cpu import available_cpus
 
 _PACKAGES = ("torch", "openvino", "pillow", "simplejpeg", "fastapi", "uvicorn", "uvloop", "numpy")
 _SIDE = 2048
-"""Of the matrices: large enough for every library's best, small enough for a round."""
+"""Side of the matrices: large enough for full speed, small enough for a round."""
 
 _BYTES = 512 * 2**20
 
 
 def describe() -> dict[str, object]:
-    """Hardware, versions and commit."""
+    """Return hardware, versions and commit."""
     facts: dict[str, object] = {
         "cpu": _cpu(),
         "cores": available_cpus(),
@@ -36,14 +36,14 @@ def describe() -> dict[str, object]:
 
 
 def engines() -> tuple[str, ...]:
-    """Those that can be compared here, each with its dtype where that is not what `auto` takes."""
+    """Return the engines to compare here, with their dtype unless `auto` takes it."""
     if torch.cuda.is_available():
         return ("torch",)
     return ("torch", "openvino", "openvino int8") if has_vnni() else ("torch", "openvino")
 
 
 def matrix_flops() -> float:
-    """Floating-point operations a second of a product of matrices: float32 on the CPU's cores, bfloat16 on a GPU."""
+    """Measure FLOP/s of a matrix product: float32 on a CPU, bfloat16 on a GPU."""
     device, dtype, side = ("cuda", torch.bfloat16, 8192) if torch.cuda.is_available() else ("cpu", torch.float32, _SIDE)
     torch.set_num_threads(available_cpus())
     left, right = (torch.rand(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -51,7 +51,7 @@ def matrix_flops() -> float:
 
 
 def memory_bandwidth() -> float:
-    """Bytes a second, read and written, of a copy that no cache holds."""
+    """Measure bytes a second, read and written, of a copy larger than any cache."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(available_cpus())
     source = torch.ones(_BYTES, dtype=torch.uint8, device=device)
@@ -60,7 +60,7 @@ def memory_bandwidth() -> float:
 
 
 def _best_time(work: object, device: str) -> float:
-    """Seconds of the quickest of some runs: a floor is what nothing disturbed."""
+    """Return the shortest of six times, the least disturbed one."""
     assert callable(work)
     times = []
     for _ in range(6):

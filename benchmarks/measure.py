@@ -1,4 +1,4 @@
-"""Interleaved rounds: what is compared runs in one go, turn by turn, so that a noisy machine disturbs all alike."""
+"""Interleaved rounds: cases run turn by turn, so that noise of the machine affects all alike."""
 
 import statistics
 import sys
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Case = tuple[str, Callable[[], float]]
-"""A name, and what measures once."""
+"""Name and function of one measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """One number a round."""
+    """Samples of one case, one a round."""
 
     values: tuple[float, ...]
 
@@ -20,7 +20,7 @@ class Samples:
         return statistics.median(self.values)
 
     def over(self, other: "Samples") -> float:
-        """The median of the ratios within each round: what two measurements of a noisy machine can be compared by."""
+        """Return the median of the ratios within each round, which noise affects least."""
         return statistics.median(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True))
 
     def as_json(self) -> dict[str, object]:
@@ -39,7 +39,7 @@ def interleaved(what: str, cases: Sequence[Case], rounds: int) -> dict[str, Samp
 
 
 def progress(line: str) -> None:
-    """What is going on, on standard error: in place on a terminal, line by line in a log."""
+    """Show progress on standard error: in place on a terminal, line by line in a log."""
     if sys.stderr.isatty():
         sys.stderr.write(f"\r\x1b[K{line}")
     elif line:

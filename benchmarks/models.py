@@ -1,4 +1,4 @@
-"""The models that are measured: the bundled one, and two at 224 pixels with random weights, in Hugging Face's layout."""
+"""Benchmark models: the bundled one, and two at 224 pixels with random weights, in Hugging Face's layout."""
 
 import json
 from dataclasses import dataclass
@@ -27,19 +27,19 @@ _PREPROCESSOR = {
 
 @dataclass(frozen=True, slots=True)
 class BenchmarkModel:
-    """A model and how it is measured."""
+    """Model with the parameters of its measurement."""
 
     name: str
     title: str
     width: int | None
-    """Of a ViT with random weights; None for the bundled model."""
+    """Width of a ViT with random weights; None for the bundled model."""
     slice_s: float
-    """Seconds of a measurement: several times what one batch takes."""
+    """Seconds of a measurement, several times those of a batch."""
     peer_batch_size: int
-    """As large as pays for the peers' engine, without making clients wait longer than they must."""
+    """Smallest batch at which the peers' engine reaches its throughput."""
 
     def directory(self, below: Path) -> Path:
-        """The checkpoint, made first if it is not there."""
+        """Return the checkpoint; create it if it is missing."""
         if self.width is None:
             return BUNDLED_MODEL
         directory = below / self.name
@@ -59,7 +59,7 @@ MODELS = (
 
 
 def _config(width: int) -> dict[str, object]:
-    """Heads of 64, an MLP of four times the width, as all published sizes up to ViT-L have."""
+    """Return a configuration with heads of 64 and an MLP of four times the width, as published up to ViT-L."""
     return {
         "architectures": ["ViTForImageClassification"],
         "model_type": "vit",
@@ -78,7 +78,7 @@ def _config(width: int) -> dict[str, object]:
 
 
 def _random_weights(width: int) -> dict[str, Tensor]:
-    """By the names of transformers' ViTForImageClassification; wide enough that answers differ from image to image."""
+    """Return weights with transformers' names, wide enough that answers differ between images."""
     random = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
 

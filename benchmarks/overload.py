@@ -1,9 +1,8 @@
-"""What becomes of the service at several times what it can do: python -m benchmarks.overload [--seconds 60] [--times 4]
+"""Behaviour of the service under several times its saturation: python -m benchmarks.overload [--seconds 60] [--times 4]
 
-Saturation is what 32 clients in a closed loop get, before and after. Then requests come at four times that rate, whatever
-becomes of them (an open loop), while a process of its own asks for the service's health and watches its memory and its queue.
-Refusals count from when a request was due, so that a late generator makes them look slower, never faster. Requests are sent
-whole, as most clients do, though a refusal comes before their bodies are read.
+Saturation is the throughput of 32 clients in a closed loop, before and after. Requests then come at four times that rate in an
+open loop, while another process probes the service's health and samples its memory and queue. Latencies of refusals count from
+the due time of a request. Requests are sent whole, as most clients do, though a refusal comes before their bodies are read.
 
 Progress goes to standard error, the table to standard output; the exit status is 1 if a goal is missed.
 """
@@ -22,7 +21,7 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.contenders import Contender, contenders
 from benchmarks.images import WEB
-from benchmarks.load import Exchange, Load, Storm, Target, ask, closed_loop, quantile, storm
+from benchmarks.load import Exchange, Load, OpenLoop, Target, ask, closed_loop, quantile, send_open_loop
 from benchmarks.measure import progress
 from benchmarks.models import MODELS
 from benchmarks.report import Verdict, conclude
@@ -34,38 +33,38 @@ _QUEUE = 256
 _DEADLINE_S = 30.0
 _CONNECTIONS = 1024
 _TAIL_S = 10.0
-"""How long the service is watched after the last request was due."""
+"""Seconds of watching after the last request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Overload:
-    """One run. Times in seconds, memory in bytes."""
+    """Measurements of one overload, in seconds and bytes."""
 
     before: Load
     after: Load
     alone_s: Sequence[float]
-    """Latencies of a lone client, before."""
+    """Latencies of a single client before."""
     rate: float
     seconds: float
     began: float
-    storm: Storm
+    traffic: OpenLoop
     watch: Watch
     memory: tuple[int, int]
-    """Before the storm, and when all is over."""
+    """Resident memory before and after."""
     recovery_s: float
-    """From the last request until a lone client waits no longer than before."""
+    """Seconds from the last request until a single client has its former latency."""
 
     @property
     def saturation(self) -> float:
         return (self.before.throughput + self.after.throughput) / 2
 
     def during(self, exchanges: Sequence[Exchange]) -> list[Exchange]:
-        """Those that were due while the storm blew."""
+        """Return the exchanges that were due during the overload."""
         return [each for each in exchanges if self.began <= each.due < self.began + self.seconds]
 
 
 def measure(ours: Contender, times: float, seconds: float, saturation_s: float) -> Overload:
-    """The whole course, on a server that is warm and at work."""
+    """Measure a server that is warm and resumed."""
     pid, target = ours.server.process.pid, ours.target
     progress("saturation")
     before = closed_loop(target, _CLIENTS, saturation_s, 2)
@@ -74,10 +73,10 @@ def measure(ours: Contender, times: float, seconds: float, saturation_s: float) 
     rate = times * before.throughput
     progress(f"{rate:.0f} requests a second for {seconds:.0f} s")
     with ProcessPoolExecutor(1, get_context("spawn")) as beside:
-        beside.submit(time.perf_counter).result()  # it has started
+        beside.submit(time.perf_counter).result()  # wait until it has started
         watching = beside.submit(watch, target.port, pid, seconds + _TAIL_S)
         began = time.perf_counter()
-        found = storm(target, rate, seconds, max_connections=_CONNECTIONS)
+        found = send_open_loop(target, rate, seconds, max_connections=_CONNECTIONS)
         progress("recovery")
         recovery_s = max(0.0, _recovered_at(target, quantile(alone_s, 0.95), 10) - (began + seconds))
         watched = watching.result()
@@ -94,7 +93,7 @@ def _alone_s(target: Target) -> tuple[int, float]:
 
 
 def _recovered_at(target: Target, usual_s: float, in_a_row: int) -> float:
-    """When the first of so many answers began to come that took no longer than usual, with a quarter for noise."""
+    """Return the time of the first of several answers in a row within 1.25 times the usual latency."""
     quick: list[float] = []
     while len(quick) < in_a_row:
         status, took_s = _alone_s(target)
@@ -103,7 +102,7 @@ def _recovered_at(target: Target, usual_s: float, in_a_row: int) -> float:
 
 
 def verdicts(run: Overload) -> Iterator[Verdict]:
-    exchanges = run.storm.exchanges
+    exchanges = run.traffic.exchanges
     outcomes = Counter(each.outcome for each in exchanges)
     accepted = [each.latency_s for each in exchanges if each.outcome == "200"]
     refused = [each for each in exchanges if each.outcome == "429"]
@@ -129,8 +128,8 @@ def verdicts(run: Overload) -> Iterator[Verdict]:
     yield from _health_verdicts(run)
     yield from _memory_verdicts(run)
     yield Verdict("back to usual latency", run.recovery_s, f"{run.recovery_s:.1f} s", "<= 5 s", run.recovery_s <= 5)
-    late_s, share = quantile(run.storm.lateness_s, 0.99), run.storm.cpu_s / run.storm.seconds
-    yield Verdict("generator, of a core", share, f"{share:.0%}, with up to {run.storm.most_connections} connections")
+    late_s, share = quantile(run.traffic.lateness_s, 0.99), run.traffic.cpu_s / run.traffic.seconds
+    yield Verdict("generator, of a core", share, f"{share:.0%}, with up to {run.traffic.most_connections} connections")
     yield Verdict("generator late, p99", late_s, _ms(late_s))
 
 
@@ -186,9 +185,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [model.name for model in MODELS]
     parser.add_argument("--model", choices=names, default=names[0], help=", ".join(names))
-    parser.add_argument("--times", type=float, default=4.0, help="saturation, that is offered")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of the storm")
-    parser.add_argument("--saturation-seconds", type=float, default=15.0, help="of each measurement of saturation")
+    parser.add_argument("--times", type=float, default=4.0, help="offered load in multiples of saturation")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of the overload")
+    parser.add_argument("--saturation-seconds", type=float, default=15.0, help="length of each measurement of saturation")
     parser.add_argument("--output", type=Path, default=_WORK / "overload.json")
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""Photographs at the sizes that people upload, made from large ones by downscaling alone."""
+"""Photographs at common upload sizes, downscaled from large ones."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ _VIEWS = ((0.0, 0.0, 1.0, 1.0), (0.0, 0.0, 0.75, 0.75), (0.25, 0.25, 1.0, 1.0), 
 
 
 def sized(folder: Path, width: int, views: int = len(_VIEWS)) -> Iterator[bytes]:
-    """Yield JPEGs of this width: `views` parts of each file in a folder that is large enough for them."""
+    """Yield JPEGs of this width: `views` parts of each file that is large enough."""
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() in (".jpg", ".jpeg", ".png"):
             with Image.open(file) as image:

@@ -1,4 +1,4 @@
-"""Sections of numbers, as a table for people and as JSON for programs."""
+"""Report sections, as Markdown tables and as JSON."""
 
 import json
 import statistics
@@ -13,7 +13,7 @@ from benchmarks.measure import Samples
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What was measured, its numbers, and how they are shown."""
+    """Table row: names, numbers, and text for each column."""
 
     names: tuple[str, ...]
     numbers: Mapping[str, float]
@@ -27,7 +27,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Rows that were measured in one go, interleaved."""
+    """Rows measured in the same interleaved rounds."""
 
     title: str
     note: str
@@ -39,7 +39,7 @@ class Section:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One number, and whether it is good enough; `goal` is empty where there is none."""
+    """Measured value against a goal, which may be empty."""
 
     what: str
     value: float
@@ -58,14 +58,14 @@ class Verdict:
 
 
 def verdict_section(title: str, note: str, verdicts: Sequence[Verdict]) -> Section:
-    """Ends with how many goals were met."""
+    """Return a section whose note ends with the number of goals met."""
     goals = [verdict for verdict in verdicts if verdict.goal]
     met = sum(verdict.met for verdict in goals)
     return Section(title, f"{note}; {met} of {len(goals)} goals met", [verdict.row() for verdict in verdicts])
 
 
 def conclude(title: str, note: str, verdicts: Sequence[Verdict], output: Path, report: Mapping[str, object]) -> int:
-    """Print the verdicts, write them to `output` with the rest of the report, and give the process's exit status."""
+    """Print the verdicts, write the report to `output`, and return the exit status."""
     section = verdict_section(title, note, verdicts)
     sys.stdout.write(as_markdown(section) + "\n")
     output.write_text(json.dumps({**report, "section": section.as_json()}, indent=1) + "\n")
@@ -88,16 +88,16 @@ def as_markdown(section: Section) -> str:
 
 
 def floor_rows(samples: Mapping[str, Samples]) -> list[Row]:
-    """Rates of the machine, in thousand millions."""
+    """Return rows of rates in billions."""
     rows = []
     for name, each in samples.items():
         shown = f"{each.median / 1e9:.0f} [{min(each.values) / 1e9:.0f}..{max(each.values) / 1e9:.0f}]"
-        rows.append(Row((name,), {"median": each.median}, {"thousand millions": shown}, each))
+        rows.append(Row((name,), {"median": each.median}, {"billions": shown}, each))
     return rows
 
 
 def rate_rows(samples: Mapping[str, Samples], base: Samples, notes: Mapping[str, str], heading: str) -> list[Row]:
-    """Ratios first: they are what a noisy machine can tell."""
+    """Return rows of ratios, which noise affects least, and rates."""
     rows = []
     for name, each in samples.items():
         ratio = each.over(base)
@@ -109,7 +109,7 @@ def rate_rows(samples: Mapping[str, Samples], base: Samples, notes: Mapping[str,
 
 
 def load_rows(samples: Mapping[str, Samples], loads: Mapping[str, Sequence[Load]], layouts: Mapping[str, str]) -> list[Row]:
-    """Throughput over that of the pipeline, where there is one, and latencies."""
+    """Return rows of throughput and latencies, with the ratio to the pipeline if it was measured."""
     rows = []
     pipeline = samples.get("pipeline")
     for name, each in samples.items():

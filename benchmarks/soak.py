@@ -1,9 +1,9 @@
-"""Clients of every sort for ten minutes, and whether the service is afterwards what it was before: python -m benchmarks.soak
+"""Soak test: ten minutes of mixed clients, with checks of answers, counters and leaks: python -m benchmarks.soak
 
-Good, broken, oversize and vanishing clients come at random (an open loop) at a share of what 32 clients in a closed loop get.
-Attackers join them in parts of every minute (`attackers.py`); in these, fewer of the others come.
-Every answer is checked, images against what the model says of them alone, and so are the service's own counters. What the
-process holds is counted while nobody calls, after a warm-up by the same clients and at the end.
+Good, broken, oversize and disconnecting clients come at random (an open loop) at a share of the saturation by 32 clients in a
+closed loop. Attackers join them in parts of every minute (`attackers.py`), in which fewer others come. Every answer is checked,
+logits against those of the image alone, and so are the service's counters. Memory, files and threads are compared between two
+idle moments, after a warm-up by the same clients and at the end.
 
 Progress goes to standard error, the table to standard output; the exit status is 1 if a goal is missed.
 """
@@ -45,14 +45,14 @@ _WORK = Path(__file__).parent.parent / ".bench"
 _MAX_IMAGE_BYTES = 2**20
 _MIB = 2**20
 _GROWTH = 16 * _MIB
-"""That is noise of the allocator."""
+"""Growth of memory that is noise of the allocator."""
 
 _NOISE = 4
-"""Files or threads: OpenVINO starts some late, when it first has enough to do."""
+"""Files or threads that OpenVINO opens late, under load."""
 
 _KEEP_ALIVE_S = 5
 _QUIET_S = 7.0
-"""After which nobody's connection is open any more."""
+"""Seconds after which all connections are closed."""
 
 _EXIT_S = 40.0
 _GAUGES = ("vit_inflight_images", "vit_queued_images", "vit_inflight_requests", "vit_inflight_bytes")
@@ -60,7 +60,7 @@ _GAUGES = ("vit_inflight_images", "vit_queued_images", "vit_inflight_requests", 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """Of a server that nobody calls: what it holds, and what its metrics say."""
+    """Usage and metrics of an idle server."""
 
     usage: Usage
     metrics: Mapping[str, float]
@@ -68,28 +68,28 @@ class Moment:
 
 @dataclass(frozen=True, slots=True)
 class Soak:
-    """One run."""
+    """Measurements of one soak."""
 
     rate: float
     """Requests a second."""
     tally: Tally
     resident_bytes: Sequence[int]
-    """Once a second."""
+    """Samples of all processes, one a second."""
     before: Moment
     after: Moment
     exit_status: int | None
-    """On SIGTERM; None if it had to be killed."""
+    """Exit status on SIGTERM; None if it had to be killed."""
     latencies_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Of single good images, by the part of the minute."""
+    """Latencies of single good images by part of the minute."""
     health_s: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    """Of `/health/live`, likewise."""
+    """Latencies of `/health/live` by part of the minute."""
     kills: int = 0
     lost_while_idle: float = 0
-    """Decoders that were replaced while nobody called."""
+    """Decoders restarted without traffic."""
 
 
 def measure(server: Server, port: int, images: Sequence[bytes], load: float, seconds: float, warm_up_s: float) -> Soak:
-    """The whole course, on a server that is ready; ends it."""
+    """Measure a server that is ready, then stop it."""
     progress("saturation")
     known = _known_images(port, images)
     target = Target(port, "/predict?vectors=false", images, "image/jpeg")
@@ -100,7 +100,7 @@ def measure(server: Server, port: int, images: Sequence[bytes], load: float, sec
         uvloop.run(_mixed(server, Clients(port, known, _MAX_IMAGE_BYTES, seed=1), port, rate, warm_up_s, beside))
         before = _quiet(server, port)
         mixed = uvloop.run(_mixed(server, clients, port, rate, seconds, beside))
-    progress("waiting until it is quiet")
+    progress("waiting for connections to close")
     restarts = _restarts(metrics_now(port))
     after = _quiet(server, port)
     return Soak(
@@ -119,7 +119,7 @@ def measure(server: Server, port: int, images: Sequence[bytes], load: float, sec
 
 @dataclass(frozen=True, slots=True)
 class _Mixed:
-    """What was seen while clients and attackers called."""
+    """Measurements while clients and attackers were active."""
 
     periods: Periods
     resident_bytes: list[int]
@@ -135,17 +135,17 @@ class _Mixed:
 
 
 def _known_images(port: int, images: Sequence[bytes]) -> list[KnownImage]:
-    """What each is answered alone; far enough from each other's answers that one could not pass for another."""
+    """Return the images with their logits, which must differ enough to tell them apart."""
     answers = ask(Target(port, "/predict", images, "image/jpeg"))
     logits = np.array([json.loads(body)["logits"] for _, body in answers])
     distances = np.abs(logits[:, None] - logits).max(axis=-1) + np.eye(len(logits))
     if distances.min() < 100 * TOLERANCE:
-        raise SystemExit("two of the images are answered alike")
+        raise SystemExit("two images have nearly the same logits; give others")
     return [KnownImage(image, row) for image, row in zip(images, logits, strict=True)]
 
 
 async def _mixed(server: Server, clients: Clients, port: int, rate: float, seconds: float, beside: Executor) -> _Mixed:
-    """Call at random (Poisson) until the time is up and all are answered; memory once a second, and health."""
+    """Send requests at random (Poisson) until the end; sample memory once a second, and probe health."""
     rng, under_way, resident_bytes = random.Random(0), set[asyncio.Task[None]](), list[int]()
     began = due = time.perf_counter()
     periods = Periods(began, min(PERIOD_S, seconds))
@@ -170,20 +170,20 @@ async def _mixed(server: Server, clients: Clients, port: int, rate: float, secon
 def _state(passed_s: int, seconds: float, tally: Tally, resident_bytes: int) -> str:
     wrong, unanswered = len(tally.wrong), tally.unanswered.total()
     return (
-        f"{passed_s} of {seconds:.0f} s: {tally.kinds.total()} requests, {wrong} answered wrongly, {unanswered} not at all; "
+        f"{passed_s} of {seconds:.0f} s: {tally.kinds.total()} requests, {wrong} wrong answers, {unanswered} unanswered; "
         f"{resident_bytes / _MIB:.0f} MiB"
     )
 
 
 def _quiet(server: Server, port: int) -> Moment:
-    """When all connections have ended, but for the one that asks."""
+    """Wait until all connections are closed; return usage and metrics."""
     time.sleep(_QUIET_S)
     metrics = metrics_now(port)
     return Moment(usage(server.pids()), metrics)
 
 
 def metrics_now(port: int) -> dict[str, float]:
-    """Ask the server for its metrics."""
+    """Return the server's metrics."""
     return metrics_of(httpx.get(f"http://127.0.0.1:{port}/metrics").content)
 
 
@@ -203,50 +203,50 @@ def verdicts(run: Soak) -> Iterator[Verdict]:
     tally, requests = run.tally, run.tally.kinds.total()
     kinds = ", ".join(f"{kind}: {count}" for kind, count in tally.kinds.most_common())
     yield Verdict("requests", requests, f"{requests}, {run.rate:.0f} a second ({kinds})")
-    yield Verdict("images answered rightly", tally.images, str(tally.images), "> 0", tally.images > 0)
-    yield _none("answered wrongly", tally.wrong)
-    yield _none("not answered at all", tally.unanswered.elements())
+    yield Verdict("correctly answered images", tally.images, str(tally.images), "> 0", tally.images > 0)
+    yield _none("wrong answers", tally.wrong)
+    yield _none("unanswered requests", tally.unanswered.elements())
     refused = sum(count for (_, status), count in tally.answered.items() if int(status) in REFUSALS) / requests
     yield Verdict("refused with Retry-After", refused, f"{refused:.1%}", "<= 5 %", refused <= 0.05)
     counts = counted(run.before.metrics, run.after.metrics)
     faults = Counter({status: count for (_, status), count in counts.items() if status[0] == "5" and status != "503"})
     yield _none("5xx other than 503", faults.elements())
-    yield _none("counted otherwise than answered", miscounted(counts, tally))
+    yield _none("metrics that differ from answers", miscounted(counts, tally))
     yield from _left_behind(run)
     yield from _under_attack(run)
     latencies_s = [latency_s for _, latency_s in tally.timed]
     half = len(latencies_s) // 2
     p99 = [quantile(part, 0.99) for part in (latencies_s[:half], latencies_s[half:])]
     shown = f"{p99[0] * 1000:.0f} ms in the first half, {p99[1] * 1000:.0f} ms in the second"
-    yield Verdict("a single image, p99", p99[1] / p99[0], shown)
+    yield Verdict("p99 of single images", p99[1] / p99[0], shown)
     status = run.exit_status
     yield Verdict("exit status on SIGTERM", -1 if status is None else status, str(status), "0", status == 0)
 
 
 def _under_attack(run: Soak) -> Iterator[Verdict]:
-    """Hold the attackers' parts to their goals, against the calm of the same minutes."""
+    """Judge the attackers' parts, relative to the calm part of the same minutes."""
     calm_s = quantile(run.latencies_s.get("calm", ()), 0.99)
     for part, goal in (("large batches", 3.0), ("kills", None), ("hostile bodies", None)):
         p99_s = quantile(run.latencies_s.get(part, ()), 0.99)
-        shown = f"{p99_s * 1000:.0f} ms, {p99_s / calm_s:.1f} times that of the calm ({calm_s * 1000:.0f} ms)"
+        shown = f"{p99_s * 1000:.0f} ms, {p99_s / calm_s:.1f} times that of the calm part ({calm_s * 1000:.0f} ms)"
         met = goal is None or not p99_s / calm_s > goal
-        yield Verdict(f"a single image, p99: {part}", p99_s / calm_s, shown, f"<= {goal:g} times" if goal else "", met)
+        yield Verdict(f"p99 of single images: {part}", p99_s / calm_s, shown, f"<= {goal:g} times" if goal else "", met)
     for part in ("calm", "large batches", "kills", "hostile bodies"):
         p99_s = quantile(run.health_s.get(part, ()), 0.99)
-        yield Verdict(f"/health/live, p99: {part}", p99_s, f"{p99_s * 1000:.0f} ms", "<= 100 ms", not p99_s > 0.1)
+        yield Verdict(f"p99 of /health/live: {part}", p99_s, f"{p99_s * 1000:.0f} ms", "<= 100 ms", not p99_s > 0.1)
     yield Verdict("decoders killed", run.kills, str(run.kills))
     lost = run.lost_while_idle
-    yield Verdict("decoders replaced while idle", lost, f"{lost:.0f}", "0", not lost)
+    yield Verdict("decoders restarted while idle", lost, f"{lost:.0f}", "0", not lost)
 
 
 def _none(what: str, found: Iterator[str] | Sequence[str]) -> Verdict:
-    """Of something that must not be; the first is shown."""
+    """Return a verdict whose goal is zero findings; it shows the first."""
     found = list(found)
     return Verdict(what, len(found), f"{len(found)}, first: {found[0]}" if found else "0", "0", not found)
 
 
 def counted(before: Mapping[str, float], after: Mapping[str, float]) -> Counter[tuple[str, str]]:
-    """What the service's counters say was answered to POST meanwhile, by route and status."""
+    """Return the service's count of POST answers between two moments, by route and status."""
     found = Counter[tuple[str, str]]()
     for name, value in after.items():
         if name.startswith("vit_http_requests_total{") and 'method="POST"' in name:
@@ -256,8 +256,7 @@ def counted(before: Mapping[str, float], after: Mapping[str, float]) -> Counter[
 
 
 def miscounted(counts: Mapping[tuple[str, str], int], tally: Tally) -> list[str]:
-    """What differs from what the clients saw. Nobody saw what became of those that vanished: each counts once, or never if it
-    had gone before the service saw it."""
+    """Return differences from the clients' counts; a disconnected client may count once or not at all."""
     differences = {key: counts.get(key, 0) - tally.answered[key] for key in {*counts, *tally.answered}}
     found = [
         f"{route} {status}: {difference:+d}"
@@ -265,27 +264,27 @@ def miscounted(counts: Mapping[tuple[str, str], int], tally: Tally) -> list[str]
         if difference < 0 or (difference > 0 and route != "/predict")
     ]
     surplus = sum(difference for difference in differences.values() if difference > 0)
-    return found + ([f"{surplus} more than answers, and {tally.vanished} vanished"] if surplus > tally.vanished else [])
+    return found + ([f"{surplus} more than answers, but {tally.vanished} disconnected"] if surplus > tally.vanished else [])
 
 
 def _left_behind(run: Soak) -> Iterator[Verdict]:
     quarter = len(run.resident_bytes) // 4
-    # the first quarter is for the allocator to find its size
+    # the allocator reaches its size in the first quarter
     early, late = (
         statistics.median(part) for part in (run.resident_bytes[quarter : 2 * quarter], run.resident_bytes[-quarter:])
     )
     grown = late - early
     shown = f"{early / _MIB:.0f} {grown / _MIB:+.1f} MiB from the second quarter to the last"
-    yield Verdict("memory", grown, shown, f"<= {_GROWTH / _MIB:+.0f} MiB", grown <= _GROWTH)
+    yield Verdict("memory growth", grown, shown, f"<= {_GROWTH / _MIB:+.0f} MiB", grown <= _GROWTH)
     before, after = run.before.usage, run.after.usage
     for what, was, left in (
         ("open files", before.open_files, after.open_files),
         ("threads", before.threads, after.threads),
     ):
-        yield Verdict(f"{what}, at the end", left, f"{left}, before: {was}", f"<= before + {_NOISE}", left <= was + _NOISE)
+        yield Verdict(f"{what} at the end", left, f"{left}, before: {was}", f"<= before + {_NOISE}", left <= was + _NOISE)
     waiting = {name: run.after.metrics[name] for name in _GAUGES}
     shown = ", ".join(f"{name}: {value:.0f}" for name, value in waiting.items())
-    yield Verdict("queue, at the end", sum(waiting.values()), shown, "0", not any(waiting.values()))
+    yield Verdict("queue at the end", sum(waiting.values()), shown, "0", not any(waiting.values()))
 
 
 def main() -> int:
@@ -320,7 +319,7 @@ def _arguments() -> argparse.Namespace:
     names = [model.name for model in MODELS]
     parser.add_argument("--model", choices=names, default=names[0], help=", ".join(names))
     parser.add_argument("--minutes", type=float, default=10.0, help="at least 0.2")
-    parser.add_argument("--load", type=float, default=0.7, help="share of saturation that is offered")
+    parser.add_argument("--load", type=float, default=0.7, help="offered load as a share of saturation")
     parser.add_argument("--output", type=Path, default=_WORK / "soak.json")
     return parser.parse_args()
 

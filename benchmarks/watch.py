@@ -11,10 +11,10 @@ import uvloop
 
 from benchmarks.load import Connections, Exchange, exchange, get
 
-_PROBES_S = 0.05
-"""Between two questions of one kind."""
+_PROBE_INTERVAL_S = 0.05
+"""Seconds between two probes."""
 
-_SAMPLES_S = 0.25
+_SAMPLE_INTERVAL_S = 0.25
 
 
 _MODEL = re.compile(r'model="[^"]*",?|,model="[^"]*"')
@@ -22,7 +22,7 @@ _MODEL = re.compile(r'model="[^"]*",?|,model="[^"]*"')
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """Of one moment (`time.perf_counter`): resident memory in bytes, and images accepted and not yet answered."""
+    """Resident memory in bytes and images in flight at a moment of `time.perf_counter`."""
 
     at: float
     resident_bytes: int
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What was seen."""
+    """Health probes and samples over time."""
 
     live: Sequence[Exchange]
     ready: Sequence[Exchange]
@@ -39,7 +39,7 @@ class Watch:
 
 
 def watch(port: int, pid: int, seconds: float) -> Watch:
-    """Ask for health twenty times a second each, and look at memory and queue four times a second."""
+    """Probe both health routes twenty times a second, and sample memory and queue four times a second."""
     return uvloop.run(_watch(port, pid, seconds))
 
 
@@ -56,7 +56,7 @@ async def _watch(port: int, pid: int, seconds: float) -> Watch:
 
 
 def probe_live(port: int, seconds: float) -> list[Exchange]:
-    """Ask for `/health/live` twenty times a second. Blocks: run it in a process where no other client delays it."""
+    """Probe `/health/live` twenty times a second. Blocking: run it in a process of its own."""
     return uvloop.run(_probe_live(port, seconds))
 
 
@@ -68,12 +68,12 @@ async def _probe_live(port: int, seconds: float) -> list[Exchange]:
 
 
 async def probe(connections: Connections, request: bytes, end: float) -> list[Exchange]:
-    """Ask at a steady rate until `end`, whether or not the last one was answered."""
+    """Send requests at a steady rate until `end`, without waiting for answers."""
     due, under_way = time.perf_counter(), []
     while due < end:
         await asyncio.sleep(max(0.0, due - time.perf_counter()))
         under_way.append(asyncio.create_task(exchange(connections, request, due)))
-        due += _PROBES_S
+        due += _PROBE_INTERVAL_S
     return await asyncio.gather(*under_way)
 
 
@@ -83,13 +83,13 @@ async def _sample(connections: Connections, request: bytes, pid: int, end: float
         answer = await connections.send(request)
         accepted = metrics_of(answer.body).get("vit_inflight_images", 0.0)
         samples.append(Sample(time.perf_counter(), resident_bytes(pid), accepted))
-        await asyncio.sleep(_SAMPLES_S)
+        await asyncio.sleep(_SAMPLE_INTERVAL_S)
     return samples
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What processes hold together."""
+    """Total resources of several processes."""
 
     resident_bytes: int
     open_files: int
@@ -97,19 +97,19 @@ class Usage:
 
 
 def usage(pids: Iterable[int]) -> Usage:
-    """Of living processes."""
+    """Return the total usage of living processes."""
     pids = list(pids)
     files, threads = (sum(len(list(Path(f"/proc/{pid}/{what}").iterdir())) for pid in pids) for what in ("fd", "task"))
     return Usage(sum(map(resident_bytes, pids)), files, threads)
 
 
 def metrics_of(text: bytes) -> dict[str, float]:
-    """Parse Prometheus' text into values by name and labels, without the label `model`: one model is served."""
+    """Parse Prometheus' text into values by name and labels, without the label `model`."""
     lines = (line.rpartition(" ") for line in text.decode().splitlines() if line[:1] != "#")
     return {_MODEL.sub("", name).replace("{}", ""): float(value) for name, _, value in lines}
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM and is its own; what is mapped from files comes and goes with the system's caches."""
+    """Return the anonymous resident memory of a process; mapped files come and go with the page cache."""
     lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) * 1024

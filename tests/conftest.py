@@ -1,4 +1,4 @@
-"""Fixtures that many tests share."""
+"""Shared fixtures."""
 
 import asyncio
 import os
@@ -11,25 +11,25 @@ from uvicorn.loops.auto import auto_loop_factory
 
 from tests.support.torchvision_operators import declare_missing_operators
 
-sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # as the service has it; it would need a home directory
-declare_missing_operators()  # before transformers looks whether torchvision is there
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # as in the service; it needs a home directory
+declare_missing_operators()  # before transformers looks for torchvision
 
 from app.process.logs import configure_logging  # noqa: E402
 from tests.support.models import CACHE, write_tiny_checkpoint  # noqa: E402
 
 configure_logging("info", "json")
-os.environ["VIT_DEVICE"] = "cpu"  # where the tolerances that are tested hold
-os.environ["VIT_ENGINE"] = "torch"  # converts nothing; processes of their own, and tests of OpenVINO, take the default
-os.environ["VIT_DECODE_ISOLATION"] = "thread"  # starts at once; processes of their own take the default
+os.environ["VIT_DEVICE"] = "cpu"  # the tolerances in tests are for a CPU
+os.environ["VIT_ENGINE"] = "torch"  # converts nothing; server processes and tests of OpenVINO take the default
+os.environ["VIT_DECODE_ISOLATION"] = "thread"  # starts at once; server processes take the default
 os.environ["VIT_CACHE_DIR"] = CACHE.name
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run every async test on the event loop that uvicorn takes for the service; plain asyncio's differs in details."""
+    """Run async tests on the service's event loop; plain asyncio's differs in details."""
     return {"service": auto_loop_factory()}
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint directory in Hugging Face layout, of a model that loads and runs in milliseconds."""
+    """Checkpoint in Hugging Face layout of a model that loads and runs in milliseconds."""
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-dinov2")

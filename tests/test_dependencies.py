@@ -1,4 +1,4 @@
-"""What is installed: pinned to the last package, and nowhere older than what has a known hole."""
+"""Pins of all packages, and minimum versions without known vulnerabilities."""
 
 import tomllib
 from importlib.metadata import PackageNotFoundError, requires
@@ -16,7 +16,7 @@ FLOORS = {
     "python-multipart": "0.0.30",  # CVE-2026-53537, -53538, -53539: parameters of parts
     "starlette": "1.3.1",  # CVE-2026-48710, -54282, -54283: paths and hosts, fields without end
 }
-"""The first versions without what is known of them, for those that read what a caller sends."""
+"""First fixed versions of the packages that read a client's input."""
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PINS = {
@@ -28,7 +28,7 @@ PINS = {
 
 
 def needed(requirements: list[str], extras: frozenset[str] = frozenset({""})) -> set[tuple[str, frozenset[str]]]:
-    """Name and extras of each requirement that holds here."""
+    """Return name and extras of each requirement that applies here."""
     parsed = [Requirement(line) for line in requirements]
     return {
         (canonicalize_name(requirement.name), frozenset({"", *requirement.extras}))
@@ -38,7 +38,7 @@ def needed(requirements: list[str], extras: frozenset[str] = frozenset({""})) ->
 
 
 def pulled_in(requirements: list[str]) -> set[str]:
-    """All packages that these bring along, as far as they are installed."""
+    """Return all installed packages that these require."""
     todo, seen = needed(requirements), set()
     while todo:
         name, extras = todo.pop()
@@ -50,32 +50,32 @@ def pulled_in(requirements: list[str]) -> set[str]:
     return {name for name, _ in seen} - {"vit-serve"}
 
 
-def test_every_pin_is_one_version_and_they_are_in_order() -> None:
+def test_pins_are_exact_and_sorted() -> None:
     assert all(specifier.startswith("==") and "*" not in specifier for specifier in PINS.values())
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[2:]
     assert lines == sorted(lines, key=str.lower)
 
 
-def test_all_that_is_installed_with_the_project_is_pinned() -> None:
+def test_every_dependency_is_pinned() -> None:
     wanted = pulled_in([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]])
-    assert {"httpx", "httpcore", "uvloop", "pyarrow", "pytest"} <= wanted  # of the project, of a package, of extras
-    # not of torch: only the builds for GPUs bring packages of their own, and which ones is theirs to say
+    assert {"httpx", "httpcore", "uvloop", "pyarrow", "pytest"} <= wanted  # direct, transitive, of extras
+    # torch's GPU builds bring packages of their own choice
     assert {name for name in wanted if not name.startswith(("nvidia-", "cuda-", "triton"))} <= set(PINS)
 
 
 @pytest.mark.parametrize(("name", "floor"), FLOORS.items())
-def test_nothing_older_than_a_known_hole_is_taken(name: str, floor: str) -> None:
+def test_vulnerable_versions_are_excluded(name: str, floor: str) -> None:
     assert Version(PINS[canonicalize_name(name)].removeprefix("==")) >= Version(floor)
     (requirement,) = (Requirement(line) for line in PROJECT["dependencies"] if Requirement(line).name == name)
     (minimum,) = (specifier.version for specifier in requirement.specifier if specifier.operator == ">=")
     assert Version(minimum) >= Version(floor)
 
 
-def test_the_audit_fails_where_it_cannot_look_something_up() -> None:
+def test_audit_is_strict() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     recipe = makefile[makefile.index("\naudit:") :].partition("\n\n")[0]
     assert {"--strict", "constraints.txt"} <= set(recipe.split())
 
 
-def test_what_must_land_does_not_need_the_audit() -> None:
+def test_ci_does_not_need_the_audit() -> None:
     assert "audit" not in (ROOT / ".ci" / "run").read_text(encoding="utf-8")

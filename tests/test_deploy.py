@@ -1,4 +1,4 @@
-"""What the Dockerfile and the compose files promise, where a slip would show only in production. Needs no Docker."""
+"""Dockerfile, compose and Kubernetes files, checked without Docker."""
 
 import json
 import os
@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # its types are a package of their own, not worth a dependency for one test
+import yaml  # type: ignore[import-untyped]  # has no types
 
 from app.settings import Settings
 from tests.support.models import ROOT
 
 _OUTSIDE = {"compile", "model", "cache_dir", "api_keys_file"}
-"""Settings that mean nothing in a container as it comes, such as paths of the host."""
+"""Settings without a meaning in a plain container, such as paths of the host."""
 
 _FILES = ("Dockerfile", ".dockerignore", "docker-compose.yml", "deploy/compose.gpu.yml", "deploy/kubernetes.yml")
 
 
 def _instructions(name: str) -> list[str]:
-    """Arguments of each instruction of this name, in order, without comments and with continued lines joined."""
+    """Return the arguments of each instruction of this name in order, without comments, continued lines joined."""
     text = re.sub(r"^\s*#.*\n", "", (ROOT / "Dockerfile").read_text(), flags=re.MULTILINE).replace("\\\n", "")
     return re.findall(rf"^{name}\s+(.+)$", text, flags=re.MULTILINE)
 
@@ -44,7 +44,7 @@ def _settings_named_in(text: str) -> set[str]:
 
 
 def _enters_the_build(path: str) -> bool:
-    """As Docker decides: the last line of .dockerignore that names the path or a folder above it."""
+    """Return whether a path enters the build: the last matching line of .dockerignore decides."""
     enters = True
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         pattern = line.removeprefix("!").removeprefix("**/")
@@ -53,7 +53,7 @@ def _enters_the_build(path: str) -> bool:
     return enters
 
 
-def test_the_image_runs_as_a_numbered_user_who_is_not_root() -> None:
+def test_docker_user_is_numeric_and_not_root() -> None:
     assert all(int(part) > 0 for part in _instructions("USER")[-1].split(":"))
 
 
@@ -75,13 +75,13 @@ def test_docker_image_takes_extras(tmp_path: Path) -> None:
         requirements("no-such-extra")
 
 
-def test_signals_reach_the_process_and_no_argument_means_serve() -> None:
+def test_docker_entrypoint_gets_signals() -> None:
     assert json.loads(_instructions("ENTRYPOINT")[-1]) == ["vit-serve"]
     assert json.loads(_instructions("CMD")[-1]) == ["serve"]
     assert _instructions("STOPSIGNAL") == ["SIGTERM"]
 
 
-def test_the_health_check_asks_whether_the_service_is_ready() -> None:
+def test_docker_health_check_asks_ready() -> None:
     (check,) = _instructions("HEALTHCHECK")
     python, option, code = json.loads(check.partition(" CMD ")[2])
     assert (python, option) == ("python", "-c")
@@ -89,7 +89,7 @@ def test_the_health_check_asks_whether_the_service_is_ready() -> None:
     compile(code, "HEALTHCHECK", "exec")
 
 
-def test_what_the_build_copies_is_there_and_enters_it() -> None:
+def test_copied_paths_enter_the_build() -> None:
     copied = [path for line in _instructions("COPY") if not line.startswith("--from") for path in line.split()[:-1]]
     assert {"pyproject.toml", "constraints.txt"} <= set(copied)
     for path in {*copied, "app", "model", "weights", "README.md", "LICENSE"} - {"."}:
@@ -98,16 +98,16 @@ def test_what_the_build_copies_is_there_and_enters_it() -> None:
 
 
 @pytest.mark.parametrize("path", [".env", ".git", ".venv", "tests", "runs", "key.pem"])
-def test_nothing_else_enters_the_build(path: str) -> None:
+def test_other_paths_do_not_enter_the_build(path: str) -> None:
     assert not _enters_the_build(path)
 
 
-def test_dependencies_are_installed_before_the_code_is_copied() -> None:
+def test_dependencies_precede_the_code() -> None:
     text = (ROOT / "Dockerfile").read_text()
     assert text.index("--requirement requirements.txt") < text.index("COPY . .")
 
 
-def test_the_container_cannot_write_or_gain_rights() -> None:
+def test_container_cannot_write_or_gain_rights() -> None:
     service = _service("docker-compose.yml")
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
@@ -115,18 +115,18 @@ def test_the_container_cannot_write_or_gain_rights() -> None:
     assert service["pids_limit"] > 0
 
 
-def test_a_stop_waits_longer_than_the_service_drains() -> None:
+def test_container_has_time_to_stop() -> None:
     grace_s = float(_service("docker-compose.yml")["stop_grace_period"].removesuffix("s"))
-    assert grace_s > Settings.model_fields["drain_timeout_s"].default + 5  # the answers are still to be sent
+    assert grace_s > Settings.model_fields["drain_timeout_s"].default + 5  # 5 s to send the last answers
 
 
-def test_the_settings_that_make_sense_in_a_container_pass_into_it() -> None:
+def test_settings_pass_into_the_container() -> None:
     environment = _service("docker-compose.yml")["environment"]
     assert _settings_named_in(" ".join(environment)) == set(Settings.model_fields) - _OUTSIDE
 
 
 @pytest.mark.parametrize("file", _FILES)
-def test_settings_that_are_named_exist(file: str) -> None:
+def test_settings_in_deploy_files_exist(file: str) -> None:
     assert _settings_named_in((ROOT / file).read_text()) <= set(Settings.model_fields)
 
 
@@ -149,7 +149,7 @@ def test_pod_cannot_write_or_gain_rights() -> None:
     assert container["resources"]["limits"]
 
 
-def test_a_pod_is_probed_where_the_service_answers() -> None:
+def test_pod_is_probed_on_health_routes() -> None:
     pod = _kubernetes("Deployment")["template"]
     (container,) = pod["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -170,14 +170,14 @@ def test_pod_has_time_to_stop() -> None:
     assert pod["terminationGracePeriodSeconds"] > sleep_s + Settings.model_fields["drain_timeout_s"].default + 5
 
 
-def test_the_service_leads_to_the_pods_and_not_to_their_metrics() -> None:
+def test_kubernetes_service_omits_metrics() -> None:
     service, deployment = _kubernetes("Service"), _kubernetes("Deployment")
     labels = deployment["template"]["metadata"]["labels"]
     assert service["selector"] == deployment["selector"]["matchLabels"] == labels
     assert [port["targetPort"] for port in service["ports"]] == ["http"]
 
 
-def test_the_overlay_adds_a_gpu_to_the_service() -> None:
+def test_gpu_overlay_adds_a_gpu() -> None:
     service = _service("deploy/compose.gpu.yml")
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia"
@@ -187,7 +187,7 @@ def test_the_overlay_adds_a_gpu_to_the_service() -> None:
 
 
 @pytest.mark.parametrize("file", _FILES)
-def test_no_address_of_a_package_index_is_written_down(file: str) -> None:
-    # where packages come from is the builder's to say; the service's own address is no index
+def test_no_package_index_is_hard_coded(file: str) -> None:
+    # the builder chooses the index; the service's own address is none
     addresses = re.findall(r"\w+://\S+", (ROOT / file).read_text())
     assert all(address.startswith("http://127.0.0.1:8000") for address in addresses), addresses

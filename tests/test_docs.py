@@ -1,4 +1,4 @@
-"""What the documents say is true."""
+"""Facts in the documents."""
 
 import json
 import re
@@ -20,7 +20,7 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    """The README's code blocks in a language."""
+    """Return the README's code blocks in a language."""
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -31,11 +31,11 @@ MADE = {
     "max_inflight_bytes": "`268435456`",
     "max_request_bytes": "`67108864`",
 }
-"""Defaults that are found out at the start; all others of the kind are numbers of cores."""
+"""Defaults computed at the start; all others of the kind are numbers of cores."""
 
 
 def written(default: Any) -> str:
-    """A default as the page writes it."""
+    """Return a default as the page writes it."""
     if default is PydanticUndefined:
         return "CPU cores"
     if default == str(BUNDLED_MODEL):
@@ -49,14 +49,14 @@ def written(default: Any) -> str:
     return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
 
 
-def test_every_setting_is_on_its_page_with_its_default() -> None:
+def test_settings_page_is_complete() -> None:
     page = dict(re.findall(r"^\| `(VIT_\w+)` \| (.+?) \|", SETTINGS, flags=re.MULTILINE))
     defaults = {name: MADE.get(name) or written(field.default) for name, field in Settings.model_fields.items()}
     assert page == {f"VIT_{name.upper()}": default for name, default in defaults.items()}
 
 
 @pytest.mark.parametrize("page", ["README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])
-def test_every_setting_that_is_named_exists(page: str) -> None:
+def test_settings_in_docs_exist(page: str) -> None:
     named = set(re.findall(r"VIT_[A-Z_]+[A-Z]", (ROOT / page).read_text(encoding="utf-8")))
     assert named
     assert named <= {f"VIT_{name.upper()}" for name in Settings.model_fields}
@@ -65,20 +65,20 @@ def test_every_setting_that_is_named_exists(page: str) -> None:
 @pytest.mark.parametrize(
     "page", ["README.md", "benchmarks/README.md", *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))]
 )
-def test_every_link_and_path_leads_somewhere(page: str) -> None:
+def test_links_in_docs_exist(page: str) -> None:
     targets = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text(encoding="utf-8"))
     for target in targets:
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
-def test_every_test_that_is_named_exists() -> None:
+def test_tests_in_reliability_exist() -> None:
     named = set(re.findall(r"`(test_\w+|BatcherMachine)`", (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")))
     tests = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("*.py"))
     assert len(named) > 100
     assert named <= set(re.findall(r"(?:def|class) (\w+)", tests))
 
 
-def test_every_make_target_that_is_named_exists() -> None:
+def test_make_targets_in_docs_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
         for target in re.findall(r"\bmake (\w+)", page):
@@ -91,7 +91,7 @@ def server() -> Iterator[Server]:
         yield server
 
 
-def test_the_curl_answer_in_the_readme_is_the_real_one(server: Server) -> None:
+def test_readme_curl_answer_is_real(server: Server) -> None:
     curl = next(block for block in blocks("bash") if block.startswith("curl"))
     path = re.search(r"-F image=@(\S+)", curl)
     url = re.search(r"http://127\.0\.0\.1:8000(/\S+?)'?\s", curl)
@@ -106,7 +106,7 @@ def test_the_curl_answer_in_the_readme_is_the_real_one(server: Server) -> None:
         assert ours["logit"] == pytest.approx(theirs["logit"], abs=2e-2)
 
 
-def test_the_python_client_in_the_readme_works(server: Server) -> None:
+def test_readme_python_client_works(server: Server) -> None:
     code = blocks("python")[0].replace("http://127.0.0.1:8000", server.url)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")

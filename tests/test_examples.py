@@ -32,7 +32,7 @@ def test_one_image_is_ranked(server: Server) -> None:
     assert "class " in result.stdout
 
 
-def test_measured_values_are_shown_as_they_are(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_values_without_activation_are_shown(tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(0))
     with running_server(model=tiny_checkpoint, activation="none") as server:
         one = run("classify_image.py", tmp_path / "a.png", "--url", server.url, "--top-k", 1)
@@ -44,7 +44,7 @@ def test_measured_values_are_shown_as_they_are(tiny_checkpoint: Path, tmp_path: 
     assert one.stdout.split() == [f"{float(row['logit']):.6g}", *row["label"].split()]
 
 
-def test_one_image_says_why_it_was_refused(server: Server, tmp_path: Path) -> None:
+def test_refusal_of_one_image_is_explained(server: Server, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(b"no image")
     without_key = run("classify_image.py", tmp_path / "a.png", "--url", server.url)
     assert (without_key.returncode, "valid API key" in without_key.stderr) == (1, True)
@@ -52,7 +52,7 @@ def test_one_image_says_why_it_was_refused(server: Server, tmp_path: Path) -> No
     assert (not_an_image.returncode, "not an image" in not_an_image.stderr) == (1, True)
 
 
-def test_a_folder_is_classified_through_a_queue_that_is_often_full(server: Server, tmp_path: Path) -> None:
+def test_folder_is_classified_despite_full_queue(server: Server, tmp_path: Path) -> None:
     for seed in range(12):
         (tmp_path / f"{seed}.png").write_bytes(png(seed))
     (tmp_path / "broken.png").write_bytes(png(0)[:200])

@@ -1,4 +1,4 @@
-"""Other servers that do the same work as ours, to be measured beside it.
+"""Peers: other servers that do the same work, for comparison.
 
 Standard library only: the harness imports this in our environment, the servers run in their own.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 CPUS = int(os.environ.get("VIT_BENCH_CPUS") or os.cpu_count() or 1)
-"""Cores that every peer is laid out for."""
+"""Cores that every peer uses."""
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".bench" / "environments"
@@ -28,44 +28,44 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 _OF_THE_HARNESS = ("MKL_", "OMP_", "PEER_", "PYTHON", "VIRTUAL_ENV", "VIT_")
-"""Variables that a peer must not inherit, by their first letters."""
+"""Prefixes of variables that a peer must not inherit."""
 
 _ORPHANS_GRACE_S = 2
 
 
 def python_of(environment: str) -> Path:
-    """The interpreter of a peer's environment, installed or not."""
+    """Return the interpreter of a peer's environment, installed or not."""
     return ENVIRONMENTS / environment / "bin" / "python"
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A server in one layout: how to start it, and how to ask it."""
+    """Peer in one layout, with its command and its route."""
 
     name: str
     layout: str
     """Worker processes x torch threads in each."""
     environment: str
     command: tuple[str, ...]
-    """What follows the interpreter of the environment, run in this directory; `{port}` stands for the port."""
+    """Arguments of the environment's interpreter, run in this directory; `{port}` is replaced."""
     variables: dict[str, str]
     path: str
     body: Literal["raw", "multipart"]
     field: str = ""
-    """The multipart field of the image."""
+    """Multipart field of the image."""
 
     def argv(self, port: int) -> list[str]:
-        """The command line."""
+        """Return the command line."""
         return [str(python_of(self.environment)), *(argument.format(port=port) for argument in self.command)]
 
     def environ(self, model: str | Path, port: int, max_batch_size: int) -> dict[str, str]:
-        """All variables of the server's process; `model` is a directory in Hugging Face layout."""
+        """Return all variables of the process; `model` is a directory in Hugging Face layout."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_HARNESS)}
         asked = {"PEER_MODEL": str(Path(model).resolve()), "PEER_PORT": str(port), "PEER_MAX_BATCH_SIZE": str(max_batch_size)}
         return inherited | _QUIET | self.variables | asked
 
     def start(self, model: str | Path, port: int, max_batch_size: int, log: IO[bytes] | int) -> "Server":
-        """Start it on 127.0.0.1, with what it prints going to `log`; it is ready when an image posted to it answers 200."""
+        """Start on 127.0.0.1 with output to `log`; it is ready when a posted image is answered with 200."""
         mark = f"PEER_RUN={os.getpid()}.{time.monotonic_ns()}"
         name, _, value = mark.partition("=")
         process = subprocess.Popen(
@@ -82,7 +82,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Server:
-    """A peer that was started, with all its processes.
+    """Running server with all its processes.
 
     A signal to the process group would miss most of Ray's processes, and one to the session BentoML's workers. All
     inherit a mark among their variables, except where a process writes its title over them, as Ray's do.
@@ -90,22 +90,22 @@ class Server:
 
     process: subprocess.Popen[bytes]
     mark: str
-    """NAME=value, unlike any other server's."""
+    """Unique NAME=value in the environment."""
 
     def pids(self) -> list[int]:
-        """Its living processes."""
+        """Return its living processes."""
         return [int(entry.name) for entry in Path("/proc").glob("[0-9]*") if self._owns(entry)]
 
     def pause(self) -> None:
-        """Take it off the cores; connections to it stay open."""
+        """Stop its processes; connections stay open."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let it go on."""
+        """Continue its processes."""
         self._signal(signal.SIGCONT)
 
     def stop(self, grace_s: float = 15) -> None:
-        """End it, paused or not: by a SIGTERM to its first process, and whatever is left after `grace_s` seconds by force."""
+        """Send SIGTERM to its first process, paused or not; kill the rest after `grace_s` seconds."""
         self.resume()
         self.process.terminate()
         give_up_at = time.monotonic() + grace_s
@@ -141,7 +141,7 @@ def _layouts(
     field: str = "",
     variables: dict[str, str] | None = None,
 ) -> tuple[Peer, ...]:
-    """One worker with a thread for each core, and one worker for each core with a thread."""
+    """Return two layouts: one worker with a thread a core, and a worker with one thread for each core."""
     peers = []
     for suffix, workers, threads in (("", 1, CPUS), ("-workers", CPUS, 1)):
         sizes = {"PEER_WORKERS": str(workers), "PEER_THREADS": str(threads)}

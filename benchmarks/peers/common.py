@@ -1,6 +1,6 @@
-"""The work that every peer does: Pillow decode and resize, transformers' model in eager float32, softmax, the best five.
+"""Work of every peer: Pillow decode and resize, transformers' model in eager float32, softmax, top five.
 
-The servers import it by path, each in an environment of its own, so it needs nothing of this repository.
+Peers import it by path in their own environments, so it imports nothing from this repository.
 """
 
 import io
@@ -17,7 +17,7 @@ TOP_K = 5
 
 
 class Decoder:
-    """Bytes -> the tensor that the model wants, by the directory's preprocessor_config.json."""
+    """Decoder from bytes to the model's input, by preprocessor_config.json."""
 
     def __init__(self, directory: str | Path) -> None:
         processor: Any = AutoImageProcessor.from_pretrained(directory, backend="pil")  # fills in what the JSON leaves out
@@ -27,7 +27,7 @@ class Decoder:
         self._std = torch.tensor(processor.image_std).view(3, 1, 1) / processor.rescale_factor
 
     def decode(self, image_bytes: bytes) -> torch.Tensor:
-        """An encoded image -> (3, H, W) float32: the processor's own numbers, sooner."""
+        """Decode an image to (3, H, W) float32: the processor's numbers, faster."""
         image = Image.open(io.BytesIO(image_bytes)).convert("RGB")
         image = image.resize(self._resized(image.width, image.height), self._resampling)
         if self._crop is not None:
@@ -45,7 +45,7 @@ class Decoder:
 
 
 class PeerModel(Decoder):
-    """A classifier from a directory in Hugging Face layout."""
+    """Classifier from a directory in Hugging Face layout."""
 
     def __init__(self, directory: str | Path, threads: int) -> None:
         super().__init__(directory)
@@ -56,7 +56,7 @@ class PeerModel(Decoder):
 
     @torch.inference_mode()
     def classify(self, batch: torch.Tensor) -> list[dict[str, Any]]:
-        """(B, 3, H, W) float32 -> the five best classes of each image, ready for JSON."""
+        """Classify (B, 3, H, W) float32 into the top five of each image, ready for JSON."""
         probabilities, classes = self._model(pixel_values=batch).logits.softmax(dim=-1).topk(TOP_K)
         labels = self._model.config.id2label
         return [
@@ -66,5 +66,5 @@ class PeerModel(Decoder):
 
 
 def model_from_environment() -> PeerModel:
-    """The model that PEER_MODEL and PEER_THREADS name."""
+    """Return the model that PEER_MODEL and PEER_THREADS name."""
     return PeerModel(os.environ["PEER_MODEL"], int(os.environ["PEER_THREADS"]))

@@ -1,4 +1,4 @@
-"""FastAPI as people write it in an afternoon: a plain `def` endpoint, an upload, the model in the same process."""
+"""Plain FastAPI: a `def` endpoint, an upload, the model in the same process."""
 
 from typing import Any
 

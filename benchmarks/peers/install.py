@@ -1,4 +1,4 @@
-"""Create the peers' virtual environments, one each, since their requirements contradict one another and ours.
+"""Create the peers' virtual environments, one each, since their requirements conflict.
 
 python -m benchmarks.peers.install [name ...]
 """
@@ -14,7 +14,7 @@ from benchmarks.peers import ENVIRONMENTS, ROOT, python_of
 MODEL_REQUIREMENTS = ("torch==2.13.0", "transformers", "pillow", "numpy", "safetensors")
 PEER_REQUIREMENTS = {
     "fastapi": ("fastapi", "uvicorn[standard]", "python-multipart"),
-    "litserve": ("litserve==0.2.19", "python-multipart"),  # it needs it for UploadFile, and does not ask for it
+    "litserve": ("litserve==0.2.19", "python-multipart"),  # an undeclared dependency of UploadFile
     "bentoml": ("bentoml==1.4.39",),
     "ray": ("ray[serve]==2.60.0",),
     "mosec": ("mosec==0.9.8",),
@@ -22,17 +22,17 @@ PEER_REQUIREMENTS = {
 
 _MODEL_PACKAGES = {"torch", "transformers", "numpy", "pillow", "safetensors", "tokenizers", "huggingface_hub"}
 _PINS_OF_ITS_OWN = {"bentoml"}
-"""Environments whose peer contradicts the pins of the web packages: there only the model's packages are as in ours."""
+"""Environments whose peer conflicts with our pins of web packages; only the model's packages are pinned there."""
 
 
 def is_installed(environment: str) -> bool:
-    """Whether the environment is complete, and of today's pins."""
+    """Return whether the environment is complete and has the current pins."""
     complete = ENVIRONMENTS / environment / "installed"
     return complete.is_file() and complete.read_text() == _wanted(environment)
 
 
 def install(environment: str) -> None:
-    """Create the environment, unless it is installed."""
+    """Create the environment unless it is installed."""
     if is_installed(environment):
         return
     directory = ENVIRONMENTS / environment

@@ -8,7 +8,7 @@ import torch
 from common import model_from_environment
 from fastapi import UploadFile
 
-BATCH_WAIT_S = 0.005  # 0 would poll the queue without a pause, a whole core of it
+BATCH_WAIT_S = 0.005  # 0 would busy-wait on the queue
 
 
 class Classifier(litserve.LitAPI):

@@ -24,7 +24,7 @@ BATCH_WAIT_S = 0.005
 class Classifier:
     def __init__(self) -> None:
         self._model = model_from_environment()
-        self._thread = ThreadPoolExecutor(1)  # the event loop goes on to collect the next batch
+        self._thread = ThreadPoolExecutor(1)  # the event loop collects the next batch meanwhile
 
     async def __call__(self, request: Request) -> dict[str, Any]:
         return await self._classify(await request.body())
@@ -38,7 +38,7 @@ class Classifier:
 
 
 if __name__ == "__main__":
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # or Ray would write one into the home directory
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # otherwise Ray writes one into the home directory
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as directory:
         ray.init(
             num_cpus=WORKERS * THREADS,
@@ -51,6 +51,6 @@ if __name__ == "__main__":
             logging_config=LoggingConfig(log_level="ERROR", enable_access_log=False),
         )
         serve.run(Classifier.bind())
-        signal.signal(signal.SIGTERM, lambda *_: None)  # only now: ray.init sets one of its own, which aborts
+        signal.signal(signal.SIGTERM, lambda *_: None)  # after ray.init, whose own handler aborts
         signal.pause()
         ray.shutdown()

@@ -1,4 +1,4 @@
-"""The load generator, against a small server that answers as a test wants."""
+"""Load generator against a small echo server."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from benchmarks.measure import Samples, interleaved
 
 
 class Echo:
-    """Answers with the body, and with 500 to a body `bad`; tells how many it had under way at once."""
+    """Server that echoes bodies, with 500 for `bad`, and counts concurrent requests."""
 
     def __init__(self) -> None:
         self.port = 0
@@ -64,11 +64,11 @@ def target(echo: Echo, *bodies: bytes) -> Target:
     return Target(echo.port, "/", bodies, "text/plain")
 
 
-def test_every_body_is_asked_once_and_its_answer_is_its_own(echo: Echo) -> None:
+def test_bodies_and_answers_match(echo: Echo) -> None:
     assert ask(target(echo, b"one", b"two", b"bad")) == [(200, b"one"), (200, b"two"), (500, b"bad")]
 
 
-def test_in_a_closed_loop_there_are_never_more_requests_than_clients(echo: Echo) -> None:
+def test_closed_loop_limits_concurrency(echo: Echo) -> None:
     load = closed_loop(target(echo, b"one", b"two"), clients=3, seconds=0.3, warm_up_s=0.1)
     assert echo.most_under_way == 3
     assert load.errors == 0
@@ -77,20 +77,20 @@ def test_in_a_closed_loop_there_are_never_more_requests_than_clients(echo: Echo)
     assert set(echo.bodies) == {b"one", b"two"}
 
 
-def test_in_an_open_loop_requests_come_whatever_becomes_of_them(echo: Echo) -> None:
+def test_open_loop_ignores_failures(echo: Echo) -> None:
     load = open_loop(target(echo, b"one", b"bad"), rate=200, seconds=0.5)
-    assert len(echo.bodies) == pytest.approx(100, abs=40)  # of a Poisson process: four deviations
+    assert len(echo.bodies) == pytest.approx(100, abs=40)  # Poisson: four deviations
     assert load.errors == len(echo.bodies) // 2
     assert load.throughput < 200
 
 
-def test_what_does_not_answer_is_an_error() -> None:
+def test_dead_server_is_an_error() -> None:
     with Echo() as echo:
         port = echo.port
     assert open_loop(Target(port, "/", [b"one"], "text/plain"), rate=50, seconds=0.1).throughput == 0
 
 
-def test_rounds_go_forwards_and_backwards() -> None:
+def test_rounds_alternate_direction() -> None:
     order: list[str] = []
 
     def case(name: str) -> tuple[str, object]:
@@ -101,6 +101,6 @@ def test_rounds_go_forwards_and_backwards() -> None:
     assert samples["b"].values == (2.0, 5.0, 8.0)
 
 
-def test_ratios_are_taken_within_each_round() -> None:
+def test_ratios_are_within_rounds() -> None:
     ours, theirs = Samples((10.0, 20.0, 90.0)), Samples((5.0, 20.0, 30.0))
     assert ours.over(theirs) == 2.0

@@ -8,13 +8,13 @@ from benchmarks.models import BenchmarkModel
 from model.checkpoints.checkpoint import load_checkpoint
 
 
-def test_a_random_model_is_one_that_the_service_loads(tmp_path: Path) -> None:
+def test_random_model_loads(tmp_path: Path) -> None:
     directory = BenchmarkModel("small", "", width=64, slice_s=1, peer_batch_size=1).directory(tmp_path)
     checkpoint = load_checkpoint(directory)
     assert (checkpoint.model.config.num_tokens, checkpoint.model.config.num_heads, len(checkpoint.labels)) == (197, 1, 1000)
 
 
-def test_pictures_are_the_same_in_every_run_and_differ_from_each_other(tmp_path: Path) -> None:
+def test_images_are_reproducible(tmp_path: Path) -> None:
     images = ImageSet("tiny", (64, 48), 4)
     first = [file.read_bytes() for file in images.files(tmp_path / "first")]
     assert first == [file.read_bytes() for file in images.files(tmp_path / "second")]

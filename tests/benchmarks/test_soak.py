@@ -1,4 +1,4 @@
-"""The soak's verdict: met by a service that is as it was, and missed for each thing that can be wrong with it."""
+"""Verdicts of the soak."""
 
 import asyncio
 import time
@@ -40,7 +40,7 @@ def soak(
     lost_while_idle: float = 0,
     **metrics: float,
 ) -> Soak:
-    """A hundred images that were answered, and counted by the service; with what a test wants to be otherwise."""
+    """Return a soak of a hundred answered images with the given deviations."""
     tally = Tally(
         kinds=Counter(raw=100),
         answered=Counter({("/predict", "200"): answered, ("/predict", "429"): refused}),
@@ -59,44 +59,44 @@ def missed(run: Soak) -> list[str]:
     return [verdict.what for verdict in verdicts(run) if not verdict.met]
 
 
-def test_a_service_that_is_as_it_was_meets_every_goal() -> None:
+def test_healthy_service_meets_every_goal() -> None:
     assert missed(soak()) == []
-    assert missed(soak(answered=98, vanished=2)) == []  # answered, and nobody was there
+    assert missed(soak(answered=98, vanished=2)) == []
     assert missed(soak(refused=3)) == []
 
 
 @pytest.mark.parametrize(
     ("run", "what"),
     [
-        (soak(wrong=1), "answered wrongly"),
-        (soak(unanswered=1), "not answered at all"),
+        (soak(wrong=1), "wrong answers"),
+        (soak(unanswered=1), "unanswered requests"),
         (soak(refused=6), "refused with Retry-After"),
-        (soak(answered=99), "counted otherwise than answered"),
-        (soak(answered=101), "counted otherwise than answered"),
-        (soak(resident_bytes=tuple(range(500 * _MIB, 540 * _MIB, 2 * _MIB))), "memory"),
-        (soak(files=40), "open files, at the end"),
-        (soak(threads=40), "threads, at the end"),
-        (soak(vit_queued_images=1.0), "queue, at the end"),
+        (soak(answered=99), "metrics that differ from answers"),
+        (soak(answered=101), "metrics that differ from answers"),
+        (soak(resident_bytes=tuple(range(500 * _MIB, 540 * _MIB, 2 * _MIB))), "memory growth"),
+        (soak(files=40), "open files at the end"),
+        (soak(threads=40), "threads at the end"),
+        (soak(vit_queued_images=1.0), "queue at the end"),
         (soak(exit_status=1), "exit status on SIGTERM"),
         (soak(exit_status=None), "exit status on SIGTERM"),
-        (soak(lost_while_idle=1), "decoders replaced while idle"),
-        (soak(latencies_s={"calm": [0.01] * 9, "large batches": [0.04] * 9}), "a single image, p99: large batches"),
-        (soak(health_s={"hostile bodies": [0.11] * 9}), "/health/live, p99: hostile bodies"),
+        (soak(lost_while_idle=1), "decoders restarted while idle"),
+        (soak(latencies_s={"calm": [0.01] * 9, "large batches": [0.04] * 9}), "p99 of single images: large batches"),
+        (soak(health_s={"hostile bodies": [0.11] * 9}), "p99 of /health/live: hostile bodies"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_wrong_misses_its_goal(run: Soak, what: str) -> None:
+def test_fault_misses_its_goal(run: Soak, what: str) -> None:
     assert missed(run) == [what]
 
 
-def test_a_fault_that_nobody_waited_for_is_seen_in_the_counters() -> None:
+def test_unseen_fault_is_in_counters() -> None:
     run = soak(vanished=1)
     fault = {'vit_http_requests_total{method="POST",route="/predict",status="500"}': 1.0}
     run = replace(run, after=Moment(run.after.usage, {**run.after.metrics, **fault}))
     assert missed(run) == ["5xx other than 503"]
 
 
-async def test_an_answer_that_is_another_pictures_is_noticed(tiny_checkpoint: Path) -> None:
+async def test_swapped_answer_is_noticed(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint) as server:
         image = KnownImage(encode(random_image(0, 120, 100), "JPEG"), np.arange(10.0))
         clients = Clients(int(urlsplit(server.url).port or 0), [image], 50_000, seed=0)
@@ -106,7 +106,7 @@ async def test_an_answer_that_is_another_pictures_is_noticed(tiny_checkpoint: Pa
     assert (clients.tally.images, len(clients.tally.wrong)) == (0, 4 + 3)
 
 
-def test_each_part_of_a_minute_comes_in_its_turn() -> None:
+def test_parts_of_a_minute_follow_in_order() -> None:
     periods = Periods(began=100.0, period_s=60.0)
     assert [periods.part(100 + second) for second in (0, 30, 37, 45, 55)] == [
         "usual",
@@ -120,7 +120,7 @@ def test_each_part_of_a_minute_comes_in_its_turn() -> None:
     assert sum(map(periods.seconds, PARTS)) == pytest.approx(60)
 
 
-async def test_attackers_kill_and_are_answered(tiny_checkpoint: Path) -> None:
+async def test_attackers_are_answered(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, decode_workers=2) as server:
         image = KnownImage(encode(random_image(0)), np.arange(10.0))
         clients = Clients(int(urlsplit(server.url).port or 0), [image], 50_000, seed=0)

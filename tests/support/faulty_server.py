@@ -1,4 +1,4 @@
-"""Server that fails as told, otherwise real: python -m tests.support.faulty_server hang | poisoned | start."""
+"""Real server with an injected fault: python -m tests.support.faulty_server hang | poisoned | start."""
 
 import sys
 import time
@@ -17,7 +17,7 @@ from app.settings import read_settings
 
 @dataclass
 class Faulty:
-    """Two runs go well, and every later one hangs or loses the device."""
+    """Inference that succeeds twice, then hangs or loses the device."""
 
     how: str
     runs: int = 0
@@ -27,12 +27,12 @@ class Faulty:
         if self.runs > 2 and self.how == "poisoned":
             raise EngineDead("an illegal memory access was encountered")
         if self.runs > 2:
-            runner.engine = _Hanging()  # type: ignore[assignment]  # it has all that is asked of it from now on
+            runner.engine = _Hanging()  # type: ignore[assignment]  # only `run` is called from now on
         return await runner.run(images)
 
 
 class _Hanging:
-    """An engine that does not come back; its thread cannot be interrupted."""
+    """Engine that never returns; its thread cannot be interrupted."""
 
     def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> None:
         time.sleep(3600)

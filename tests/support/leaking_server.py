@@ -1,4 +1,4 @@
-"""Server that keeps every image its model has seen, otherwise real: python -m tests.support.leaking_server."""
+"""Real server that leaks every image: python -m tests.support.leaking_server."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +13,7 @@ from app.settings import read_settings
 
 
 class Leak:
-    """Runs as the service does, and forgets nothing."""
+    """Inference that keeps every image."""
 
     def __init__(self) -> None:
         self._seen: list[Pixels] = []

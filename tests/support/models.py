@@ -1,4 +1,4 @@
-"""What tests build from: a tiny model with real weights, and pictures."""
+"""Tiny model with random weights, and random images."""
 
 import io
 import os
@@ -17,12 +17,12 @@ from model.vit import VisionTransformer
 ROOT = Path(__file__).parent.parent.parent
 
 CACHE = tempfile.TemporaryDirectory(prefix="vit-serve-tests-")
-"""Where all servers of a test run keep what they convert, so that only the first one does."""
+"""Cache that all servers of a test run share, so that only the first one converts."""
 
 UNPRIVILEGED: tuple[str, ...] = (
     ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if hasattr(os, "geteuid") and os.geteuid() == 0 else ()
 )
-"""What a command begins with whose process must obey permissions, also where tests are run by root."""
+"""Prefix of a command whose process must obey file permissions even if root runs the tests."""
 
 TINY_DINOV2 = ViTConfig(
     num_classes=10,
@@ -42,7 +42,7 @@ TINY_PREPROCESSING = Preprocessing(
 
 
 def tiny_model() -> VisionTransformer:
-    """Small, with weights wide enough that its answers differ from image to image."""
+    """Return a tiny model with weights wide enough that answers differ between images."""
     generator = torch.Generator().manual_seed(0)
     model = VisionTransformer(TINY_DINOV2)
     for parameter in model.parameters():
@@ -56,7 +56,7 @@ def write_tiny_checkpoint(directory: Path) -> Path:
 
 
 def random_image(seed: int, width: int = 40, height: int = 36) -> Image.Image:
-    """Soft colours that no other seed gives."""
+    """Return an image of soft random colours, unique to its seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height // 4, width // 4, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
 

@@ -18,11 +18,11 @@ from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset  # noqa:
 from torchvision.models._meta import _IMAGENET_CATEGORIES  # noqa: E402
 
 _UNSET = ("test_input_size", "test_crop_pct", "label_offset", "label_names", "label_descriptions")
-"""Of a `pretrained_cfg`: what the table has no column for."""
+"""Keys of a `pretrained_cfg` without a column in the table."""
 
 
 def weights() -> Iterator[dict[str, Any]]:
-    """What timm holds for each `architecture.tag` that the reader supports; the default of an architecture comes first."""
+    """Yield timm's data of each `architecture.tag` that the reader supports, the default of an architecture first."""
     for architecture in timm_models.list_models():
         if is_supported(architecture):
             for name, cfg in timm_models.get_arch_pretrained_cfgs(architecture).items():

@@ -42,7 +42,7 @@ from transformers.models.deit.image_processing_pil_deit import DeiTImageProcesso
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil  # noqa: E402
 
 Answer = Callable[[Image.Image], torch.Tensor]
-"""What the library says: an RGB picture -> logits (K,)."""
+"""Classification of an RGB image by the library, as logits (K,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,13 @@ class Reference:
     library: str
     name: str
     write: Callable[[Path], tuple[Path, Answer]]
-    """Saves the model below a folder; gives what the service is to load, and how the library answers."""
+    """Function that saves the model below a folder and returns its path and the library's classification."""
     settings: tuple[tuple[str, Any], ...] = ()
-    """What the service must be told beside the path."""
+    """Settings of the service besides the path."""
 
 
 def randomise(model: Any) -> Any:
-    """Weights as wide as trained ones; libraries start heads and tokens at zero and LayerScale at next to nothing."""
+    """Fill with weights as wide as trained ones; libraries start heads and tokens at zero and LayerScale near zero."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         with torch.no_grad():
@@ -107,7 +107,7 @@ def timm_file(architecture: str) -> Reference:
 
 
 def timm_script(architecture: str, name: str, saved: Callable[[dict[str, torch.Tensor]], Any]) -> Reference:
-    """With a file as a training script saves it."""
+    """Return a reference with a file as a training script saves it."""
 
     def write(directory: Path) -> tuple[Path, Answer]:
         model = randomise(timm.create_model(architecture, num_classes=11))
@@ -119,7 +119,7 @@ def timm_script(architecture: str, name: str, saved: Callable[[dict[str, torch.T
 
 
 def timm_flat(architecture: str, **said: Any) -> Reference:
-    """With the config.json of timm's versions until 2022, read by timm itself."""
+    """Return a reference with the config.json of timm's versions until 2022, read by timm itself."""
 
     def write(directory: Path) -> tuple[Path, Answer]:
         save_for_hf(randomise(timm.create_model(architecture, num_classes=11)), str(directory), safe_serialization=True)
@@ -224,7 +224,7 @@ def torchvision_references() -> list[Reference]:
 
 
 def odd_references() -> list[Reference]:
-    """What configurations say besides sizes."""
+    """Return references with unusual configurations."""
     size, dino = {"height": 64, "width": 64}, {"image_size": 56, "patch_size": 14}
     small, vit = {"image_size": 64, "patch_size": 16}, "ViTForImageClassification"
     raw_pixels = ViTImageProcessorPil(size=size, do_rescale=False, image_mean=[120.0] * 3, image_std=[60.0] * 3)
@@ -235,7 +235,7 @@ def odd_references() -> list[Reference]:
     return [
         hugging_face("ViT, do_rescale=False", vit, raw_pixels, **small),
         hugging_face("DeiT, do_normalize=False, lanczos", "DeiTForImageClassification", not_normalised, **small),
-        hugging_face("DINOv2, crop wider than the picture", "Dinov2ForImageClassification", padded, **dino, hidden_act="relu"),
+        hugging_face("DINOv2, crop wider than the image", "Dinov2ForImageClassification", padded, **dino, hidden_act="relu"),
         timm_wrapper(tiny, {**said, "input_size": [3, 224, 224]}),
         timm_flat(tiny, **said),
         timm_hub(tiny, num_heads=6, act_layer="quick_gelu"),

@@ -1,4 +1,4 @@
-"""A real server process for tests, on a free port."""
+"""Real server process for tests, on a free port."""
 
 import fcntl
 import json
@@ -17,12 +17,12 @@ from app.process.signals import STOP
 from tests.support.models import CACHE
 
 _BIN = Path(sys.executable).parent
-_PATIENCE_S = 120
+_TIMEOUT_S = 120
 
 
 @contextmanager
 def _default_signals() -> Iterator[None]:
-    """Start children with default signal handling, also where the tests run under `nohup` or in a shell's background."""
+    """Give children default signal handling, also under `nohup` or in a shell's background."""
     ignored = [sig for sig in STOP if signal.getsignal(sig) is signal.SIG_IGN]
     for sig in ignored:
         signal.signal(sig, signal.SIG_DFL)
@@ -34,7 +34,7 @@ def _default_signals() -> Iterator[None]:
 
 
 class Server:
-    """`vit-serve serve`, or another command that serves, in a process of its own; its log is read as it comes."""
+    """Process of `vit-serve serve` or another serving command, whose log a thread reads."""
 
     def __init__(self, command: Sequence[str | Path] = (_BIN / "vit-serve", "serve"), **variables: object) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
@@ -46,7 +46,7 @@ class Server:
                 env={**environment, "VIT_LOG_FORMAT": "json"},
                 stderr=subprocess.PIPE,
                 text=True,
-                process_group=0,  # so that a test may send a signal to all of its processes
+                process_group=0,  # lets a test signal all of its processes
             )
         self.log: list[dict[str, Any]] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -66,7 +66,7 @@ class Server:
 
     @contextmanager
     def unread_log(self) -> Iterator[None]:
-        """Let the log back up: as little as the system allows fits into the pipe, and nobody reads it."""
+        """Stop reading the log, with the smallest pipe that the system allows."""
         assert self.process.stderr is not None
         self._reading.clear()
         fcntl.fcntl(self.process.stderr, fcntl.F_SETPIPE_SZ, 4096)
@@ -76,8 +76,8 @@ class Server:
             self._reading.set()
 
     def wait_for_log(self, event: str) -> dict[str, Any]:
-        """The next log line whose event begins so."""
-        while (line := self._lines.get(timeout=_PATIENCE_S)) is not None:
+        """Return the next log line whose event begins with `event`."""
+        while (line := self._lines.get(timeout=_TIMEOUT_S)) is not None:
             try:
                 record = json.loads(line)
             except ValueError:
@@ -95,14 +95,14 @@ class Server:
         self.process.send_signal(sig)
 
     def wait(self) -> int:
-        """The exit status."""
-        self._reader.join(timeout=_PATIENCE_S)
-        return self.process.wait(timeout=_PATIENCE_S)
+        """Return the exit status."""
+        self._reader.join(timeout=_TIMEOUT_S)
+        return self.process.wait(timeout=_TIMEOUT_S)
 
 
 @contextmanager
 def running_server(**variables: Any) -> Iterator[Server]:
-    """A server that is ready; killed at the end if it still runs."""
+    """Start a server and wait until it is ready; kill it at the end."""
     server = Server(**variables)
     try:
         server.wait_until_ready()

@@ -1,7 +1,7 @@
-"""torchvision without its compiled part, so that it and timm can be references beside a torch for CPUs.
+"""torchvision without its compiled part, so that it and timm work beside a CPU build of torch.
 
-torchvision has no wheel for that torch. Its Python code works, but describes compiled operators while it is imported; here
-they are declared, with torchvision's schemas and with nothing behind them. Where the compiled part loads, nothing is done.
+torchvision has no wheel for that torch. Its Python code works, but registers compiled operators at import; this module declares
+them with torchvision's schemas and no implementation, unless the compiled part loads.
 """
 
 import importlib.util
@@ -33,11 +33,11 @@ _SCHEMAS = (
 )
 
 _library: torch.library.Library | None = None
-"""Lives as long as the process: the declarations go when it does."""
+"""Library that must outlive its declarations."""
 
 
 def declare_missing_operators() -> None:
-    """Make `import torchvision` work. To be called before anything imports it; harmless if called again."""
+    """Make `import torchvision` work. Call it before the first import; idempotent."""
     global _library
     package = importlib.util.find_spec("torchvision")
     if _library is not None or package is None or package.origin is None or _compiled_part_loads(Path(package.origin).parent):

@@ -1,4 +1,4 @@
-"""Server that tells how long its event loop was blocked, otherwise real: python -m tests.support.watched_server."""
+"""Real server that measures how long its event loop was blocked: python -m tests.support.watched_server."""
 
 import asyncio
 import time
@@ -15,7 +15,7 @@ _INTERVAL_S = 0.001
 
 
 class Watch:
-    """The longest time, in seconds, for which the event loop did not come round; asked once, it begins anew."""
+    """Longest blocking of the event loop in seconds, reset when read."""
 
     def __init__(self) -> None:
         self._longest_s = 0.0
@@ -35,7 +35,7 @@ WATCH = Watch()
 
 
 class WatchedServer(server.DrainingServer):
-    """Runs the watch in its event loop."""
+    """Server with a `Watch` in its event loop."""
 
     async def serve(self, sockets: list[object] | None = None) -> None:  # type: ignore[override] # as it is there
         watching = asyncio.create_task(WATCH.run())
@@ -44,7 +44,7 @@ class WatchedServer(server.DrainingServer):
 
 
 def load(settings: Settings, metrics: Metrics) -> Classifier:
-    metrics.gauge("test_event_loop_held_seconds", "Longest time since this was last asked.", WATCH.take)
+    metrics.gauge("test_event_loop_held_seconds", "Longest blocking since the last scrape.", WATCH.take)
     return load_classifier(settings, metrics)
 
 

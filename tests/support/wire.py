@@ -1,4 +1,4 @@
-"""HttpProtocol in this process, with limits that a test gives and a stand-in for the application behind it."""
+"""HttpProtocol in this process, with a test's limits and a stub application."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,22 +22,22 @@ from app.server import server_error
 
 PATIENCE_S = 30
 BIG = 50_000_000
-"""Bytes that no system buffers for a socket."""
+"""Size of a body that exceeds any socket buffer."""
 
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
 class Wire:
-    """A server in this process. `/early` is answered before its body has come, `/held` when the gate opens, `/deserted` never,
-    `/big` at length, and all else once it is read."""
+    """Server in this process. It answers `/early` before the body, `/held` when the gate opens, `/deserted` never, `/big` with
+    a large body, and other paths once the request is read."""
 
     limits: HttpLimits
     metrics: Metrics = field(default_factory=Metrics)
     gate: asyncio.Event = field(default_factory=asyncio.Event)
     held: int = 0
     deserted: int = 0
-    """How many were told that their peer has gone."""
+    """Number of http.disconnect messages."""
     address: tuple[str, int] = ("", 0)
     peers: list[asyncio.StreamWriter] = field(default_factory=list)
     server: uvicorn.Server = field(init=False)
@@ -66,14 +66,14 @@ class Wire:
         return reader, writer
 
     async def ask(self, path: str) -> bytes:
-        """The first line of the answer; the connection is left open."""
+        """Return the status line of the answer; the connection stays open."""
         reader, _ = await self.connect(get(path))
         async with asyncio.timeout(PATIENCE_S):
             return (await reader.readline()).strip()
 
     async def until(self, true: Callable[[], bool]) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while not true():  # noqa: ASYNC110 - what it asks has no Event
+            while not true():  # noqa: ASYNC110 - there is no Event to wait for
                 await asyncio.sleep(0.01)
 
     def count(self, reason: str) -> float:
@@ -90,7 +90,7 @@ def get(path: str) -> bytes:
 
 @asynccontextmanager
 async def open_wire(limits: HttpLimits) -> AsyncIterator[Wire]:
-    """A wire that serves; at the end it closes all peers that a test has left open."""
+    """Serve, and close all connections that the test left open."""
     wire = Wire(limits)
     app = FastAPI(openapi_url=None)
     app.mount("/", wire.app)
