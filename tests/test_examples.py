@@ -1,14 +1,19 @@
-"""The client scripts, as a user runs them: against a real server, in processes of their own."""
+"""Client scripts, run as a user does against a real server."""
 
+import asyncio
 import csv
 import io
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
+import httpx
 import pytest
 
+from examples.classify_folder import SUFFIXES, classify_all, seconds_until_retry
 from tests.support.models import ROOT, png
 from tests.support.server import Server, running_server
 
@@ -49,12 +54,12 @@ def test_refusal_of_one_image_is_explained(server: Server, tmp_path: Path) -> No
     without_key = run("classify_image.py", tmp_path / "a.png", "--url", server.url)
     assert (without_key.returncode, "valid API key" in without_key.stderr) == (1, True)
     not_an_image = run("classify_image.py", tmp_path / "a.png", "--url", server.url, "--api-key", "secret")
-    assert (not_an_image.returncode, "not an image" in not_an_image.stderr) == (1, True)
+    assert (not_an_image.returncode, "image of a known format" in not_an_image.stderr) == (1, True)
 
 
 def test_folder_is_classified_despite_full_queue(server: Server, tmp_path: Path) -> None:
-    for seed in range(12):
-        (tmp_path / f"{seed}.png").write_bytes(png(seed))
+    for seed, suffix in enumerate([*sorted(SUFFIXES), ".PNG"]):
+        (tmp_path / f"{seed}{suffix}").write_bytes(png(seed))
     (tmp_path / "broken.png").write_bytes(png(0)[:200])
     output = tmp_path / "labels.csv"
     arguments = ("--url", server.url, "--api-key", "secret", "--concurrency", 4, "--tries", 50, "--output", output)
@@ -73,3 +78,34 @@ def test_missing_server_is_reported(tmp_path: Path) -> None:
     folder = run("classify_folder.py", tmp_path, "--url", "http://127.0.0.1:1", "--tries", 1)
     assert folder.returncode == 1
     assert "ConnectError" in folder.stdout
+
+
+@pytest.mark.parametrize(
+    ("retry_after", "seconds"),
+    [
+        ("0", 0),
+        ("120", 120),
+        (format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True), pytest.approx(3600, abs=300)),
+        ("Sunday, 06-Nov-94 08:49:37 GMT", 0),
+        ("Sun Nov  6 08:49:37 1994", 0),
+        ("soon", 1),
+    ],
+)
+def test_retry_after_is_seconds_or_date(retry_after: str, seconds: float) -> None:
+    assert seconds_until_retry(retry_after) == seconds
+
+
+async def test_folder_tasks_are_bounded(tmp_path: Path) -> None:
+    images = [tmp_path / f"{index}.png" for index in range(50)]
+    for image in images:
+        image.write_bytes(b"image")
+    tasks = []
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        tasks.append(len(asyncio.all_tasks()))
+        return httpx.Response(200, json={"predictions": [{"label": "cat", "probability": 1.0, "logit": 9.0}]})
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer), base_url="http://test") as client:
+        rows = [row async for row in classify_all(client, images, concurrency=4, tries=1)]
+    assert {row["path"] for row in rows} == set(images)
+    assert max(tasks) <= 4 + 1
