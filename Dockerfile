@@ -1,12 +1,11 @@
-# Every stage starts from here, so that the environment built in one runs in the other. Give another base with
-# --build-arg BASE=...; it needs Python 3.11 or newer, and pip.
+# Base of all stages, so that the environment runs where it was built. Another one (--build-arg BASE=...) needs Python 3.11 or
+# newer, and pip.
 ARG BASE=python:3.11-slim-bookworm
 
 
-# What the project depends on, and nothing else of it: as long as these lines stay, torch is not installed again,
-# whatever else changes in pyproject.toml.
+# Only the dependencies, so that other changes in pyproject.toml do not reinstall torch.
 FROM ${BASE} AS requirements
-# Extras of pyproject.toml, with commas: --build-arg EXTRAS=heif for an image that can decode HEIC.
+# Comma-separated extras of pyproject.toml: --build-arg EXTRAS=heif to decode HEIC.
 ARG EXTRAS=
 COPY pyproject.toml .
 RUN EXTRAS="$EXTRAS" python -c "import os, tomllib; \
@@ -17,11 +16,11 @@ print(*project['dependencies'], *(line for name in extras for line in project['o
 
 
 FROM ${BASE} AS dependencies
-# pip reads these as its own settings, for example to take torch from an index of CPU builds. They are declared in
-# stages that are thrown away, so that a password in them does not end in the image's history.
+# Settings of pip, for example an index of torch's CPU builds. Declared in stages that are discarded, so that a password
+# does not end up in the image's history.
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
-# The image never installs anything once it is built, so its environment has no pip; the base's fills it from outside.
+# The base's pip fills the environment, which needs no pip of its own.
 RUN python -m venv --without-pip /venv
 COPY --from=requirements /requirements.txt .
 COPY constraints.txt .
@@ -31,7 +30,7 @@ RUN pip --python /venv/bin/python install --constraint constraints.txt --require
 FROM dependencies AS package
 WORKDIR /source
 COPY . .
-# Under a prefix of its own, to be a layer of its own in the image.
+# A separate prefix becomes a separate layer.
 RUN pip --python /venv/bin/python install --no-deps --prefix /package .
 
 
@@ -41,27 +40,27 @@ LABEL org.opencontainers.image.title="vit-serve" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=dependencies /venv /venv
 COPY --from=package /package /venv
-# Inside a container, the loopback address is one that nobody outside can reach.
-# A model by hub id is kept in the one place that can be written; mount a volume there to keep it longer.
+# Loopback inside a container is unreachable from outside. Models by hub id go to /tmp, which is writable; mount a volume there
+# to keep them.
 ENV PATH=/venv/bin:$PATH \
     VIT_HOST=0.0.0.0 \
     VIT_CACHE_DIR=/cache \
     HF_HOME=/tmp/huggingface
 EXPOSE 8000
-# A number, because Kubernetes cannot tell whether a name is root. Of the image it owns nothing but the place to mount a
-# cache at; without a mount, on a read-only root, nothing is kept.
+# A number, because Kubernetes cannot verify that a name is not root. The user owns only /cache, the mount point of the cache;
+# without a mount, on a read-only root, nothing is cached.
 RUN install --directory --owner 10001 --group 10001 --mode 700 /cache
 USER 10001:10001
-# A base may have set another one, and this is the one that lets accepted requests finish.
+# A base may set another signal; SIGTERM lets accepted requests finish.
 STOPSIGNAL SIGTERM
-# Ready, not live: who reads this wants to know whether to send requests (`up --wait`, `depends_on`, Swarm's routing), and a
-# dead worker, which only ready tells, is cured by a new container. A full queue does not fail it.
-# http.client, because the image has no curl, and urllib would ask a proxy named in the environment.
+# Ready, not live: `up --wait`, `depends_on` and Swarm's routing need to know whether to send requests, and only ready reports
+# a dead worker, which a new container fixes. A full queue does not fail it.
+# http.client, because the image has no curl, and urllib would use a proxy from the environment.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python", "-c", "\
 import http.client, os, sys; \
 connection = http.client.HTTPConnection('127.0.0.1', int(os.environ.get('VIT_PORT', 8000)), timeout=4); \
 connection.request('GET', '/health/ready'); \
 sys.exit(connection.getresponse().status != 200)"]
-# Without a shell in between, signals reach the process. `docker run vit-serve` serves; any other subcommand goes in its place.
+# The exec form, so that signals reach the process. `docker run vit-serve` serves; a subcommand replaces `serve`.
 ENTRYPOINT ["vit-serve"]
 CMD ["serve"]

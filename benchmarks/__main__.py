@@ -264,7 +264,7 @@ def _by_load(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float
     memory.append(ours.memory_mib)
     return Section(
         f"Service by load: {model.title}",
-        f"saturation is {saturation:.1f} a second, of 32 clients; {memory[0]:.0f} MiB of memory before, {memory[1]:.0f} after",
+        f"saturation is {saturation:.1f} a second with 32 clients; {memory[0]:.0f} MiB of memory before, {memory[1]:.0f} after",
         load_rows(samples, loads, {}),
     )
 
