@@ -1,6 +1,5 @@
 """Bundled model: predictions for real photographs, and logits equal to transformers'."""
 
-import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -10,15 +9,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-import torch
-from PIL import Image
-from transformers import AutoModelForImageClassification
-from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 
 from app.engines.select import has_vnni
-from app.serving.offline import run, running_classifier
-from app.serving.results import Classification
-from app.settings import BUNDLED_MODEL, read_settings
+from app.serving.offline import run
+from app.settings import BUNDLED_MODEL
+from tests.support.bundled_model import reference_logits, service_answers
 from tests.support.models import ROOT, encode, random_image
 from tests.support.server import Server, running_server
 
@@ -56,22 +51,6 @@ def test_espresso_photo_is_an_espresso(server: Server) -> None:
     assert answer["predictions"][0]["label"] == "espresso"
 
 
-def reference_logits(paths: list[Path]) -> Any:
-    """Return transformers' logits for the same files, with its own loading, preprocessing and model."""
-    model: Any = AutoModelForImageClassification.from_pretrained(BUNDLED_MODEL, dtype=torch.float32).eval()
-    processor: Any = BitImageProcessorPil.from_pretrained(BUNDLED_MODEL)
-    logits = []
-    for path in paths:
-        with Image.open(path) as image, torch.no_grad():
-            logits.append(model(**processor(image, return_tensors="pt")).logits[0].numpy())
-    return np.stack(logits)
-
-
-async def answers_of_the_service(images: list[bytes], **settings: object) -> list[Classification]:
-    async with running_classifier(read_settings(model=BUNDLED_MODEL, **settings)) as classifier:
-        return await asyncio.gather(*(classifier.classify(image_bytes) for image_bytes in images))
-
-
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_logits_match_transformers(tmp_path: Path, engine: str) -> None:
     (tmp_path / "alpha.png").write_bytes(encode(random_image(0, 300, 200).convert("RGBA").rotate(20)))
@@ -79,14 +58,14 @@ def test_logits_match_transformers(tmp_path: Path, engine: str) -> None:
     (tmp_path / "portrait.webp").write_bytes(encode(random_image(2, 120, 400), "WEBP"))
     paths = [PHOTOS / "cat.jpg", PHOTOS / "espresso.jpg", *sorted(tmp_path.iterdir())]
     images = [path.read_bytes() for path in paths]
-    answers = run(answers_of_the_service(images, engine=engine, exact_decode=True))
+    answers = run(service_answers(images, engine=engine, exact_decode=True))
     logits = np.stack([answer.logits for answer in answers])
     np.testing.assert_allclose(logits, reference_logits(paths), rtol=0, atol=1e-3)
 
 
 def test_quick_decoding_changes_little() -> None:
     images = [(PHOTOS / name).read_bytes() for name in ("cat.jpg", "espresso.jpg")]
-    quick, exact = (run(answers_of_the_service(images, exact_decode=exact)) for exact in (False, True))
+    quick, exact = (run(service_answers(images, exact_decode=exact)) for exact in (False, True))
     for one, other in zip(quick, exact, strict=True):
         assert one.top(1)[0].label == other.top(1)[0].label
         assert one.probabilities is not None

@@ -9,8 +9,8 @@ import pytest
 from app.serving.offline import run
 from app.serving.results import Classification
 from benchmarks.photographs import WIDTHS, sized
+from tests.support.bundled_model import reference_logits, service_answers
 from tests.support.models import ROOT
-from tests.test_bundled_weights import answers_of_the_service, reference_logits
 
 FOLDER = ROOT / "tests" / "photographs"
 
@@ -41,11 +41,11 @@ def off(answers: list[Classification], logits: np.ndarray) -> np.ndarray:
 
 
 def test_defaults_answer_as_the_library_does(photographs: list[bytes], logits: np.ndarray) -> None:
-    differences = off(run(answers_of_the_service(photographs, max_inflight_images=len(photographs))), logits)
+    differences = off(run(service_answers(photographs, max_inflight_images=len(photographs))), logits)
     assert np.quantile(differences, 0.99) < 0.005
     assert differences.max() < 0.02
 
 
 def test_exact_decoding_gives_the_logits_of_the_library(photographs: list[bytes], logits: np.ndarray) -> None:
-    answers = run(answers_of_the_service(photographs, exact_decode=True, max_inflight_images=len(photographs)))
+    answers = run(service_answers(photographs, exact_decode=True, max_inflight_images=len(photographs)))
     assert off(answers, logits).max() < 1e-4

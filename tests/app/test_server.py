@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.watch import metrics_of
 from tests.support.models import png
-from tests.support.server import Server, running_server
+from tests.support.server import Server, metric, running_server, wait_for_metric
 
 LIMITS = httpx.Limits(max_connections=200)
 
@@ -27,23 +27,12 @@ def server(tiny_checkpoint: Path) -> Iterator[Server]:
         yield server
 
 
-def metric(server: Server, name: str) -> float:
-    return metrics_of(httpx.get(f"{server.url}/metrics").content).get(name, 0.0)
-
-
-async def until(server: Server, name: str, value: float) -> None:
-    """Poll a metric until it has the value."""
-    async with asyncio.timeout(60):
-        while await asyncio.to_thread(metric, server, name) != value:  # noqa: ASYNC110 - another process has no Event
-            await asyncio.sleep(0.01)
-
-
 async def test_sigterm_under_load_loses_nothing(tiny_checkpoint: Path) -> None:
     # the open batch keeps all requests in flight until well after the signal
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=6000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60, limits=LIMITS) as client:
             requests = [asyncio.create_task(client.post("/predict", content=png(seed))) for seed in range(32)]
-            await until(server, "vit_queued_images", 32)
+            await wait_for_metric(server, "vit_queued_images", 32)
             server.stop()
             server.wait_for_log("draining")
             late = await client.post("/predict", content=png(0))
@@ -99,7 +88,7 @@ async def test_second_signal_does_not_wait(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             request = asyncio.create_task(client.post("/predict", content=png(0)))
-            await until(server, "vit_queued_images", 1)
+            await wait_for_metric(server, "vit_queued_images", 1)
             server.stop()
             server.wait_for_log("draining")
             server.stop()
@@ -112,7 +101,7 @@ async def test_drain_timeout_refuses_the_rest(tiny_checkpoint: Path) -> None:
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000, drain_timeout_s=0.1) as server:
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
             request = asyncio.create_task(client.post("/predict", content=png(0)))
-            await until(server, "vit_queued_images", 1)
+            await wait_for_metric(server, "vit_queued_images", 1)
             server.stop()
             refused = await request
             assert await asyncio.to_thread(server.wait) == 0
@@ -180,11 +169,11 @@ async def test_disconnect_removes_the_queued_image(tiny_checkpoint: Path) -> Non
     with running_server(model=tiny_checkpoint, max_batch_size=64, max_queue_delay_ms=10_000) as server:
         reader, writer = await connect(server)
         writer.write(head("POST /predict", len(png(0))) + png(0))
-        await until(server, "vit_queued_images", 1)
+        await wait_for_metric(server, "vit_queued_images", 1)
         writer.close()
-        await until(server, "vit_queued_images", 0)
-        await until(server, 'vit_images_total{outcome="cancelled"}', 1)
-        await until(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}', 1)
+        await wait_for_metric(server, "vit_queued_images", 0)
+        await wait_for_metric(server, 'vit_images_total{outcome="cancelled"}', 1)
+        await wait_for_metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}', 1)
         assert metric(server, "vit_inflight_requests") == 0
         assert reader.at_eof() or not await reader.read()
 
@@ -202,9 +191,9 @@ async def test_aborted_upload_is_forgotten(server: Server) -> None:
     before = metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}')
     _, writer = await connect(server)
     writer.write(head("POST /predict", 5000) + b"half")
-    await until(server, "vit_inflight_requests", 1)
+    await wait_for_metric(server, "vit_inflight_requests", 1)
     writer.close()
-    await until(server, "vit_inflight_requests", 0)
+    await wait_for_metric(server, "vit_inflight_requests", 0)
     assert metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}') == before + 1
 
 
@@ -259,7 +248,7 @@ async def test_endless_upload_ends_with_the_drain(tiny_checkpoint: Path) -> None
 async def half_an_upload(server: Server) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     reader, writer = await connect(server)
     writer.write(head("POST /predict", len(png(0))) + png(0)[:10])
-    await until(server, "vit_inflight_bytes", 10)
+    await wait_for_metric(server, "vit_inflight_bytes", 10)
     return reader, writer
 
 

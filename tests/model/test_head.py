@@ -11,7 +11,7 @@ import transformers
 
 from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from model.head import probabilities, sigmoid, softmax
-from tests.app.api.test_heads import write
+from tests.support.small_vit import write_small_vit
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip
@@ -31,7 +31,7 @@ from timm.models import save_for_hf  # isort: skip
     ],
 )
 def test_bad_problem_type_is_refused(tmp_path: Path, num_labels: int, problem_type: Any, sentence: str) -> None:
-    directory = write(tmp_path / "model", num_labels, problem_type=problem_type)
+    directory = write_small_vit(tmp_path / "model", num_labels, problem_type=problem_type)
     with pytest.raises(CheckpointError, match=sentence) as refused:
         load_checkpoint(directory)
     assert refused.value.field == "activation"
@@ -39,7 +39,7 @@ def test_bad_problem_type_is_refused(tmp_path: Path, num_labels: int, problem_ty
 
 
 def test_transformers_refuses_single_label_too(tmp_path: Path) -> None:
-    directory = write(tmp_path / "model", 1, problem_type="single_label_classification")
+    directory = write_small_vit(tmp_path / "model", 1, problem_type="single_label_classification")
     with pytest.raises(Exception, match="requires `num_labels > 1`"):
         transformers.AutoConfig.from_pretrained(directory)
 

@@ -1,5 +1,6 @@
 """Real server process for tests, on a free port."""
 
+import asyncio
 import fcntl
 import json
 import os
@@ -13,7 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from app.process.signals import STOP
+from benchmarks.watch import metrics_of
 from tests.support.models import CACHE
 
 _BIN = Path(sys.executable).parent
@@ -110,3 +114,14 @@ def running_server(**variables: Any) -> Iterator[Server]:
     finally:
         server.process.kill()
         server.wait()
+
+
+def metric(server: Server, name: str) -> float:
+    return metrics_of(httpx.get(f"{server.url}/metrics").content).get(name, 0.0)
+
+
+async def wait_for_metric(server: Server, name: str, value: float) -> None:
+    """Poll a metric until it has the value."""
+    async with asyncio.timeout(60):
+        while await asyncio.to_thread(metric, server, name) != value:  # noqa: ASYNC110 - another process has no Event
+            await asyncio.sleep(0.01)

@@ -8,39 +8,16 @@ from typing import Any
 import pytest
 import transformers
 from PIL import Image
-from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from tests.app.conftest import OpenClient
 from tests.support.models import png, random_image
 from tests.support.references import EXACT, randomise
+from tests.support.small_vit import PROCESSOR, write_small_vit
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip
 
-PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
-SIZES = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 48,
-    "image_size": 32,
-    "patch_size": 16,
-}
 REGRESSION, SINGLE, MULTI = "regression", "single_label_classification", "multi_label_classification"
-
-
-def write(directory: Path, num_labels: int, **config: Any) -> Path:
-    """Write a small ViT whose config.json has these keys too."""
-    sizes: dict[str, Any] = {**SIZES, "num_labels": num_labels}
-    settings = transformers.ViTConfig(**sizes)
-    model = transformers.ViTForImageClassification(settings)
-    randomise(model).save_pretrained(directory)
-    content = {**PROCESSOR.to_dict(), "image_processor_type": "ViTImageProcessor"}
-    (directory / "preprocessor_config.json").write_text(json.dumps(content))
-    file = directory / "config.json"
-    names = {str(index): f"label {index}" for index in range(num_labels)}
-    file.write_text(json.dumps({**json.loads(file.read_text()), "id2label": names, **config}))
-    return directory
 
 
 def library_answers(directory: Path, image_bytes: bytes) -> list[tuple[str, float]]:
@@ -75,7 +52,7 @@ CASES = [
 async def test_scores_are_those_of_the_pipeline(
     open_client: OpenClient, tmp_path: Path, num_labels: int, config: dict[str, Any], activation: str
 ) -> None:
-    directory = write(tmp_path / "model", num_labels, **config)
+    directory = write_small_vit(tmp_path / "model", num_labels, **config)
     expected = library_answers(directory, png(0))
     async with open_client(model=str(directory), **EXACT) as client:
         answer = (await client.post("/predict", params={"top_k": 1000}, content=png(0))).json()
@@ -113,7 +90,7 @@ async def test_timm_directory_matches_the_pipeline(
 
 @pytest.mark.parametrize("top_k", [1, 2, 3])
 async def test_measured_values_are_ranked_as_they_are(open_client: OpenClient, tmp_path: Path, top_k: int) -> None:
-    directory = write(tmp_path / "model", 3, problem_type=REGRESSION)
+    directory = write_small_vit(tmp_path / "model", 3, problem_type=REGRESSION)
     async with open_client(model=str(directory)) as client:
         answer = (await client.post("/predict", params={"top_k": top_k}, content=png(0))).json()
     assert [row["logit"] for row in answer["predictions"]] == sorted(answer["logits"], reverse=True)[:top_k]
@@ -121,7 +98,7 @@ async def test_measured_values_are_ranked_as_they_are(open_client: OpenClient, t
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", "none"])
 async def test_the_setting_wins_over_the_configuration(open_client: OpenClient, tmp_path: Path, activation: str) -> None:
-    directory = write(tmp_path / "model", 5, problem_type="of an unknown kind")
+    directory = write_small_vit(tmp_path / "model", 5, problem_type="of an unknown kind")
     async with open_client(model=str(directory), activation=activation) as client:
         answer = (await client.post("/predict", content=png(0))).json()
     assert answer["activation"] == activation

@@ -15,9 +15,8 @@ from benchmarks.clients import KINDS, TOLERANCE, Clients, KnownImage
 from benchmarks.load import Connection, head
 from benchmarks.soak import counted
 from benchmarks.watch import metrics_of, usage
-from tests.app.test_server import until
 from tests.support.models import encode, png, random_image
-from tests.support.server import Server, running_server
+from tests.support.server import Server, running_server, wait_for_metric
 
 _CLIENTS = 64
 _REQUESTS = 1500
@@ -111,10 +110,10 @@ async def test_vanished_clients_leave_nothing_behind(patient_server: Server, sha
         for seed, connection in enumerate(connections):
             image = png(seed)
             connection.write(head("/predict", len(image), "image/png") + image[: int(share * len(image))])
-        await until(server, gauge, _WAVE)
+        await wait_for_metric(server, gauge, _WAVE)
         for connection in connections:
             connection.reset()
-        await until(server, _GONE, before.get(_GONE, 0) + wave * _WAVE)
+        await wait_for_metric(server, _GONE, before.get(_GONE, 0) + wave * _WAVE)
     after = metrics(server)
     assert (after["vit_inflight_images"], after["vit_queued_images"], after["vit_inflight_requests"]) == (0, 0, 0)
     cancelled = after.get(_CANCELLED, 0) - before.get(_CANCELLED, 0)

@@ -6,7 +6,6 @@ import random
 import re
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,13 +13,12 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.app.test_server import metric
 from tests.support.models import png
-from tests.support.server import Server, running_server
+from tests.support.raw_http import TIMEOUT_S, Answer, answers_in, connect, read_to_end, request
+from tests.support.server import Server, metric, running_server
 
 LEAK = re.compile(rb"0x[0-9a-fA-F]{6,}|Traceback|/usr/|site-packages|<_io")
 HEADER_TIMEOUT_S = 1
-PATIENCE_S = 30
 
 
 @pytest.fixture(scope="module")
@@ -32,51 +30,6 @@ def server(tiny_checkpoint: Path) -> Iterator[Server]:
         yield server
 
 
-@dataclass(frozen=True)
-class Answer:
-    """One HTTP response, parsed from its bytes."""
-
-    status: int
-    headers: dict[str, str]
-    body: bytes
-
-    @property
-    def problem(self) -> dict[str, Any]:
-        assert self.headers["content-type"] == "application/problem+json"
-        problem: dict[str, Any] = json.loads(self.body)
-        assert set(problem) == {"type", "title", "status", "detail", "code"}
-        assert problem["status"] == self.status
-        return problem
-
-
-def connect(server: Server) -> socket.socket:
-    url = urlsplit(server.url)
-    return socket.create_connection((url.hostname, url.port), timeout=PATIENCE_S)
-
-
-def read_to_end(peer: socket.socket) -> bytes:
-    """Return all that the server sends until it closes. Fails the test on a timeout."""
-    received = b""
-    try:
-        while data := peer.recv(65536):
-            received += data
-    except ConnectionResetError:
-        pass
-    return received
-
-
-def answers_in(received: bytes) -> list[Answer]:
-    answers = []
-    while received:
-        head, _, received = received.partition(b"\r\n\r\n")
-        status, *fields = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
-        length = int(headers.get("content-length", 0))
-        answers.append(Answer(int(status.split()[1]), headers, received[:length]))
-        received = received[length:]
-    return answers
-
-
 def talk(server: Server, sent: bytes) -> list[Answer]:
     """Send bytes and read until the server closes the connection."""
     with connect(server) as peer:
@@ -84,12 +37,6 @@ def talk(server: Server, sent: bytes) -> list[Answer]:
         received = read_to_end(peer)
     assert not LEAK.search(received)
     return answers_in(received)
-
-
-def request(line: str = "POST /predict?vectors=false", *fields: str, body: bytes = b"", host: str = "Host: test") -> bytes:
-    """Return a request with a matching Content-Length."""
-    lines = [f"{line} HTTP/1.1", host, *([f"Content-Length: {len(body)}"] if body else []), *fields]
-    return "\r\n".join(filter(None, lines)).encode("latin-1") + b"\r\n\r\n" + body
 
 
 def log_until_now(server: Server) -> list[dict[str, Any]]:
@@ -107,7 +54,7 @@ SMUGGLED = request("GET /model", "X-Request-ID: smuggled")
 
 def assert_serves(server: Server) -> None:
     assert server.process.poll() is None
-    assert httpx.post(f"{server.url}/predict", content=png(0), timeout=PATIENCE_S).status_code == 200
+    assert httpx.post(f"{server.url}/predict", content=png(0), timeout=TIMEOUT_S).status_code == 200
 
 
 def chunked(*chunks: bytes, fields: tuple[str, ...] = ()) -> bytes:
@@ -411,7 +358,7 @@ async def test_slow_header_ends_the_connection(server: Server) -> None:
         writer.write(b"GET /health/live HTTP/1.1\r\nX-A: ")
         writing = asyncio.create_task(write())
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(TIMEOUT_S):
                 return await reader.read()
         finally:
             writing.cancel()
@@ -470,7 +417,7 @@ def test_small_unread_body_keeps_the_connection(server: Server, case: tuple[byte
 
 def test_refused_sender_can_read_the_answer(server: Server) -> None:
     body = bytes(8_000_000)  # more than socket buffers hold
-    assert httpx.post(f"{server.url}/predict", content=body, timeout=PATIENCE_S).status_code == 413
+    assert httpx.post(f"{server.url}/predict", content=body, timeout=TIMEOUT_S).status_code == 413
 
 
 def test_endless_sender_is_cut(server: Server) -> None:

@@ -15,8 +15,8 @@ import torch
 
 from model.checkpoints.checkpoint import save_checkpoint
 from model.vit import VisionTransformer
-from tests.app.http.test_hostile_http import answers_in, connect, read_to_end, request
 from tests.support.models import TINY_DINOV2, TINY_PREPROCESSING, png
+from tests.support.raw_http import answers_in, connect, read_to_end, request
 from tests.support.server import Server
 
 MIB = 1 << 20

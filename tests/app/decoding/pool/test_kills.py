@@ -27,7 +27,7 @@ from app.decoding.pool.worker import State, Worker
 from app.decoding.pool.zygote import WorkerProcess, Zygote
 from app.errors import InternalError, NotReady, ServiceError, UndecodableImage
 from tests.app.decoding.pool import faults
-from tests.app.decoding.pool.test_processes import JOB, LIGHT, exists, pids, settled
+from tests.support.pool import JOB, LIGHT, exists, pids, settled
 
 TIMEOUT_S = 60
 PROCESSES = 2

@@ -23,7 +23,7 @@ import pytest
 import structlog
 
 from app.decoding.pool import zygote as forking
-from app.decoding.pool.job import Job, Preprocessor
+from app.decoding.pool.job import Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.worker import State
@@ -34,12 +34,7 @@ from model.preprocessing import Preprocessing
 from tests.app.decoding import decoders
 from tests.app.decoding.pool import faults
 from tests.support.models import ROOT, encode, random_image
-
-JOB = Job(
-    (Preprocessor(faults.decode, faults.SHAPE),), max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0"
-)
-LIGHT = "app.errors"
-"""Module for the zygote to import: these decoders need neither torch nor Pillow."""
+from tests.support.pool import JOB, LIGHT, exists, pids, settled
 
 Open = Callable[..., Awaitable[tuple[ProcessDecoder, Counter[str]]]]
 
@@ -69,16 +64,6 @@ async def value(decoder: ProcessDecoder, image: bytes) -> int:
     pixels = await decoder.decode(image)
     assert pixels.shape == faults.SHAPE
     return int(np.unique(pixels).item())
-
-
-def pids(decoder: ProcessDecoder) -> list[int]:
-    return [worker.process.pid for worker in decoder._workers]
-
-
-async def settled(decoder: ProcessDecoder) -> None:
-    """Wait until every worker has a process again."""
-    while decoder._replacing:
-        await asyncio.wait(decoder._replacing)
 
 
 def stop(pid: int) -> None:
@@ -367,7 +352,7 @@ import asyncio, os, uvloop
 from app.decoding.pool.zygote import Zygote
 from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
-from tests.app.decoding.pool.test_processes import JOB, LIGHT, pids
+from tests.support.pool import JOB, LIGHT, pids
 
 async def main() -> None:
     zygote = Zygote(LIGHT)
@@ -402,14 +387,6 @@ def wait_until_gone(pid: int) -> None:
     while exists(pid):
         assert time.monotonic() < give_up_at
         time.sleep(0.01)
-
-
-def exists(pid: int) -> bool:
-    """Return True if a process runs, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 @pytest.mark.parametrize(
