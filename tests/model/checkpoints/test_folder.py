@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file
 
 from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
-from tests.model.checkpoints.tensors.test_renaming import assert_answers_as, hugging_face, lightning
+from tests.support.checkpoints import assert_same_logits, lightning, save_hugging_face_vit
 
 TRAINERS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", "scaler.pt")
 
@@ -21,7 +21,7 @@ TRAINERS = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin"
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A model in `checkpoint-20`, as the Trainer leaves it."""
-    hugging_face(tmp_path / "checkpoint-20")
+    save_hugging_face_vit(tmp_path / "checkpoint-20")
     for name in TRAINERS:
         (tmp_path / "checkpoint-20" / name).write_bytes(b"not a model")
     (tmp_path / "checkpoint-20" / "trainer_state.json").write_text("{}")
@@ -33,12 +33,12 @@ def theirs(directory: Path) -> Any:
 
 
 def test_checkpoint_of_the_trainer_is_served(folder: Path) -> None:
-    assert_answers_as(theirs(folder / "checkpoint-20"), folder / "checkpoint-20", None, size=32)
+    assert_same_logits(theirs(folder / "checkpoint-20"), folder / "checkpoint-20", None, size=32)
 
 
 def test_link_to_a_checkpoint_is_served(folder: Path) -> None:
     (folder / "best").symlink_to("checkpoint-20", target_is_directory=True)
-    assert_answers_as(theirs(folder / "checkpoint-20"), folder / "best", None, size=32)
+    assert_same_logits(theirs(folder / "checkpoint-20"), folder / "best", None, size=32)
 
 
 def test_the_folder_that_a_refusal_names_is_served(folder: Path) -> None:
@@ -47,7 +47,7 @@ def test_the_folder_that_a_refusal_names_is_served(folder: Path) -> None:
     ) as caught:
         load_checkpoint(folder / "checkpoint-20" / "model.safetensors")
     named = str(caught.value).partition("name the folder, ")[2]
-    assert_answers_as(theirs(folder / "checkpoint-20"), Path(named), None, size=32)
+    assert_same_logits(theirs(folder / "checkpoint-20"), Path(named), None, size=32)
 
 
 def test_the_image_processor_that_a_trainer_was_not_given_is_copied(folder: Path) -> None:
@@ -57,7 +57,7 @@ def test_the_image_processor_that_a_trainer_was_not_given_is_copied(folder: Path
     ):
         load_checkpoint(folder / "checkpoint-20")
     shutil.copy(moved, folder / "checkpoint-20")
-    assert_answers_as(theirs(folder / "checkpoint-20"), folder / "checkpoint-20", None, size=32)
+    assert_same_logits(theirs(folder / "checkpoint-20"), folder / "checkpoint-20", None, size=32)
 
 
 def test_link_to_nothing_is_told(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_checkpoint_that_a_refusal_names_is_served(folder: Path) -> None:
         load_checkpoint(folder)
     named = str(caught.value).partition("such as ")[2]
     assert named.endswith("checkpoint-100")
-    assert_answers_as(theirs(folder / "checkpoint-20"), Path(named), None, size=32)
+    assert_same_logits(theirs(folder / "checkpoint-20"), Path(named), None, size=32)
 
 
 def test_pickles_of_older_versions_are_served(folder: Path) -> None:
@@ -80,13 +80,13 @@ def test_pickles_of_older_versions_are_served(folder: Path) -> None:
     model, state = theirs(directory), load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     torch.save(state, directory / "pytorch_model.bin")
-    assert_answers_as(model, directory, None, size=32)
+    assert_same_logits(model, directory, None, size=32)
     (directory / "pytorch_model.bin").unlink()
     shards = {key: f"pytorch_model-0000{1 + index % 2}-of-00002.bin" for index, key in enumerate(state)}
     for name in set(shards.values()):
         torch.save({key: value for key, value in state.items() if shards[key] == name}, directory / name)
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": shards}))
-    assert_answers_as(model, directory, None, size=32)
+    assert_same_logits(model, directory, None, size=32)
 
 
 def test_lightning_checkpoint_beside_a_config_is_served(folder: Path) -> None:
@@ -94,7 +94,7 @@ def test_lightning_checkpoint_beside_a_config_is_served(folder: Path) -> None:
     model, state = theirs(directory), load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
     torch.save(lightning(state, "model."), directory / "pytorch_model.bin")
-    assert_answers_as(model, directory, None, size=32)
+    assert_same_logits(model, directory, None, size=32)
 
 
 def with_files(*names: str) -> Callable[[Path], None]:

@@ -11,12 +11,9 @@ from transformers.models.convnext.image_processing_pil_convnext import ConvNextI
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from app.decoding.image import ImageDecoder
 from model.checkpoints.blueprint import input_size
-from model.preprocessing import Preprocessing, from_hugging_face
-from tests.support.models import encode, random_image
-
-IMAGE = random_image(1, 90, 72)
+from model.preprocessing import from_hugging_face
+from tests.support.preprocessing import IMAGE, our_pixels
 
 PROCESSORS: dict[Any, dict[str, Any]] = {
     ViTImageProcessorPil: {"size": {"height": 48, "width": 48}},
@@ -80,12 +77,6 @@ def content_of(processor: Any, directory: Path) -> dict[str, Any]:
     processor(**PROCESSORS[processor]).save_pretrained(directory)
     content: dict[str, Any] = json.loads((directory / "preprocessor_config.json").read_text())
     return content
-
-
-def our_pixels(preprocessing: Preprocessing) -> Any:
-    decoder = ImageDecoder(preprocessing, formats=frozenset({"png"}), max_bytes=10**8, max_pixels=10**7, exact=True)
-    mean, std = (np.array(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    return (decoder.decode(encode(IMAGE)) * preprocessing.scale - mean) / std
 
 
 def assert_pixels_are_the_librarys(processor: Any, content: dict[str, Any], key: str, directory: Path) -> bool:

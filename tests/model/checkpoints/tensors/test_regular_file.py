@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from model.checkpoints.tensors.regular_file import FileError, MissingFile, read_ahead, read_file
-from tests.model.checkpoints.tensors.test_weights_file import write_shards
+from tests.support.checkpoints import write_shards
 from tests.support.torchvision_operators import declare_missing_operators
 
 declare_missing_operators()

@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +20,9 @@ from torch import nn
 from model.checkpoints import torchvision as torchvision_models
 from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from model.checkpoints.timm import models as timm_models
+from tests.support.checkpoints import State, assert_same_logits, lightning, save_hugging_face_vit
 from tests.support.references import randomise
 
-State = dict[str, torch.Tensor]
 TIMM, TORCHVISION = "timm/vit_tiny_patch16_224", "torchvision/vit_b_16"
 
 
@@ -43,44 +42,18 @@ def torchvision_model() -> Any:
     return randomise(torchvision.models.VisionTransformer(image_size=224, patch_size=16, **sizes)).eval()
 
 
-def assert_answers_as(expected: Callable[[torch.Tensor], Any], path: Path, architecture: str | None, size: int = 224) -> None:
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
-    loaded = load_checkpoint(path, architecture)
-    with torch.no_grad():
-        answer = expected(images)
-        logits = getattr(answer, "logits", answer)
-        assert logits.abs().max() > 0.1
-        torch.testing.assert_close(loaded.model(images), logits, rtol=0, atol=1e-4 * float(logits.abs().max()))
-
-
-def lightning(state: State, prefix: str) -> dict[str, Any]:
-    """What Lightning's trainer saves of a module that has the model under a name."""
-    return {
-        "epoch": 3,
-        "global_step": 100,
-        "pytorch-lightning_version": "2.5.0",
-        "state_dict": OrderedDict({prefix + key: value for key, value in state.items()}),
-        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 1}}}},
-        "callbacks": {"ModelCheckpoint{'monitor': 'val_loss'}": {"best_model_score": torch.tensor(0.5)}},
-        "optimizer_states": [{"state": {}, "param_groups": []}],
-        "lr_schedulers": [],
-        "hparams_name": "kwargs",
-        "hyper_parameters": {"lr": 0.001, "args": Namespace(size=224)},
-    }
-
-
 @pytest.mark.parametrize("prefix", ["", "model.", "net.", "model.net.", "model._orig_mod.", "module.backbone."])
 def test_lightning_checkpoint_answers_as_its_model(tmp_path: Path, prefix: str) -> None:
     model = timm_model()
     torch.save(lightning(model.state_dict(), prefix), tmp_path / "last.ckpt")
-    assert_answers_as(model, tmp_path / "last.ckpt", TIMM)
+    assert_same_logits(model, tmp_path / "last.ckpt", TIMM)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_number_formats_answer_as_their_model(tmp_path: Path, dtype: torch.dtype) -> None:
     model = timm_model().to(dtype)
     torch.save(model.state_dict(), tmp_path / "model.PTH")
-    assert_answers_as(model.float(), tmp_path / "model.PTH", TIMM)
+    assert_same_logits(model.float(), tmp_path / "model.PTH", TIMM)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +70,7 @@ def test_another_head_of_torchvision_answers_as_its_model(tmp_path: Path, attrib
     model = torchvision_model()
     model.set_submodule(attribute, randomise(head))
     torch.save(model.eval().state_dict(), tmp_path / "model.pth")
-    assert_answers_as(model, tmp_path / "model.pth", TORCHVISION)
+    assert_same_logits(model, tmp_path / "model.pth", TORCHVISION)
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -106,7 +79,7 @@ def test_another_head_of_timm_answers_as_its_model(tmp_path: Path, at: int, capl
     model.head = nn.Sequential(*[nn.Dropout(0.5)] * at, randomise(nn.Linear(32, 3)))
     save_file(model.eval().state_dict(), tmp_path / "model.safetensors")
     with caplog.at_level(logging.INFO):
-        assert_answers_as(model, tmp_path / "model.safetensors", TIMM)
+        assert_same_logits(model, tmp_path / "model.safetensors", TIMM)
     assert f"head.{at} is the head; what else was in its Sequential has no tensors, and is taken for dropout" in caplog.text
 
 
@@ -114,19 +87,8 @@ def test_average_that_is_taken_is_logged(tmp_path: Path, caplog: pytest.LogCaptu
     average = timm_model()
     torch.save({"state_dict": timm_model().state_dict(), "state_dict_ema": average.state_dict()}, tmp_path / "model.pth.tar")
     with caplog.at_level(logging.INFO):
-        assert_answers_as(average, tmp_path / "model.pth.tar", TIMM)
+        assert_same_logits(average, tmp_path / "model.pth.tar", TIMM)
     assert "model.pth.tar: the weights are the moving average (state_dict_ema), which timm's loader takes too" in caplog.text
-
-
-def hugging_face(directory: Path) -> Any:
-    config = transformers.ViTConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=32, patch_size=8
-    )
-    model: Any = randomise(transformers.ViTForImageClassification(config)).eval()
-    model.save_pretrained(directory)
-    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 32, "width": 32}}
-    (directory / "preprocessor_config.json").write_text(json.dumps(processor))
-    return model
 
 
 @pytest.mark.parametrize(
@@ -139,22 +101,22 @@ def hugging_face(directory: Path) -> Any:
     ],
 )
 def test_names_in_a_directory_of_hugging_face(tmp_path: Path, pattern: str, written: str) -> None:
-    model = hugging_face(tmp_path)
+    model = save_hugging_face_vit(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     renamed = {written + key.removeprefix(pattern) if key.startswith(pattern) else key: value for key, value in state.items()}
     (tmp_path / "model.safetensors").unlink()
     torch.save(renamed, tmp_path / "pytorch_model.bin")
-    assert_answers_as(model, tmp_path, None, size=32)
+    assert_same_logits(model, tmp_path, None, size=32)
 
 
 def test_names_of_older_versions_of_hugging_face(tmp_path: Path) -> None:
-    model = hugging_face(tmp_path)
+    model = save_hugging_face_vit(tmp_path)
     for key, value in (state := load_file(tmp_path / "model.safetensors")).copy().items():
         if "layernorm" in key:
             state[key.replace(".weight", ".gamma").replace(".bias", ".beta")] = state.pop(key)
             assert value.ndim == 1
     save_file(state, tmp_path / "model.safetensors")
-    assert_answers_as(model, tmp_path, None, size=32)
+    assert_same_logits(model, tmp_path, None, size=32)
 
 
 def test_names_of_older_versions_of_torchvision(tmp_path: Path) -> None:
@@ -166,7 +128,7 @@ def test_names_of_older_versions_of_torchvision(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "model.pth")
     theirs = torchvision_model()
     theirs.load_state_dict(OrderedDict(state))  # torchvision reads them itself
-    assert_answers_as(theirs, tmp_path / "model.pth", TORCHVISION)
+    assert_same_logits(theirs, tmp_path / "model.pth", TORCHVISION)
 
 
 def test_names_of_deit_3_before_timm(tmp_path: Path) -> None:
@@ -177,7 +139,7 @@ def test_names_of_deit_3_before_timm(tmp_path: Path) -> None:
     assert "blocks.0.gamma_1" in state
     torch.save({"model": state}, tmp_path / "model.pth")
     model.load_state_dict(checkpoint_filter_fn(state, model, adapt_layer_scale=True))
-    assert_answers_as(model, tmp_path / "model.pth", TIMM)
+    assert_same_logits(model, tmp_path / "model.pth", TIMM)
 
 
 def changed(state: State, **changes: torch.Tensor) -> State:
@@ -258,7 +220,7 @@ def test_way_out_for_a_file_of_timm_of_another_size_serves_it(tmp_path: Path, mo
     ) as caught:
         load_checkpoint(tmp_path / "model.pth", TIMM)
     exec(str(caught.value).partition("run in Python: ")[2], {})
-    assert_answers_as(model, tmp_path / "model-48", None, size=48)
+    assert_same_logits(model, tmp_path / "model-48", None, size=48)
     assert load_checkpoint(tmp_path / "model-48").preprocessing.mean == (0.5, 0.5, 0.5)  # of the architecture, as in training
 
 
@@ -272,7 +234,7 @@ def test_tensors_that_share_memory_are_each_read(tmp_path: Path) -> None:
     model = timm_model()
     model.blocks[1].attn.qkv.weight = model.blocks[0].attn.qkv.weight
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    assert_answers_as(model, tmp_path / "model.pth", TIMM)
+    assert_same_logits(model, tmp_path / "model.pth", TIMM)
 
 
 def test_bare_file_of_torchvision_is_told_what_to_set(tmp_path: Path) -> None:
@@ -325,7 +287,7 @@ def test_names_in_memory_of_transformers(
     model = in_memory(tmp_path, architecture, arguments)
     state = model.state_dict()
     torch.save(lightning(state, "model.") if by_lightning else state, tmp_path / "pytorch_model.bin")
-    assert_answers_as(model, tmp_path, None, size=32)
+    assert_same_logits(model, tmp_path, None, size=32)
 
 
 @IN_MEMORY
@@ -337,7 +299,7 @@ def test_way_out_for_names_in_memory_of_transformers_serves_them(
     with pytest.raises(CheckpointError, match=r"are those of transformers: copy it as pytorch_model\.bin into a folder"):
         load_checkpoint(tmp_path / "model.pth")
     shutil.copy(tmp_path / "model.pth", tmp_path / "folder" / "pytorch_model.bin")
-    assert_answers_as(model, tmp_path / "folder", None, size=32)
+    assert_same_logits(model, tmp_path / "folder", None, size=32)
 
 
 def test_two_tensors_of_one_meaning_are_refused(tmp_path: Path) -> None:
@@ -356,7 +318,7 @@ def test_weights_of_a_loss_beside_the_model_are_left_out(tmp_path: Path, loss: s
     content["state_dict"][loss] = torch.ones(5)
     torch.save(content, tmp_path / "last.ckpt")
     with caplog.at_level(logging.WARNING):
-        assert_answers_as(model, tmp_path / "last.ckpt", TIMM)
+        assert_same_logits(model, tmp_path / "last.ckpt", TIMM)
     assert f"{loss} is taken for a loss's, and left out" in caplog.text
 
 
@@ -377,19 +339,19 @@ def test_default_weights_are_torchvisions_own(name: str) -> None:
 def test_default_names_torchvisions_weights(tmp_path: Path) -> None:
     model = torchvision_model()
     torch.save(model.state_dict(), tmp_path / "model.pth")
-    assert_answers_as(model, tmp_path / "model.pth", f"{TORCHVISION}.DEFAULT")
+    assert_same_logits(model, tmp_path / "model.pth", f"{TORCHVISION}.DEFAULT")
 
 
 @pytest.mark.parametrize("architecture", [None, TIMM])
 def test_bare_file_of_transformers_is_served_from_the_folder_that_a_refusal_asks_for(
     tmp_path: Path, architecture: str | None
 ) -> None:
-    model = hugging_face(tmp_path / "folder")
+    model = save_hugging_face_vit(tmp_path / "folder")
     bare = (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "bare.safetensors")
     with pytest.raises(CheckpointError, match=r"are those of transformers: copy it as pytorch_model\.bin into a folder"):
         load_checkpoint(bare, architecture)
     shutil.copy(bare, tmp_path / "folder" / "pytorch_model.bin")
-    assert_answers_as(model, tmp_path / "folder", None, size=32)
+    assert_same_logits(model, tmp_path / "folder", None, size=32)
 
 
 def test_a_file_that_is_no_state_dict_is_not_called_one(tmp_path: Path) -> None:

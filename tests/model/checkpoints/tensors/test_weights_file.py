@@ -16,16 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from model.checkpoints.tensors.weights_file import CheckpointError, find_weights, open_weights
-
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
-
-
-def write_shards(directory: Path) -> Path:
-    save_file({"a": TENSORS["a"]}, directory / "model-00001-of-00002.safetensors")
-    save_file({"b": TENSORS["b"]}, directory / "model-00002-of-00002.safetensors")
-    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    return directory / "model.safetensors.index.json"
+from tests.support.checkpoints import TENSORS, write_shards
 
 
 def assert_complete(path: Path) -> None:

@@ -14,7 +14,7 @@ import transformers
 
 from model.checkpoints.blueprint import input_size
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from tests.model.checkpoints.hugging_face.test_processor_keys import IMAGE, our_pixels
+from tests.support.preprocessing import IMAGE, our_pixels
 from tests.support.references import randomise
 
 import timm  # isort: skip
