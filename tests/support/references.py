@@ -1,4 +1,4 @@
-"""Models of transformers, timm and torchvision beside ours: `python -m tests.support.references` prints the table.
+"""Comparison with models of transformers, timm and torchvision: `python -m tests.support.references` prints the table.
 
 Each has random weights of a fixed seed, is saved by its own library, loaded from disk by the service, and asked about the
 same JPEG bytes: by its library with its own preprocessing, and through `Classifier`.
@@ -289,11 +289,11 @@ EXACT: dict[str, Any] = {"dtype": "float32", "device": "cpu", "engine": "torch",
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A model's answers beside those of its library."""
+    """Largest differences of a model's answers from its library's."""
 
     largest_logit: float
     difference: float
-    """The largest difference of a logit, as a part of the largest logit of its image."""
+    """Largest difference of a logit over the largest logit of its image."""
 
 
 async def our_logits(model: Path, settings: dict[str, Any], images: list[bytes]) -> NDArray[np.float32]:
