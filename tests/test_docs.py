@@ -111,3 +111,10 @@ def test_readme_python_client_works(server: Server) -> None:
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "cat" in ended.stdout
+
+
+def test_contributing_lists_every_module() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^(\s*)(\S+\.py) ", page[page.index("<!-- tree -->") :], flags=re.MULTILINE)
+    modules = [path.name for folder in ("app", "model") for path in (ROOT / folder).rglob("*.py") if path.name != "__init__.py"]
+    assert sorted(name for _, name in listed) == sorted(modules)

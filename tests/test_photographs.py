@@ -17,13 +17,13 @@ FOLDER = ROOT / "tests" / "photographs"
 
 @pytest.fixture(scope="module")
 def photographs() -> list[bytes]:
-    """At every common size, one to 12 megapixels."""
+    """Return photographs of every common size, from one to 12 megapixels."""
     return [image for width in WIDTHS for image in sized(FOLDER, width, views=2)]
 
 
 @pytest.fixture(scope="module")
 def logits(tmp_path_factory: pytest.TempPathFactory, photographs: list[bytes]) -> Iterator[np.ndarray]:
-    """What transformers answers: (N, K)."""
+    """Return the logits of transformers: (N, K)."""
     paths = []
     for index, image in enumerate(photographs):
         path: Path = tmp_path_factory.getbasetemp() / f"photograph-{index:03d}.jpg"
@@ -46,6 +46,6 @@ def test_defaults_answer_as_the_library_does(photographs: list[bytes], logits: n
     assert differences.max() < 0.02
 
 
-def test_exact_decoding_gives_the_logits_of_the_library(photographs: list[bytes], logits: np.ndarray) -> None:
+def test_exact_decoding_gives_library_logits(photographs: list[bytes], logits: np.ndarray) -> None:
     answers = run(service_answers(photographs, exact_decode=True, max_inflight_images=len(photographs)))
     assert off(answers, logits).max() < 1e-4

@@ -16,27 +16,27 @@ from model.preprocessing import Preprocessing
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """What to build, and from which file."""
+    """Model to build, and the file of its weights."""
 
     name: str
     architecture: str
-    """As the library calls it."""
+    """Name of the architecture in its library."""
     config: ViTConfig
-    """Of the model as its weights are stored."""
+    """Configuration that the stored weights fit."""
     layout: Layout
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     weights: Path
     resampling: Resampling
-    """How the library interpolates the position embedding to another image size."""
+    """Interpolation of the position embedding to another image size in the library."""
     interpolates: bool = False
-    """Whether the library takes pictures of another size than the configuration's without being told."""
+    """True if the library takes images of another size than configured without being told."""
     trained_on: TrainedOn | None = None
     """The library's own list of classes, where the checkpoint says that it was trained on it and names none itself."""
     labels_source: str = "none"
-    """What the labels were taken from; `none` if they are numbers."""
+    """Origin of the labels; `none` if they are numbers."""
     problem_type: Any = None
-    """As a Hugging Face configuration has it, unchecked."""
+    """Value of `problem_type` in a Hugging Face configuration, unchecked."""
 
 
 @contextmanager

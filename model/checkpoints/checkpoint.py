@@ -54,19 +54,19 @@ _QUICKLY_BUILT = 64
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A trained Vision Transformer with all that is needed to classify a picture."""
+    """A trained Vision Transformer with all that is needed to classify an image."""
 
     name: str
     architecture: str
     model: VisionTransformer
-    """In evaluation mode, float32, on the CPU; takes normalised images."""
+    """Model in evaluation mode, float32, on the CPU; takes normalised images."""
     preprocessing: Preprocessing
     labels: tuple[str, ...]
-    """In class order."""
+    """Labels in class order."""
     labels_source: str = "none"
     """`config.json`, `labels.txt`, the library's own list of classes, or `none` if they are numbers."""
     activation: HeadActivation = "softmax"
-    """What makes probabilities of logits."""
+    """Function from logits to probabilities."""
 
     @property
     def parameters(self) -> int:
@@ -223,7 +223,7 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
 
 
 def _read_state(weights: WeightsFile, layout: Layout, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
-    """As `read_state`, which builds the model to know all names and shapes: seconds, for blocks that may not be there."""
+    """Call `read_state`, which builds the model to know all names and shapes: seconds, for blocks that may be missing."""
     last = layout.sources(f"blocks.{config.depth - 1}.norm1.weight")[0]
     if config.depth > _QUICKLY_BUILT and last not in weights.shapes:
         raise CheckpointError(f"{weights.path} has no {last}, but the configuration asks for {config.depth} blocks")

@@ -9,7 +9,7 @@ from model.checkpoints.tensors.weights_file import PICKLE, PICKLED_SHARDS, SAFET
 _WEIGHTS = frozenset({SAFETENSORS, SHARDS, PICKLE, PICKLED_SHARDS})
 _BARE = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"})
 _BESIDE = frozenset({"training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scheduler.bin", "scaler.pt"})
-"""What trainers write that is no model."""
+"""Files that trainers write beside a model."""
 
 
 def refuse_other_folders(directory: Path) -> None:

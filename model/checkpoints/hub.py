@@ -20,7 +20,7 @@ _FILES = [
     "model-*-of-*.safetensors",
 ]
 _PICKLES = [PICKLE, PICKLED_SHARDS, "pytorch_model-*-of-*.bin"]
-"""What older models have instead of safetensors."""
+"""Weights of older models, instead of safetensors."""
 
 
 def is_hub_id(model: str) -> bool:
@@ -28,7 +28,7 @@ def is_hub_id(model: str) -> bool:
 
 
 def download(model: str) -> Path:
-    """The model's files in the local cache, fetched if they are not there yet.
+    """Return the directory of a model's files in the local cache; download them if they are not there yet.
 
     `HF_ENDPOINT`, `HF_HOME`, `HF_TOKEN` and `HF_HUB_OFFLINE` mean what they mean to huggingface_hub.
 
@@ -36,15 +36,7 @@ def download(model: str) -> Path:
         CheckpointError: there is no such model or revision, it asks for a token, or the hub cannot be reached and nothing is
             in the cache.
     """
-    from huggingface_hub import snapshot_download  # seconds to import, and most models are local
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub import errors, snapshot_download  # seconds to import, and most models are local
 
     match = _ID.fullmatch(model)
     if match is None:
@@ -54,29 +46,29 @@ def download(model: str) -> Path:
         if not any((directory / name).exists() for name in (SAFETENSORS, SHARDS, "adapter_config.json")):
             snapshot_download(match["id"], revision=match["revision"], allow_patterns=_PICKLES)
         return directory
-    except GatedRepoError:
+    except errors.GatedRepoError:
         raise CheckpointError(f"{model} asks for a token with access: set HF_TOKEN") from None
-    except RevisionNotFoundError:
+    except errors.RevisionNotFoundError:
         raise CheckpointError(f"{match['id']} has no revision {match['revision']}") from None
-    except RepositoryNotFoundError:
+    except errors.RepositoryNotFoundError:
         raise CheckpointError(
             f"there is no {match['id']} on the hub, or it is private, and no such path here: check the name, or set HF_TOKEN"
         ) from None
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
             f"there is no path {model} here, and as a hub id it is not in the cache, and {_why_not(error.__cause__)}"
         ) from None
-    except HfHubHTTPError as error:
+    except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", "no")
         raise CheckpointError(f"the hub answered {status} to {model}: check HF_TOKEN, or try again later") from error
     except RuntimeError as error:  # its cache is below a home directory, which this user has not
         raise CheckpointError(f"{model} cannot be downloaded: {error} Set HF_HOME to a directory for the cache") from error
-    except (HFValidationError, OSError) as error:
+    except (errors.HFValidationError, OSError) as error:
         raise CheckpointError(f"{model} cannot be downloaded: {type(error).__name__}") from error
 
 
 def _why_not(cause: BaseException | None) -> str:
-    """Tell why the hub did not help."""
+    """Return the reason why the hub did not help."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if isinstance(cause, OfflineModeIsEnabled):

@@ -14,9 +14,9 @@ class KnownKeys:
     honoured: frozenset[str]
     """Read here, and checked where they are read."""
     harmless: frozenset[str] = frozenset()
-    """Of no effect on answers, whatever their value."""
+    """Keys without effect on answers, whatever their value."""
     supported: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Of no effect with these values; any other makes another model."""
+    """Keys without effect at these values; any other value makes another model."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Refused unless empty, each with the reason and what to do."""
 

@@ -28,7 +28,7 @@ def placeholders(count: int) -> tuple[str, ...]:
 
 
 def are_names(labels: Sequence[str]) -> bool:
-    """Tell whether labels say more than the numbers of their classes."""
+    """Return True if labels say more than the numbers of their classes."""
     return bool(labels) and tuple(labels) != placeholders(len(labels))
 
 

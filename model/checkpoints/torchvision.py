@@ -112,7 +112,7 @@ def _image_size(weights: WeightsFile, patch_size: int) -> int:
 
 
 def _preset(name: str, published: str, image_size: int) -> Preprocessing:
-    """That of the named weights; else of those that were trained at 224 pixels, or fine-tuned at the resolution there is."""
+    """Return the preset of the named weights, else of those trained at 224 pixels or fine-tuned at this resolution."""
     presets = _PRESETS[name]
     if not published and image_size == 224 and "IMAGENET1K_V1" in presets:
         published = "IMAGENET1K_V1"

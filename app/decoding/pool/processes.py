@@ -96,13 +96,11 @@ class ProcessDecoder:
             ) from None
 
     def start(self) -> None:
-        """See `Decoder`."""
         for worker in self._workers:
             self._watch(worker)
 
     @property
     def why_not_ready(self) -> str | None:
-        """See `Decoder`."""
         if self._workers:
             return None
         if self._spawner.backoff.failures >= _MAX_FAILURES:
@@ -110,7 +108,6 @@ class ProcessDecoder:
         return "The decoding processes are being started again." if self._spawner.zygote_died else None
 
     async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Pixels:
-        """See `Decoder`."""
         check_length(image_bytes, self._job.max_image_bytes)
         if self._closing.is_set():
             raise draining()
@@ -119,7 +116,6 @@ class ProcessDecoder:
         return await self._backlog.decode(image_bytes, request, preprocessing)
 
     async def close(self) -> None:
-        """See `Decoder`."""
         self._closing.set()
         for worker in self._workers:
             if (turn := worker.discard()) is not None:
@@ -128,8 +124,6 @@ class ProcessDecoder:
         self._backlog.refuse(draining())
         await self._spawner.close()
         await asyncio.gather(*self._replacing)
-
-    # from the backlog to a worker and back
 
     def _dispatch(self) -> None:
         """Give idle workers the images whose turn it is."""

@@ -6,7 +6,7 @@ _BOOKKEEPING = keys(
     "_name_or_path name_or_path _num_labels padding _commit_hash transformers_version finetuning_task tokenizer_class "
     "processor_class image_processor_type xla_device initializer_range"
 )
-"""Where the model comes from, what goes with it, and how it was initialised before training."""
+"""Origin, companions and initialisation of the model."""
 
 _EXECUTION = keys(
     "torch_dtype dtype use_bfloat16 torchscript tf_legacy_loss attn_implementation _attn_implementation "
@@ -17,7 +17,7 @@ _EXECUTION = keys(
 """Keys without effect on the logits: ways to compute them, and outputs beside them. The dtype is chosen when serving."""
 
 _TRAINING = keys("hidden_dropout_prob attention_probs_dropout_prob drop_path_rate layerscale_value use_mask_token")
-"""Of effect while a model is trained."""
+"""Keys that take effect in training alone."""
 
 _OTHER_HEADS = keys(
     "encoder_stride pooler_output_size pooler_act apply_layernorm reshape_hidden_states out_features out_indices "
@@ -34,7 +34,7 @@ _GENERATION = keys(
     "num_assistant_tokens num_assistant_tokens_schedule target_lookbehind decoder_start_token_id task_specific_params "
     "tie_word_embeddings tie_encoder_decoder"
 )
-"""Of models that write text; transformers 4 put them into every config.json."""
+"""Keys of text generation; transformers 4 put them into every config.json."""
 
 HARMLESS = _BOOKKEEPING | _EXECUTION | _TRAINING | _OTHER_HEADS | _GENERATION | {"label2id", "function_to_apply"}
 """The last is asked by transformers' pipeline only of a model without classes."""

@@ -104,7 +104,7 @@ class _Family:
     model_type: str
     keys: KnownKeys
     processor: str
-    """What reads pictures where preprocessor_config.json names nothing."""
+    """Image processor where preprocessor_config.json names none."""
     patch_size: int = 16
     layer_norm_eps: float = 1e-12
 
@@ -124,7 +124,7 @@ ARCHITECTURES = {
 
 
 def read_hugging_face(directory: Path) -> Blueprint:
-    """What the directory's files say.
+    """Read the blueprint of a directory.
 
     Raises:
         CheckpointError: a file that is missing or broken, or an architecture that is not supported.

@@ -13,7 +13,7 @@ _HARMLESS = keys("processor_class _valid_processor_keys model_input_names _proce
 """Names."""
 
 _EXECUTION = keys("device disable_grouping return_tensors do_convert_rgb input_data_format image_seq_length use_fast backend")
-"""How and where pictures are computed. They come to a processor in RGB, whatever it would convert, and with their channels
+"""Keys of how and where images are processed. They reach a processor in RGB, whatever it would convert, and with their channels
 where Pillow has them."""
 
 PROCESSOR = KnownKeys(
@@ -26,11 +26,11 @@ PROCESSOR = KnownKeys(
         "size_divisor": "pictures are resized to size alone here",
     },
 )
-"""Of the ViT, DeiT and Bit processors."""
+"""Keys of the ViT, DeiT and Bit processors."""
 
 CONVNEXT = replace(
     PROCESSOR,
     honoured=(_HONOURED | {"crop_pct"}) - {"do_center_crop"},
     supported={**PROCESSOR.supported, "do_center_crop": (False,)},
 )
-"""Of the ConvNext processor, which crops by crop_pct; a second crop is not supported."""
+"""Keys of the ConvNext processor, which crops by crop_pct; a second crop is not supported."""

@@ -27,7 +27,7 @@ COLUMNS: dict[str, Callable[[str], Any]] = {
     "mean": _numbers,
     "std": _numbers,
 }
-"""Of the table, with what reads a cell: all but the first are keys of a `pretrained_cfg`."""
+"""Columns of the table, with the parser of a cell: all but the first are keys of a `pretrained_cfg`."""
 
 
 def published_cfg(architecture: str) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _FOREIGN = {
     b"<html": "it is a web page (HTML), not weights: download the file itself",
     b"<?xml": "it is XML, such as a server's error: download the file again",
 }
-"""What a file begins with that is something else -> what it is, and what to do; in lower case."""
+"""First bytes of other kinds of files -> the kind, and what to do; in lower case."""
 
 _FOREIGN_SUFFIXES = {
     ".onnx": "ONNX",

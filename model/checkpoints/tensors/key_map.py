@@ -30,7 +30,7 @@ class Layout:
     renewals: tuple[tuple[str, str], ...] = ()
     """Names that other versions write, or have in memory only, as regular expressions, and what replaces them."""
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """As `names`, and in their stead in a file that has these: what is one tensor elsewhere is several there."""
+    """Names that replace those in `names` in a file that has them: one tensor is stored as several there."""
 
     def as_in(self, file: WeightsFile) -> "Layout":
         """Give the layout of this file, which may have the split names."""

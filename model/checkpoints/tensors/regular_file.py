@@ -21,7 +21,7 @@ class MissingFile(FileError):
 
 
 def exists(path: Path) -> bool:
-    """Tell whether there is anything at the path.
+    """Return True if there is anything at the path.
 
     Raises:
         FileError: that cannot be told, for example because a directory on the way may not be entered.

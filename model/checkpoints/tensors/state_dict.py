@@ -10,13 +10,13 @@ _AVERAGED = ("state_dict_ema", "model_ema")
 """Moving averages, which timm's loader prefers, in its order."""
 
 _TRAINED = ("state_dict", "model", "model_state", "model_state_dict")
-"""Where timm's, DeiT's, MAE's, torchvision's and Lightning's scripts put the model, in the order of timm's loader."""
+"""Keys of the model in files of timm's, DeiT's, MAE's, torchvision's and Lightning's scripts, in the order of timm's loader."""
 
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
-"""What DataParallel and AveragedModel, torch.compile, FSDP and checkpointing put into names."""
+"""Parts of names from DataParallel and AveragedModel, torch.compile, FSDP and checkpointing."""
 
 _COUNTER = "n_averaged"
-"""Of torch's AveragedModel, beside the model."""
+"""Counter of torch's AveragedModel, beside the model."""
 
 _MOST_NESTED = 4
 
@@ -27,7 +27,7 @@ class StateDict:
 
     tensors: Mapping[str, Tensor]
     note: str | None = None
-    """Which choice was made, where there was one."""
+    """Choice that was made, if there was one."""
 
 
 def choose(content: object) -> StateDict:
@@ -90,7 +90,7 @@ def _is_filled(value: object) -> bool:
 
 
 def _holds_model(value: object) -> bool:
-    """Tell whether a value is a state dict, or has one under a name that scripts give it."""
+    """Return True if a value is a state dict, or has one under a known name."""
     if not isinstance(value, Mapping) or not value:
         return False
     return all(isinstance(item, Tensor) for item in value.values()) or any(

@@ -24,7 +24,7 @@ PICKLE = "pytorch_model.bin"
 PICKLED_SHARDS = "pytorch_model.bin.index.json"
 
 _MAX_JSON_BYTES = 32 << 20
-"""Of one JSON file: ten times the labels of ImageNet-22k, in both directions."""
+"""Maximum size of a JSON file: ten times the labels of ImageNet-22k, in both directions."""
 
 _CONVERSION = (
     "import torch; keep = lambda x: x if isinstance(x, torch.Tensor) else {{k: t for k, v in "
@@ -67,7 +67,7 @@ class WeightsFile:
     shapes: Mapping[str, tuple[int, ...]]
     sources: Mapping[str, Stored]
     note: str | None = None
-    """Which choice was made among what the file holds."""
+    """Choice that was made among the contents of the file."""
 
     def read(self, key: str) -> Tensor:
         """One tensor, as it is stored."""

@@ -13,14 +13,14 @@ _PICTURE = [3, 224, 224]
 
 @dataclass(frozen=True, slots=True)
 class TimmConfig:
-    """What the file says, every key of it checked."""
+    """Content of the file, with every key checked."""
 
     raw: dict[str, Any]
-    """In the present form."""
+    """Content in the present form."""
     pretrained: dict[str, Any]
-    """How the weights want their pictures."""
+    """Preprocessing of the weights."""
     arguments: dict[str, Any]
-    """With which the model was made, beside its architecture's own."""
+    """Arguments of the model beside those of its architecture."""
     num_classes: int
     picture_size: int
     """Side of what the preprocessing makes, in pixels."""
@@ -81,7 +81,7 @@ def _picture_size(pretrained: dict[str, Any], arguments: dict[str, Any]) -> int:
 
 
 def _num_classes(raw: dict[str, Any], pretrained: dict[str, Any], arguments: dict[str, Any]) -> int:
-    """Of the weights; with another number in `model_args`, timm starts with a new head, untrained."""
+    """Return the number of classes of the weights; with another in `model_args`, timm starts with an untrained head."""
     count = whole(raw, "num_classes", whole(pretrained, "num_classes", 1000))
     if whole(arguments, "num_classes", count) != count:
         raise ValueError(f"model_args.num_classes is {arguments['num_classes']}, but the weights have num_classes {count}")

@@ -17,7 +17,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 
 class Sizes(TypedDict):
-    """Of a `ViTConfig`."""
+    """Sizes of a `ViTConfig`."""
 
     embed_dim: int
     depth: int

@@ -55,7 +55,7 @@ SUPPORTED = "vit_<size>_patch<P>_[clip_][gap_][reg<N>_]<pixels>, vit_<size>_patc
 
 @dataclass(frozen=True, slots=True)
 class _Name:
-    """What the name of an architecture says."""
+    """Parts of an architecture's name."""
 
     family: str
     size: str
@@ -142,7 +142,7 @@ def _refuse_another_size(weights: WeightsFile, architecture: str, config: ViTCon
 
 
 def is_supported(architecture: str) -> bool:
-    """Tell whether a name of timm's, with a tag or without, is one that is read here."""
+    """Return True if models of this name, with a tag or without, are supported."""
     try:
         _parse(architecture)
     except ValueError:
@@ -203,12 +203,12 @@ def _activation(name: _Name) -> Activation:
 
 
 def _pos_embed_coverage(weights: WeightsFile, num_patches: int, prefix: int) -> PosEmbedCoverage:
-    """Which tokens the position embedding covers, from its length."""
+    """Return the tokens that the position embedding covers, from its length."""
     return "patches" if prefix and weights.tokens("pos_embed") == num_patches else "all"
 
 
 def _plain_mean(name: _Name) -> bool:
-    """Tell whether an architecture's own pooling is the mean of normalised patches, as in the `gap` ones without registers."""
+    """Return True if an architecture pools by the mean of normalised patches, as in the `gap` ones without registers."""
     return "gap" in name.choices and not any(choice.startswith("reg") for choice in name.choices)
 
 

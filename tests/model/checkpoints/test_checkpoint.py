@@ -96,7 +96,7 @@ def test_what_is_saved_is_loaded_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{"swiglu": True, "mlp_dim": 88, "activation": "silu"}, {"mlp_dim": 80}], ids=["swiglu", "ratio"]
 )
-def test_models_of_another_mlp_are_saved_so_that_they_load_again(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_model_of_other_mlp_loads_after_saving(tmp_path: Path, changes: dict[str, Any]) -> None:
     model = VisionTransformer(replace(TINY_DINOV2, **changes)).eval()
     save_checkpoint(tmp_path, model, TINY_PREPROCESSING, TINY_LABELS, torch.float32)
     loaded, images = load_checkpoint(tmp_path).model, torch.randn(2, 3, 28, 28)
@@ -105,7 +105,7 @@ def test_models_of_another_mlp_are_saved_so_that_they_load_again(tmp_path: Path,
         assert torch.equal(loaded(images), model(images))
 
 
-def test_training_starts_from_a_dinov2_encoder_only(tmp_path: Path) -> None:
+def test_training_starts_from_dinov2_only(tmp_path: Path) -> None:
     vit(tmp_path)
     with pytest.raises(CheckpointError, match=r"training starts from Dinov2Model or .*, not from ViTForImageClassification"):
         load_backbone(tmp_path, num_classes=3, image_size=32)
@@ -125,14 +125,14 @@ def test_half_precision_is_served_as_float32(tmp_path: Path) -> None:
     assert {value.dtype for value in load_checkpoint(tmp_path).model.state_dict().values()} == {torch.float32}
 
 
-def test_a_backbone_gets_a_new_head_and_a_position_embedding_that_fits(tmp_path: Path, tiny_checkpoint: Path) -> None:
+def test_backbone_gets_a_new_head(tmp_path: Path, tiny_checkpoint: Path) -> None:
     model = load_backbone(tiny_checkpoint, num_classes=3, image_size=56)
     assert model(torch.zeros(1, 3, 56, 56)).shape == (1, 3)
     key = "blocks.1.mlp.fc1.weight"
     assert torch.equal(model.state_dict()[key], tiny_model().state_dict()[key])
 
 
-def test_an_encoder_without_a_head_is_a_backbone_too(tmp_path: Path) -> None:
+def test_encoder_without_head_is_a_backbone(tmp_path: Path) -> None:
     encoder: Any = transformers.Dinov2Model(
         transformers.Dinov2Config(**{**COMMON, "mlp_ratio": 2, "image_size": 28, "patch_size": 7})
     )
@@ -266,7 +266,7 @@ def test_a_missing_value_is_that_of_the_library(copy: Path) -> None:
         load_checkpoint(copy)
 
 
-def test_a_processor_in_processor_config_comes_first_as_in_transformers(copy: Path) -> None:
+def test_processor_config_comes_first(copy: Path) -> None:
     processor = json.loads((copy / "preprocessor_config.json").read_text())
     change_json(copy / "preprocessor_config.json", do_rescale=False)
     (copy / "processor_config.json").write_text(json.dumps({"processor_class": "Any"}))
@@ -278,13 +278,13 @@ def test_a_processor_in_processor_config_comes_first_as_in_transformers(copy: Pa
         load_checkpoint(copy)
 
 
-def test_a_processor_without_a_name_is_that_of_the_architecture(copy: Path) -> None:
+def test_unnamed_processor_is_the_architectures(copy: Path) -> None:
     content = json.loads((copy / "preprocessor_config.json").read_text())
     (copy / "preprocessor_config.json").write_text(json.dumps({"size": content["size"], "crop_size": content["crop_size"]}))
     assert load_checkpoint(copy).preprocessing.mean == (0.48145466, 0.4578275, 0.40821073)
 
 
-def test_a_vit_whose_pictures_have_another_size_is_refused(tmp_path: Path) -> None:
+def test_vit_of_another_image_size_is_refused(tmp_path: Path) -> None:
     vit(tmp_path)
     change_json(tmp_path / "preprocessor_config.json", size={"height": 64, "width": 64})
     with pytest.raises(CheckpointError, match="makes pictures of 64 pixels, but the model takes 32"):
@@ -311,7 +311,7 @@ def test_a_place_without_a_checkpoint_is_told(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "nowhere")
 
 
-def test_a_file_that_may_not_be_read_is_not_called_missing(copy: Path) -> None:
+def test_unreadable_file_is_not_called_missing(copy: Path) -> None:
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors").mkdir()  # to root, who reads everything, the nearest thing
     with pytest.raises(CheckpointError, match=r"model.safetensors cannot be read"):

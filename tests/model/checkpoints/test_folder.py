@@ -41,7 +41,7 @@ def test_link_to_a_checkpoint_is_served(folder: Path) -> None:
     assert_same_logits(theirs(folder / "checkpoint-20"), folder / "best", None, size=32)
 
 
-def test_the_folder_that_a_refusal_names_is_served(folder: Path) -> None:
+def test_folder_named_by_refusal_is_served(folder: Path) -> None:
     with pytest.raises(
         CheckpointError, match=r"stands beside a config.json, which says what it is of: name the folder"
     ) as caught:
@@ -50,7 +50,7 @@ def test_the_folder_that_a_refusal_names_is_served(folder: Path) -> None:
     assert_same_logits(theirs(folder / "checkpoint-20"), Path(named), None, size=32)
 
 
-def test_the_image_processor_that_a_trainer_was_not_given_is_copied(folder: Path) -> None:
+def test_missing_image_processor_is_copied(folder: Path) -> None:
     moved = shutil.move(folder / "checkpoint-20" / "preprocessor_config.json", folder)
     with pytest.raises(
         CheckpointError, match=r"preprocessor_config.json is missing: copy that of the model that training began"
@@ -66,7 +66,7 @@ def test_link_to_nothing_is_told(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "best.pth")
 
 
-def test_the_checkpoint_that_a_refusal_names_is_served(folder: Path) -> None:
+def test_checkpoint_named_by_refusal_is_served(folder: Path) -> None:
     shutil.copytree(folder / "checkpoint-20", folder / "checkpoint-100")
     with pytest.raises(CheckpointError, match="holds no model, but checkpoints of training: name one") as caught:
         load_checkpoint(folder)
@@ -89,7 +89,7 @@ def test_pickles_of_older_versions_are_served(folder: Path) -> None:
     assert_same_logits(model, directory, None, size=32)
 
 
-def test_lightning_checkpoint_beside_a_config_is_served(folder: Path) -> None:
+def test_lightning_file_beside_config_is_served(folder: Path) -> None:
     directory = folder / "checkpoint-20"
     model, state = theirs(directory), load_file(directory / "model.safetensors")
     (directory / "model.safetensors").unlink()
@@ -155,7 +155,7 @@ def test_what_a_folder_is_instead_is_told(tmp_path: Path, write: Callable[[Path]
     "model",
     ["./nowhere", "../nowhere", "nowhere", "models/here/nowhere", "/nowhere", "sub/nowhere", "owner/model.PTH", "a/b.onnx"],
 )
-def test_a_path_that_is_not_there_is_no_matter_of_the_hub(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_path_does_not_ask_the_hub(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("model.checkpoints.checkpoint.download", lambda model: pytest.fail("asked the hub"))
@@ -163,7 +163,7 @@ def test_a_path_that_is_not_there_is_no_matter_of_the_hub(tmp_path: Path, model:
         load_checkpoint(model)
 
 
-def test_folder_of_bare_weights_is_not_said_to_tell_its_architecture(tmp_path: Path) -> None:
+def test_folder_of_bare_weights_needs_architecture(tmp_path: Path) -> None:
     with_files("best.pth")(tmp_path)
     with pytest.raises(CheckpointError, match=r"config.json is missing: if best.pth is a state dict"):
         load_checkpoint(tmp_path, "timm/vit_tiny_patch16_224")

@@ -105,7 +105,7 @@ def info(model: str, endpoint: str, cache: Path, **variables: str) -> subprocess
 
 
 @pytest.mark.parametrize("model", ["me/tiny", "hf-hub:me/tiny", "me/tiny@v1"])
-def test_a_model_is_loaded_by_its_id_with_only_the_files_needed(hub: Hub, tmp_path: Path, model: str) -> None:
+def test_hub_id_downloads_only_needed_files(hub: Hub, tmp_path: Path, model: str) -> None:
     result = info(model, hub.url, tmp_path / "cache")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["name"] == model.removeprefix("hf-hub:")
@@ -136,7 +136,7 @@ def test_what_the_hub_refuses_is_one_sentence(hub: Hub, tmp_path: Path, model: s
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_hub_that_cannot_be_reached_is_one_sentence(tmp_path: Path) -> None:
+def test_unreachable_hub_is_one_sentence(tmp_path: Path) -> None:
     result = info("me/tiny", "http://127.0.0.1:1", tmp_path / "cache")
     assert result.returncode == 1
     assert result.stderr.startswith(
@@ -151,7 +151,7 @@ def test_a_hub_that_may_not_be_asked_is_told(tmp_path: Path) -> None:
     assert "HF_HUB_OFFLINE forbids to ask the hub" in result.stderr
 
 
-def test_a_model_without_safetensors_is_loaded_from_its_pickle(hub: Hub, tmp_path: Path) -> None:
+def test_model_without_safetensors_loads_pickle(hub: Hub, tmp_path: Path) -> None:
     torch.save(load_file(hub.files / "model.safetensors"), hub.files / "pytorch_model.bin")
     (hub.files / "model.safetensors").unlink()
     result = info("me/tiny", hub.url, tmp_path / "cache")

@@ -98,7 +98,7 @@ def test_data_set_gives_names_without_a_tag(copy: Path) -> None:
     assert checkpoint.labels_source == "imagenet-1k, named by the dataset imagenet-1k"
 
 
-def test_fine_tune_that_keeps_its_parents_tag_has_no_names(tmp_path: Path) -> None:
+def test_fine_tune_with_parents_tag_has_no_names(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(save(tmp_path, 11))
     assert checkpoint.labels == placeholders(11)
     assert checkpoint.labels_source == "none"
@@ -128,7 +128,7 @@ def test_labels_txt_wins(copy: Path) -> None:
         (".augreg_in21k", 21843, "imagenet-21k-goog, named by timm's tag augreg_in21k", None),
     ],
 )
-def test_bare_file_has_the_names_of_the_tag_that_it_is_told(
+def test_bare_file_has_the_names_of_its_tag(
     tmp_path: Path, of_1000: Path, tag: str, num_classes: int, source: str, label_281: str | None
 ) -> None:
     checkpoint = load_checkpoint(bare(tmp_path, of_1000, num_classes), f"timm/{NAME}{tag}")
@@ -136,7 +136,7 @@ def test_bare_file_has_the_names_of_the_tag_that_it_is_told(
     assert checkpoint.labels[281] == (label_281 or ImageNetInfo("imagenet-21k-goog").index_to_description(281))
 
 
-def test_bare_file_of_a_tag_that_timm_has_not_is_refused(tmp_path: Path, of_1000: Path) -> None:
+def test_bare_file_of_unknown_tag_is_refused(tmp_path: Path, of_1000: Path) -> None:
     path = bare(tmp_path, of_1000, 11)
     with pytest.raises(CheckpointError, match=f"timm has no weights {NAME}.in1k; it has {TAG}, augreg_in21k; without a tag"):
         load_checkpoint(path, f"timm/{NAME}.in1k")
@@ -155,7 +155,7 @@ def torchvision_file(directory: Path, name: str, image_size: int, num_classes: i
 
 
 @pytest.mark.parametrize(("name", "weights"), WEIGHTS)
-def test_torchvisions_weights_have_their_preset_and_names(tmp_path: Path, name: str, weights: Any) -> None:
+def test_torchvision_weights_have_preset_and_names(tmp_path: Path, name: str, weights: Any) -> None:
     preset = weights.transforms()
     path = torchvision_file(tmp_path, name, preset.crop_size[0], 1000)
     blueprint = name_classes(read_torchvision_file(path, f"{name}.{weights.name}"), tmp_path)
@@ -176,14 +176,14 @@ def test_torchvisions_file_has_no_names_otherwise(tmp_path: Path, named: str, nu
     assert blueprint.labels_source == "none"
 
 
-def test_weights_that_torchvision_has_not_are_refused(tmp_path: Path) -> None:
+def test_unknown_torchvision_weights_are_refused(tmp_path: Path) -> None:
     path = torchvision_file(tmp_path, "vit_b_32", 224, 1000)
     with pytest.raises(CheckpointError, match="torchvision has no weights 'IMAGENET1K_V2' of vit_b_32; it has IMAGENET1K_V1"):
         load_checkpoint(path, "torchvision/vit_b_32.IMAGENET1K_V2")
 
 
 @pytest.mark.parametrize("numbers", [range(1, 8), [*range(6), 9], ["a", *range(1, 7)]], ids=["from-1", "gap", "no-number"])
-def test_labels_that_are_not_numbered_from_0_are_refused(tmp_path: Path, numbers: Any) -> None:
+def test_labels_not_numbered_from_0_are_refused(tmp_path: Path, numbers: Any) -> None:
     names = {str(number): f"n{number}" for number in numbers}
     save(tmp_path, 7, label_names=names)
     with pytest.raises(CheckpointError, match="label_names must give one label for each of 7 classes, numbered from 0"):

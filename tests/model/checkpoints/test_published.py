@@ -1,4 +1,4 @@
-"""What is written down of the libraries is what they say."""
+"""Published data in this project equals that of the libraries."""
 
 from typing import Any
 
@@ -37,13 +37,13 @@ def test_a_bare_name_gets_timms_default(architecture: str) -> None:
     assert published_cfg(architecture) == comparable(default.to_dict())
 
 
-def test_architecture_that_timm_has_not_is_refused() -> None:
+def test_unknown_timm_architecture_is_refused() -> None:
     """Its preprocessing would be a guess."""
     with pytest.raises(ValueError, match=r"no architecture vit_tiny_patch16_96; did you mean vit_tiny_patch16_"):
         published_cfg("vit_tiny_patch16_96")
 
 
-def test_a_tag_that_timm_refuses_is_refused_with_those_there_are() -> None:
+def test_unknown_tag_is_refused_with_known_ones() -> None:
     with pytest.raises(RuntimeError, match="Invalid pretrained tag"):
         timm_models.get_pretrained_cfg("vit_tiny_patch16_384.augreg")
     sentence = "timm has no weights vit_tiny_patch16_384.augreg; it has augreg_in21k_ft_in1k; without a tag it is augreg_"
@@ -52,7 +52,7 @@ def test_a_tag_that_timm_refuses_is_refused_with_those_there_are() -> None:
 
 
 @pytest.mark.parametrize("classes", LISTS)
-def test_names_of_classes_are_timms_in_timms_order(classes: str) -> None:
+def test_class_names_are_timms_in_order(classes: str) -> None:
     names = lemmas()
     assert list(class_names(classes)) == [names[synset] for synset in lists()[classes]]
     assert len(class_names(classes)) == LISTS[classes]
@@ -68,7 +68,7 @@ def test_a_cat_is_a_tabby_cat() -> None:
 
 
 @pytest.mark.parametrize("tag", ["", "dino", "in1k_ijepa", "lvd142m", "my_in1k_flowers", "in1k-ish", "augreg_in21k"])
-def test_a_tag_that_ends_in_no_data_of_so_many_classes_says_nothing(tag: str) -> None:
+def test_tag_with_other_class_count_gives_no_names(tag: str) -> None:
     assert said_by_tag(tag, 1000) is None
 
 
@@ -88,6 +88,6 @@ def test_a_tag_that_ends_in_no_data_of_so_many_classes_says_nothing(tag: str) ->
         ("places365", 1000, None),
     ],
 )
-def test_a_data_set_is_known_by_its_name_and_number_of_classes(dataset: str, num_classes: int, classes: str | None) -> None:
+def test_data_set_is_found_by_name_and_classes(dataset: str, num_classes: int, classes: str | None) -> None:
     said = said_by_dataset(dataset, num_classes)
     assert (said.classes if said else None) == classes

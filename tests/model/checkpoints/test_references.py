@@ -27,13 +27,13 @@ from model.preprocessing import Preprocessing, from_hugging_face, from_timm
 
 REFERENCES = references()
 TOLERANCE = 1e-4
-"""Of the largest logit, in float32."""
+"""Tolerance as a part of the largest logit, in float32."""
 DEFAULT_TOLERANCE = 0.005
-"""Of the largest logit, with all defaults, on photographs."""
+"""Tolerance as a part of the largest logit, with all defaults, on photographs."""
 
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.library}: {reference.name}")
-def test_logits_equal_those_of_the_models_own_library(reference: Reference, tmp_path: Path) -> None:
+def test_logits_equal_the_librarys(reference: Reference, tmp_path: Path) -> None:
     (exact,) = compare(reference, tmp_path / "model", [photograph(), photographs()[0]], EXACT)
     assert exact.largest_logit > 0.2
     assert exact.difference <= TOLERANCE
@@ -59,7 +59,7 @@ def assert_logits_agree(model: Any, expected: torch.Tensor, images: torch.Tensor
 
 
 @pytest.mark.parametrize("size", [48, 128])
-def test_another_image_size_is_what_transformers_makes_of_it(tmp_path: Path, size: int) -> None:
+def test_image_size_matches_transformers(tmp_path: Path, size: int) -> None:
     REFERENCES[0].write(tmp_path)
     theirs: Any = transformers.ViTForImageClassification.from_pretrained(tmp_path).eval()
     images = torch.randn(2, 3, size, size)
@@ -70,7 +70,7 @@ def test_another_image_size_is_what_transformers_makes_of_it(tmp_path: Path, siz
 
 
 @pytest.mark.parametrize("size", [160, 256])
-def test_another_image_size_is_what_timm_makes_of_it(tmp_path: Path, size: int) -> None:
+def test_image_size_matches_timm(tmp_path: Path, size: int) -> None:
     model = randomise(timm.create_model("vit_tiny_patch16_224", num_classes=7))
     timm.models.save_for_hf(model, str(tmp_path), safe_serialization=True)
     model.set_input_size(img_size=size)
@@ -109,7 +109,7 @@ def assert_pixels_agree(ours: Preprocessing, image: Image.Image, expected: np.nd
 
 
 @pytest.mark.parametrize("size", [192, 288])
-def test_another_image_size_is_what_torchvision_makes_of_it(tmp_path: Path, size: int) -> None:
+def test_image_size_matches_torchvision(tmp_path: Path, size: int) -> None:
     from torchvision.models.vision_transformer import interpolate_embeddings
 
     state = randomise(torchvision.models.vit_b_32(num_classes=7)).state_dict()
@@ -143,7 +143,7 @@ def test_what_is_no_plain_vit_is_refused(tmp_path: Path, name: str) -> None:
         load_checkpoint(tmp_path / "model.pth", f"timm/{name}")
 
 
-def test_every_supported_size_of_timm_has_the_shapes_that_we_think() -> None:
+def test_timm_sizes_have_expected_shapes() -> None:
     from model.checkpoints.timm.models import _parse, _SIZES  # isort: skip
 
     seen = set()

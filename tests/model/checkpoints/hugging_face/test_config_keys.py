@@ -52,13 +52,13 @@ OTHERS: dict[str, Any] = {
 }
 
 NAMES = {"architectures": "architecture"}
-"""Of keys in messages, where it is another."""
+"""Names of keys in messages, where they differ."""
 
 REFUSED = {"architectures", "is_encoder_decoder", "model_type", "num_channels"}
-"""With the other value; all others are answered."""
+"""Keys that are refused with the other value; all others are answered."""
 
 UNANSWERED = {"return_dict": True, "output_attentions": False}
-"""Of which transformers 5 fails with the other value: they choose the form of what it returns, and have no part in logits."""
+"""Keys with whose other value transformers 5 fails: they choose the form of its output and do not change logits."""
 
 
 def other(key: str, value: Any) -> Any:
@@ -80,7 +80,7 @@ def library_config(family: str, **changes: Any) -> Any:
 
 
 def keys_of(family: str) -> dict[str, Any]:
-    """As the library lists them: what it writes, and the fields of the class."""
+    """Return the keys of the library: those it writes, and the fields of the class."""
     config = library_config(family)
     listed = [*config.to_dict(), *(field.name for field in dataclasses.fields(config))]
     return {key: config.to_dict().get(key, getattr(config, key, None)) for key in dict.fromkeys(listed)}
@@ -105,7 +105,7 @@ def change(directory: Path, **changes: Any) -> None:
 
 
 def assert_answered_as_the_library_does(directory: Path, architecture: str, key: str) -> bool:
-    """Whether it is; a refusal must name the key."""
+    """Return True if it is, and False for a refusal, which must name the key."""
     try:
         ours = load_checkpoint(directory)
     except CheckpointError as error:
@@ -124,7 +124,7 @@ def assert_answered_as_the_library_does(directory: Path, architecture: str, key:
 
 
 @pytest.mark.parametrize(("family", "key"), CASES, ids=lambda word: word)
-def test_a_key_with_another_value_is_honoured_or_refused_by_name(family: str, key: str, tmp_path: Path) -> None:
+def test_other_value_is_honoured_or_refused(family: str, key: str, tmp_path: Path) -> None:
     present = keys_of(family)[key]
     value = None if present is None and key not in OTHERS else other(key, present)
     architecture = f"{family}ForImageClassification"
@@ -168,7 +168,7 @@ def check_edited(odd: tuple[str, Path], key: str, changes: dict[str, Any], witho
 
 
 @pytest.mark.parametrize("key", ["hidden_act", "layer_norm_eps", "model_type", "num_channels", "qkv_bias", "patch_size"])
-def test_a_key_that_is_left_out_is_the_librarys_default(odd: tuple[str, Path], key: str) -> None:
+def test_missing_key_is_the_librarys_default(odd: tuple[str, Path], key: str) -> None:
     check_edited(odd, "does not fit" if key == "patch_size" else key, {}, without=key)
 
 
@@ -181,7 +181,7 @@ KINDS: dict[str, Callable[[Any], Any]] = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_value_of_another_kind_is_read_as_the_library_does_or_refused(odd: tuple[str, Path], kind: str) -> None:
+def test_other_type_is_read_alike_or_refused(odd: tuple[str, Path], kind: str) -> None:
     content = json.loads((odd[1] / "config.json").read_text())
     numbers = [key for key in VIT.honoured | DINOV2_WITH_REGISTERS.honoured if isinstance(content.get(key), bool | int | float)]
     assert len(numbers) > 8
@@ -199,7 +199,7 @@ gradient_checkpointing use_cache _num_labels padding
 """
 
 
-def test_the_keys_that_transformers_4_wrote_change_nothing(odd: tuple[str, Path]) -> None:
+def test_transformers_4_keys_change_nothing(odd: tuple[str, Path]) -> None:
     old = {key: 7 for key in [*GenerationConfig._get_default_generation_params(), *OLD.split()]} | {
         "torchscript": True,
         "is_decoder": False,
@@ -223,7 +223,7 @@ CONTRADICTIONS: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CONTRADICTIONS)
-def test_what_cannot_be_honoured_is_refused_by_name(odd: tuple[str, Path], case: str) -> None:
+def test_unsupported_values_are_refused_by_name(odd: tuple[str, Path], case: str) -> None:
     key, value = CONTRADICTIONS[case]
     file = odd[1] / "config.json"
     before = file.read_text()
@@ -235,5 +235,5 @@ def test_what_cannot_be_honoured_is_refused_by_name(odd: tuple[str, Path], case:
         file.write_text(before)
 
 
-def test_a_number_of_labels_that_fits_says_nothing_new(odd: tuple[str, Path]) -> None:
+def test_fitting_number_of_labels_is_accepted(odd: tuple[str, Path]) -> None:
     check_edited(odd, "nothing", {"num_labels": 5})

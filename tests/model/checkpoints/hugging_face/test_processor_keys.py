@@ -58,15 +58,15 @@ VALUES: dict[str, list[Any]] = {
     "image_seq_length": [7, None],
     "image_processor_type": ["CLIPImageProcessor", "ViTHybridImageProcessor"],
 }
-"""What each key is set to; a key that the library adds is missing here, and fails."""
+"""Values of each key; a key that the library adds is missing here, and fails."""
 
 
 REFUSED = {"image_processor_type", "pad_size"}
-"""With any other value; all others are answered with some."""
+"""Keys that are refused with any other value; all others are answered with some."""
 
 
 def keys_of(processor: Any) -> list[str]:
-    """As the library lists them: what it takes, and what it writes."""
+    """Return the keys of the library: those it takes and those it writes."""
     return list(dict.fromkeys([*processor.valid_kwargs.__annotations__, *processor(**PROCESSORS[processor]).to_dict()]))
 
 
@@ -80,7 +80,7 @@ def content_of(processor: Any, directory: Path) -> dict[str, Any]:
 
 
 def assert_pixels_are_the_librarys(processor: Any, content: dict[str, Any], key: str, directory: Path) -> bool:
-    """Whether they are; a refusal must name the key."""
+    """Return True if they are, and False for a refusal, which must name the key."""
     try:
         preprocessing = from_hugging_face(content)
         input_size(preprocessing)
@@ -97,7 +97,7 @@ def assert_pixels_are_the_librarys(processor: Any, content: dict[str, Any], key:
 
 
 @pytest.mark.parametrize(("processor", "key"), CASES, ids=lambda value: getattr(value, "__name__", value))
-def test_a_key_with_another_value_is_honoured_or_refused_by_name(processor: Any, key: str, tmp_path: Path) -> None:
+def test_other_value_is_honoured_or_refused(processor: Any, key: str, tmp_path: Path) -> None:
     content = content_of(processor, tmp_path)
     answered = [assert_pixels_are_the_librarys(processor, content | {key: value}, key, tmp_path) for value in VALUES[key]]
     answered = [yes for yes, value in zip(answered, VALUES[key], strict=True) if value is not None]  # a null says nothing
@@ -105,7 +105,7 @@ def test_a_key_with_another_value_is_honoured_or_refused_by_name(processor: Any,
 
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=lambda processor: processor.__name__)
-def test_a_key_that_is_left_out_is_the_librarys_default(processor: Any, tmp_path: Path) -> None:
+def test_missing_key_is_the_librarys_default(processor: Any, tmp_path: Path) -> None:
     content = content_of(processor, tmp_path)
     for key in content.keys() - {"image_processor_type"}:
         rest = {name: value for name, value in content.items() if name != key}

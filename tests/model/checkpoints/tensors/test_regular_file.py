@@ -1,4 +1,4 @@
-"""What stands where a file of a checkpoint should: pipes, devices, directories, links, and disks that fail."""
+"""Pipes, devices, directories, links and failing disks in place of a checkpoint's file."""
 
 import json
 import os

@@ -43,14 +43,14 @@ def torchvision_model() -> Any:
 
 
 @pytest.mark.parametrize("prefix", ["", "model.", "net.", "model.net.", "model._orig_mod.", "module.backbone."])
-def test_lightning_checkpoint_answers_as_its_model(tmp_path: Path, prefix: str) -> None:
+def test_lightning_checkpoint_matches_its_model(tmp_path: Path, prefix: str) -> None:
     model = timm_model()
     torch.save(lightning(model.state_dict(), prefix), tmp_path / "last.ckpt")
     assert_same_logits(model, tmp_path / "last.ckpt", TIMM)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_other_number_formats_answer_as_their_model(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_other_dtypes_match_their_model(tmp_path: Path, dtype: torch.dtype) -> None:
     model = timm_model().to(dtype)
     torch.save(model.state_dict(), tmp_path / "model.PTH")
     assert_same_logits(model.float(), tmp_path / "model.PTH", TIMM)
@@ -66,7 +66,7 @@ def test_other_number_formats_answer_as_their_model(tmp_path: Path, dtype: torch
         ("heads.head", nn.Linear(32, 3)),
     ],
 )
-def test_another_head_of_torchvision_answers_as_its_model(tmp_path: Path, attribute: str, head: nn.Module) -> None:
+def test_other_head_of_torchvision_matches_model(tmp_path: Path, attribute: str, head: nn.Module) -> None:
     model = torchvision_model()
     model.set_submodule(attribute, randomise(head))
     torch.save(model.eval().state_dict(), tmp_path / "model.pth")
@@ -74,7 +74,7 @@ def test_another_head_of_torchvision_answers_as_its_model(tmp_path: Path, attrib
 
 
 @pytest.mark.parametrize("at", [0, 1])
-def test_another_head_of_timm_answers_as_its_model(tmp_path: Path, at: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_other_head_of_timm_matches_its_model(tmp_path: Path, at: int, caplog: pytest.LogCaptureFixture) -> None:
     model = timm_model()
     model.head = nn.Sequential(*[nn.Dropout(0.5)] * at, randomise(nn.Linear(32, 3)))
     save_file(model.eval().state_dict(), tmp_path / "model.safetensors")
@@ -195,13 +195,13 @@ def renamed(state: State, old: str, new: str) -> State:
         ),
     ],
 )
-def test_what_is_wrong_with_a_file_of_timm_is_named(tmp_path: Path, change: Callable[[State], State], says: str) -> None:
+def test_fault_of_a_timm_file_is_named(tmp_path: Path, change: Callable[[State], State], says: str) -> None:
     torch.save(change(timm_model().state_dict()), tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=says):
         load_checkpoint(tmp_path / "model.pth", TIMM)
 
 
-def test_head_of_several_layers_of_torchvision_is_named(tmp_path: Path) -> None:
+def test_torchvision_head_of_layers_is_named(tmp_path: Path) -> None:
     model = torchvision_model()
     model.heads = nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 3))
     torch.save(model.state_dict(), tmp_path / "model.pth")
@@ -211,7 +211,7 @@ def test_head_of_several_layers_of_torchvision_is_named(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "model.pth", TORCHVISION)
 
 
-def test_way_out_for_a_file_of_timm_of_another_size_serves_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_way_out_for_timm_file_of_other_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(timm_models._SIZES, "tiny", (192, 12, 3, 768))  # what the advice builds is as large as the name says
     model = randomise(timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=5)).eval()
     torch.save(model.state_dict(), tmp_path / "model.pth")
@@ -224,7 +224,7 @@ def test_way_out_for_a_file_of_timm_of_another_size_serves_it(tmp_path: Path, mo
     assert load_checkpoint(tmp_path / "model-48").preprocessing.mean == (0.5, 0.5, 0.5)  # of the architecture, as in training
 
 
-def test_position_embedding_of_torchvision_without_tokens_is_named(tmp_path: Path) -> None:
+def test_torchvision_pos_embed_fault_is_named(tmp_path: Path) -> None:
     torch.save(torchvision_model().state_dict() | {"encoder.pos_embedding": torch.ones(5)}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"encoder.pos_embedding is not there, or not of a square"):
         load_checkpoint(tmp_path / "model.pth", TORCHVISION)
@@ -237,7 +237,7 @@ def test_tensors_that_share_memory_are_each_read(tmp_path: Path) -> None:
     assert_same_logits(model, tmp_path / "model.pth", TIMM)
 
 
-def test_bare_file_of_torchvision_is_told_what_to_set(tmp_path: Path) -> None:
+def test_bare_torchvision_file_names_the_setting(tmp_path: Path) -> None:
     torch.save(torchvision_model().state_dict(), tmp_path / "model.pth")
     with pytest.raises(
         CheckpointError, match=r"is a bare state dict: its names are torchvision's: name its architecture"
@@ -291,9 +291,7 @@ def test_names_in_memory_of_transformers(
 
 
 @IN_MEMORY
-def test_way_out_for_names_in_memory_of_transformers_serves_them(
-    tmp_path: Path, architecture: str, arguments: dict[str, Any]
-) -> None:
+def test_way_out_for_transformers_memory_names(tmp_path: Path, architecture: str, arguments: dict[str, Any]) -> None:
     model = in_memory(tmp_path / "folder", architecture, arguments)
     torch.save(model.state_dict(), tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"are those of transformers: copy it as pytorch_model\.bin into a folder"):
@@ -312,7 +310,7 @@ def test_two_tensors_of_one_meaning_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["criterion.weight", "loss_fn.pos_weight", "train_loss.weight"])
-def test_weights_of_a_loss_beside_the_model_are_left_out(tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_loss_weights_are_left_out(tmp_path: Path, loss: str, caplog: pytest.LogCaptureFixture) -> None:
     model = timm_model()
     content = lightning(model.state_dict(), "model.")
     content["state_dict"][loss] = torch.ones(5)
@@ -323,7 +321,7 @@ def test_weights_of_a_loss_beside_the_model_are_left_out(tmp_path: Path, loss: s
 
 
 @pytest.mark.parametrize(("key", "shape"), [("criterion.weight", (5, 32)), ("temperature", (1,)), ("scale.weight", (5,))])
-def test_what_may_change_the_answer_beside_the_model_is_refused(tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:
+def test_tensors_that_change_answers_are_refused(tmp_path: Path, key: str, shape: tuple[int, ...]) -> None:
     content = lightning(timm_model().state_dict(), "model.")
     content["state_dict"][key] = torch.ones(shape)
     torch.save(content, tmp_path / "last.ckpt")
@@ -343,9 +341,7 @@ def test_default_names_torchvisions_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", [None, TIMM])
-def test_bare_file_of_transformers_is_served_from_the_folder_that_a_refusal_asks_for(
-    tmp_path: Path, architecture: str | None
-) -> None:
+def test_bare_transformers_file_has_a_way_out(tmp_path: Path, architecture: str | None) -> None:
     model = save_hugging_face_vit(tmp_path / "folder")
     bare = (tmp_path / "folder" / "model.safetensors").rename(tmp_path / "bare.safetensors")
     with pytest.raises(CheckpointError, match=r"are those of transformers: copy it as pytorch_model\.bin into a folder"):
@@ -354,7 +350,7 @@ def test_bare_file_of_transformers_is_served_from_the_folder_that_a_refusal_asks
     assert_same_logits(model, tmp_path / "folder", None, size=32)
 
 
-def test_a_file_that_is_no_state_dict_is_not_called_one(tmp_path: Path) -> None:
+def test_other_file_is_not_called_a_state_dict(tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(b"<html>")
     with pytest.raises(CheckpointError, match=r"model\.pth cannot be read: it is a web page"):
         load_checkpoint(tmp_path / "model.pth")

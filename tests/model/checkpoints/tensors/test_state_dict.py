@@ -74,7 +74,7 @@ def test_wrappers_are_left_out_of_safetensors_too(tmp_path: Path) -> None:
     assert_holds(tmp_path / "model.safetensors", TENSORS)
 
 
-def test_a_choice_is_noted_only_where_there_was_one(tmp_path: Path) -> None:
+def test_choice_is_noted_if_there_was_one(tmp_path: Path) -> None:
     torch.save({"model_ema": TENSORS}, tmp_path / "average.pth")
     assert open_weights(tmp_path / "average.pth").note is None
 

@@ -36,7 +36,7 @@ def test_safetensors_and_shards_and_pth_are_read(tmp_path: Path) -> None:
     assert_complete(write_shards(tmp_path))
 
 
-def test_a_directory_gives_its_safetensors_or_their_index(tmp_path: Path) -> None:
+def test_directory_gives_safetensors_or_index(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.safetensors is missing"):
         find_weights(tmp_path)
     torch.save(TENSORS, tmp_path / "pytorch_model.bin")
@@ -44,7 +44,7 @@ def test_a_directory_gives_its_safetensors_or_their_index(tmp_path: Path) -> Non
     assert find_weights(write_shards(tmp_path).parent).name == "model.safetensors.index.json"
 
 
-def test_shards_that_do_not_fit_their_index_are_told(tmp_path: Path) -> None:
+def test_shards_that_miss_their_index_are_refused(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     save_file({"c": TENSORS["b"]}, tmp_path / "model-00002-of-00002.safetensors")
     with pytest.raises(CheckpointError, match=r"names b, which model-00002-of-00002.safetensors does not have"):
@@ -57,7 +57,7 @@ def test_shards_that_do_not_fit_their_index_are_told(tmp_path: Path) -> None:
         open_weights(index)
 
 
-def test_an_index_reaches_no_file_outside_its_folder(tmp_path: Path) -> None:
+def test_index_reaches_no_file_outside_folder(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     save_file(TENSORS, tmp_path / "secret.safetensors")
@@ -88,7 +88,7 @@ def run_advice(error: pytest.ExceptionInfo[CheckpointError]) -> None:
     exec(str(error.value).partition("run in Python: ")[2], {})
 
 
-def test_a_pth_that_holds_code_is_refused_with_the_way_to_convert_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pth_with_code_is_refused_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": TENSORS, "arguments": Trap()}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"holds more than tensors \(\w+\.check_call\).* run any code") as caught:
@@ -117,7 +117,7 @@ class Whole(torch.nn.Module):
         pytest.param(TENSORS | {"epoch": np.int64(3)}, "scalar", id="beside-the-tensors"),
     ],
 )
-def test_what_is_more_than_tensors_is_refused_with_the_way_to_convert_it(tmp_path: Path, content: object, name: str) -> None:
+def test_objects_are_refused_with_a_way_out(tmp_path: Path, content: object, name: str) -> None:
     torch.save(content, tmp_path / 'it\'s "mine".pth')
     with pytest.raises(CheckpointError, match=rf"more than tensors \([\w.]+\.{name}\)") as caught:
         open_weights(tmp_path / 'it\'s "mine".pth')
@@ -135,7 +135,7 @@ def test_what_is_more_than_tensors_is_refused_with_the_way_to_convert_it(tmp_pat
         pytest.param({"state_dict": TENSORS, "hyper_parameters": defaultdict(list, lr=[0.1])}, id="hyper-parameters"),
     ],
 )
-def test_way_out_of_a_refusal_keeps_the_state_dict(tmp_path: Path, content: object) -> None:
+def test_way_out_keeps_the_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=r"holds more than tensors \((pathlib|numpy|collections)\.") as caught:
         open_weights(tmp_path / "model.pth")

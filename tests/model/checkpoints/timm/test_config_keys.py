@@ -70,7 +70,7 @@ ARGUMENTS: dict[str, list[Any]] = {
     "device": ["cpu"],
     "dtype": ["float32"],
 }
-"""What each argument is set to; one that timm adds is missing here, and fails."""
+"""Values of each argument; one that timm adds is missing here, and fails."""
 
 PRETRAINED: dict[str, list[Any]] = {
     "input_size": [[3, 32, 32], [3, 48, 48], [3, 32, 40], [1, 32, 32], [32, 32], "32", None],
@@ -113,7 +113,7 @@ TEXTS = (
 )
 
 REFUSED = {"embed_layer", "embed_norm_layer", "block_fn", "mlp_layer", "attn_layer", "device", "dtype", "dropout", "scale"}
-"""With any value; all others are answered with some."""
+"""Arguments that are refused with any value; all others are answered with some."""
 
 NAMES = {
     "num_classes": "head",
@@ -159,7 +159,7 @@ def our_logits(ours: Checkpoint) -> torch.Tensor:
 
 
 def timm_logits(directory: Path) -> torch.Tensor:
-    """As timm reads a directory."""
+    """Return the logits of timm for a directory."""
     model: Any = timm.create_model(f"local-dir:{directory}", pretrained=True).eval()
     transform: Any = create_transform(**resolve_model_data_config(model))
     with torch.no_grad():
@@ -168,7 +168,7 @@ def timm_logits(directory: Path) -> torch.Tensor:
 
 
 def assert_answered_as_timm_does(directory: Path, *names: str) -> bool:
-    """Whether it is; a refusal must say one of the names."""
+    """Return True if it is, and False for a refusal, which must say one of the names."""
     try:
         ours = load_checkpoint(directory)
     except CheckpointError as error:
@@ -181,7 +181,7 @@ def assert_answered_as_timm_does(directory: Path, *names: str) -> bool:
 
 
 @pytest.mark.parametrize("key", list(inspect.signature(VisionTransformer).parameters))
-def test_an_argument_with_another_value_is_honoured_or_refused_by_name(key: str, saved: Path, tmp_path: Path) -> None:
+def test_model_arg_is_honoured_or_refused(key: str, saved: Path, tmp_path: Path) -> None:
     answered = []
     for index, value in enumerate(ARGUMENTS[key]):
         directory = shutil.copytree(saved, tmp_path / str(index))
@@ -199,7 +199,7 @@ def test_an_argument_with_another_value_is_honoured_or_refused_by_name(key: str,
 
 
 @pytest.mark.parametrize("key", [*(field.name for field in dataclasses.fields(PretrainedCfg)), "dropout", "scale"])
-def test_a_key_of_pretrained_cfg_is_honoured_or_refused_by_name(key: str, copy: Path) -> None:
+def test_pretrained_cfg_key_is_honoured_or_refused(key: str, copy: Path) -> None:
     answered = []
     for value in ["elsewhere"] if key in TEXTS else PRETRAINED[key]:
         edit(copy, "pretrained_cfg", **{key: value})
@@ -208,8 +208,8 @@ def test_a_key_of_pretrained_cfg_is_honoured_or_refused_by_name(key: str, copy: 
 
 
 @pytest.mark.parametrize("key", ["input_size", "fixed_input_size", "crop_pct", "interpolation", "mean", "std", "num_classes"])
-def test_what_pretrained_cfg_leaves_out_is_timms_default(key: str, copy: Path) -> None:
-    """Not what timm publishes for the architecture's name."""
+def test_missing_pretrained_cfg_key_is_default(key: str, copy: Path) -> None:
+    """Check the library's default, not what timm publishes for the architecture's name."""
     file = copy / "config.json"
     content = json.loads(file.read_text())
     content["pretrained_cfg"].pop(key)
@@ -218,7 +218,7 @@ def test_what_pretrained_cfg_leaves_out_is_timms_default(key: str, copy: Path) -
 
 
 @pytest.mark.parametrize("labels", ["labels", "label_names"])
-def test_the_flat_config_of_older_versions_is_read_as_timm_reads_it(copy: Path, labels: str) -> None:
+def test_flat_config_is_read_as_timm_does(copy: Path, labels: str) -> None:
     edit(
         copy,
         "pretrained_cfg",
@@ -268,8 +268,8 @@ def test_what_would_be_another_model_is_refused(copy: Path, changes: dict[str, A
         load_checkpoint(copy)
 
 
-def test_a_wrapper_without_a_pretrained_cfg_is_refused(tmp_path: Path) -> None:
-    """As transformers writes one that was made from an architecture's name; it has no image processor for it either."""
+def test_wrapper_without_pretrained_cfg_is_refused(tmp_path: Path) -> None:
+    """Read what transformers writes of a model made from an architecture's name; it has no image processor for it either."""
     said: dict[str, Any] = {"num_labels": 5}
     config = transformers.TimmWrapperConfig(architecture=ARCHITECTURE, model_args=SMALL, **said)
     transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
@@ -279,7 +279,7 @@ def test_a_wrapper_without_a_pretrained_cfg_is_refused(tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path).preprocessing.output_size == (32, 32)
 
 
-def test_registers_and_the_mean_go_with_a_norm_of_their_own(tmp_path: Path) -> None:
+def test_registers_and_mean_have_own_norm(tmp_path: Path) -> None:
     model: Any = timm.create_model("vit_little_patch16_reg4_gap_256", num_classes=5, global_pool="avg", depth=1, img_size=32)
     save_for_hf(randomise(model), str(tmp_path), safe_serialization=True)
     assert assert_answered_as_timm_does(tmp_path)
