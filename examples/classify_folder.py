@@ -22,6 +22,9 @@ from rich.progress import Progress
 SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif"])
 RETRIED_STATUSES = frozenset({429, 503})
 
+MAX_WAIT_S = 300.0
+"""Longest wait for a retry, whatever a server or proxy asks for."""
+
 
 async def classify(client: httpx.AsyncClient, image: Path, tries: int) -> dict[str, Any]:
     """Return a row of the CSV; retry as the service asks while it is busy or restarting."""
@@ -56,14 +59,14 @@ def detail_of(response: httpx.Response) -> str:
 
 
 def seconds_until_retry(retry_after: str) -> float:
-    """Parse a Retry-After header, which holds seconds or a date; 1 if it is neither."""
+    """Parse a Retry-After header, which holds seconds or a date, up to `MAX_WAIT_S`; 1 if it is neither."""
     if retry_after.isdecimal():
-        return float(retry_after)
+        return min(MAX_WAIT_S, float(retry_after))
     try:
         moment = parsedate_to_datetime(retry_after).replace(tzinfo=UTC)  # HTTP dates are always in GMT
-    except ValueError:
+    except (ValueError, OverflowError):
         return 1.0
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+    return min(MAX_WAIT_S, max(0.0, (moment - datetime.now(UTC)).total_seconds()))
 
 
 async def classify_all(
