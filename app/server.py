@@ -123,9 +123,9 @@ def _config(app: FastAPI, settings: Settings, connections: Connections) -> uvico
     )
 
 
-def server_error(wires: Wires) -> RawResponse:
+def server_error(wires: Wires, path: str) -> RawResponse:
     """Return the response for an application that raised before it answered."""
-    response = wires.render("/", internal_error(), {})
+    response = wires.render(path, internal_error(), {})
     return response.status_code, response.raw_headers, bytes(response.body)
 
 

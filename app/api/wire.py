@@ -18,13 +18,17 @@ class Wire:
     """Paths of health probes: answered ahead of other requests, and also when all connections are busy."""
     render: Callable[[Problem, Mapping[str, str]], Response]
     """Makes the response to an error, also to one raised outside the routes: keys, limits, 404, 500."""
-    prefixes: tuple[str, ...] = ("/",)
-    """Beginnings of the paths whose errors it renders."""
+    prefix: str = ""
+    """Path under which it renders errors, such as `/v2`; empty for all paths."""
+
+    def owns(self, path: str) -> bool:
+        """Return True for the prefix and the paths below it."""
+        return path == self.prefix or path.startswith(f"{self.prefix}/")
 
 
 @dataclass(frozen=True, slots=True)
 class Wires:
-    """All wires of an application. The first whose prefix matches renders an error; the last should match all paths."""
+    """All wires of an application. The first that owns a path renders its errors, and the last those of all other paths."""
 
     wires: tuple[Wire, ...]
 
@@ -35,5 +39,5 @@ class Wires:
 
     def render(self, path: str, problem: Problem, headers: Mapping[str, str]) -> Response:
         """Return the response to an error at a path."""
-        wire = next((wire for wire in self.wires if path.startswith(wire.prefixes)), self.wires[-1])
+        wire = next((wire for wire in self.wires if wire.owns(path)), self.wires[-1])
         return wire.render(problem, headers)

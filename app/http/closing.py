@@ -1,12 +1,11 @@
 """ClosableConnection: closes so that the peer can still read the last response."""
 
-import asyncio
 import math
 from enum import Enum, auto
 from typing import Any
 
 from app.http.connections import Connections
-from app.http.uvicorn_adapter import Config, Connection, ServerState
+from app.http.uvicorn_adapter import Connection
 
 
 class State(Enum):
@@ -37,16 +36,8 @@ class ClosableConnection(Connection):
     Closing a socket with unread input resets the connection, which destroys a response that the peer has not read yet.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        connections: Connections,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, *arguments: Any, connections: Connections, **options: Any) -> None:
+        super().__init__(*arguments, **options)
         self.all = connections
         self.state = State.IDLE
         self.written_bytes = 0

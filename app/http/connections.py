@@ -33,7 +33,7 @@ class Connections:
         limits: limits of each connection and of their number.
         metrics: metrics of the service.
         health_paths: paths that are answered on any connection, and first.
-        server_error: response for an application that raised before it answered.
+        server_error: response for an application that raised before it answered, by path.
         slices: time slices of the event loop, shared with the application.
     """
 
@@ -43,7 +43,7 @@ class Connections:
         metrics: Metrics,
         *,
         health_paths: Set[str],
-        server_error: Callable[[], RawResponse],
+        server_error: Callable[[str], RawResponse],
         slices: TimeSlices,
     ) -> None:
         self.limits = limits

@@ -18,7 +18,7 @@ from app.http.connections import Connections
 from app.http.pace import ReadingPace, SendingPace
 from app.http.parser import Head, RequestParser, StopParsing
 from app.http.time_slices import Steps
-from app.http.uvicorn_adapter import Config, HTTPScope, ServerState
+from app.http.uvicorn_adapter import HTTPScope
 
 _RETRY_AFTER_S = 1.0
 
@@ -31,16 +31,8 @@ _log = structlog.get_logger(__name__)
 class HttpProtocol(ClosableConnection):
     """One connection. `Connections` calls `inspect` regularly."""
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-        *,
-        connections: Connections,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop, connections=connections)
+    def __init__(self, *arguments: Any, connections: Connections, **options: Any) -> None:
+        super().__init__(*arguments, connections=connections, **options)
         self._limits = connections.limits
         self._admitted = True  # False on a connection of the reserve
         self._sending = SendingPace(self._limits, self.loop.time())
@@ -158,7 +150,8 @@ class HttpProtocol(ClosableConnection):
             if state is not State.HEAD:
                 self.new_scope([])  # an empty request to refuse
             self.expect_100_continue = False
-            refused = {**self.scope, "method": "", "path": "/", "raw_path": b"/", "query_string": b"", "refusal": error}
+            path, raw_path = self.scope.get("path", "/"), self.scope.get("raw_path", b"/")  # unknown until the head is complete
+            refused = {**self.scope, "method": "", "path": path, "raw_path": raw_path, "query_string": b"", "refusal": error}
             self._begin(cast(HTTPScope, refused), keep_alive=False)
 
     def on_response_complete(self) -> None:

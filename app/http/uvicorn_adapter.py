@@ -6,15 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from uvicorn import Config
 from uvicorn._types import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
 from app.http.connections import RawResponse
 
-__all__ = ["Config", "Connection", "Exchange", "Flow", "HTTPScope", "ServerState"]
+__all__ = ["Connection", "Exchange", "Flow", "HTTPScope"]
 
 _WORTH_READING_BYTES = 256 * 1024
 """Unread rest of a body that is read and dropped to keep its connection; a new one costs more than that."""
@@ -62,8 +60,8 @@ class Exchange(RequestResponseCycle):
     failure: BaseException | None = None
     unread_bytes = math.inf
     """Bytes of the body still to come, by its Content-Length."""
-    server_error: Callable[[], RawResponse]
-    """Response for an application that raised before it answered."""
+    server_error: Callable[[str], RawResponse]
+    """Response for an application that raised before it answered, by path."""
 
     def fail(self, error: BaseException) -> None:
         """Raise the error where the application reads the rest of the request."""
@@ -84,7 +82,7 @@ class Exchange(RequestResponseCycle):
         await super().send(message)
 
     async def send_500_response(self) -> None:
-        status, headers, body = self.server_error()
+        status, headers, body = self.server_error(self.scope["path"])
         headers = [*headers, (b"connection", b"close")]
         await self.send({"type": "http.response.start", "status": status, "headers": headers})
         await self.send({"type": "http.response.body", "body": body, "more_body": False})
@@ -96,15 +94,8 @@ class Connection(HttpToolsProtocol):
     cycle: Exchange
     flow: Flow
 
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
-        self.running: RequestResponseCycle | None = None  # `cycle` is the last one that arrived
+    running: RequestResponseCycle | None = None
+    """Exchange in flight; `cycle` is the last one that arrived."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         super().connection_made(transport)
@@ -131,7 +122,7 @@ class Connection(HttpToolsProtocol):
         self.on_message_begin()
         self.headers = self.scope["headers"] = headers
 
-    def begin(self, scope: HTTPScope, *, keep_alive: bool, server_error: Callable[[], RawResponse]) -> None:
+    def begin(self, scope: HTTPScope, *, keep_alive: bool, server_error: Callable[[str], RawResponse]) -> None:
         """Run the request, or queue it behind the one before. The exchange ends the connection through this object."""
         answered = self.answered
         self.cycle = Exchange(

@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from app.api.middleware import UnhandledErrors
 from app.api.native import WIRES
 from app.api.problems import install_problem_handlers
+from app.api.wire import Wires
 from app.http.connections import Connections
 from app.http.limits import HttpLimits
 from app.http.protocol import HttpProtocol
@@ -89,18 +90,18 @@ def get(path: str) -> bytes:
 
 
 @asynccontextmanager
-async def open_wire(limits: HttpLimits) -> AsyncIterator[Wire]:
+async def open_wire(limits: HttpLimits, wires: Wires = WIRES) -> AsyncIterator[Wire]:
     """Serve, and close all connections that the test left open."""
     wire = Wire(limits)
     app = FastAPI(openapi_url=None)
     app.mount("/", wire.app)
-    install_problem_handlers(app, WIRES)
-    app.add_middleware(UnhandledErrors, wires=WIRES)
+    install_problem_handlers(app, wires)
+    app.add_middleware(UnhandledErrors, wires=wires)
     connections = Connections(
         limits,
         wire.metrics,
-        health_paths=WIRES.health_paths,
-        server_error=partial(server_error, WIRES),
+        health_paths=wires.health_paths,
+        server_error=partial(server_error, wires),
         slices=TimeSlices(),
     )
     config = uvicorn.Config(

@@ -10,11 +10,15 @@ from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from starlette.responses import Response
 from structlog.stdlib import ProcessorFormatter
 
+from app.api.native import NATIVE
+from app.api.wire import Wire, Wires
 from app.http.limits import HttpLimits
 from app.http.parser import RequestParser
 from app.http.protocol import HttpProtocol
+from app.server import server_error
 from tests.support.wire import BIG, PATIENCE_S, get, open_wire
 
 
@@ -336,3 +340,33 @@ async def test_probe_overtakes_other_requests() -> None:
             await reader.readuntil(b"done")
         assert wire.held < crowd / 2
         await wire.until(lambda: wire.held == crowd)
+
+
+TERSE = Wire((), frozenset({"/v2/live"}), lambda problem, _: Response(f"terse {problem.code}", problem.status), prefix="/v2")
+
+
+@pytest.mark.parametrize(("path", "terse"), [("/v2/infer", True), ("/v2", True), ("/v2x", False), ("/", False)])
+async def test_refusal_is_rendered_by_its_wire(path: str, terse: bool) -> None:
+    limits = HttpLimits(max_connections=1, reserve=1, header_timeout_s=PATIENCE_S)
+    async with open_wire(limits, Wires((TERSE, NATIVE))) as wire:
+        await wire.connect(get("/held"))
+        await wire.until(lambda: wire.held == 1)
+        reader, _ = await wire.connect(get(path))
+        async with asyncio.timeout(PATIENCE_S):
+            answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 503 ")
+        assert (b"terse too_many_connections" in answer) == terse
+
+
+async def test_health_of_every_wire_uses_the_reserve() -> None:
+    limits = HttpLimits(max_connections=1, reserve=1, header_timeout_s=PATIENCE_S)
+    async with open_wire(limits, Wires((TERSE, NATIVE))) as wire:
+        await wire.connect(get("/held"))
+        await wire.until(lambda: wire.held == 1)
+        assert await wire.ask("/v2/live") == b"HTTP/1.1 200 OK"
+
+
+@pytest.mark.parametrize(("path", "terse"), [("/v2/infer", True), ("/", False)])
+def test_server_error_is_rendered_by_its_wire(path: str, terse: bool) -> None:
+    status, _, body = server_error(Wires((TERSE, NATIVE)), path)
+    assert (status, body == b"terse internal_error") == (500, terse)
