@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.published.trained_on import TrainedOn
-from model.checkpoints.tensors.key_map import Layout
+from model.checkpoints.tensors.key_map import KeyMap
 from model.checkpoints.tensors.weights_file import CheckpointError
 from model.config import Resampling, ViTConfig
 from model.preprocessing import Preprocessing
@@ -23,7 +23,7 @@ class Blueprint:
     """Name of the architecture in its library."""
     config: ViTConfig
     """Configuration that the stored weights fit."""
-    layout: Layout
+    key_map: KeyMap
     preprocessing: Preprocessing
     labels: tuple[str, ...]
     weights: Path
@@ -40,8 +40,8 @@ class Blueprint:
 
 
 @contextmanager
-def explained(path: Path, field: str | None = None) -> Iterator[None]:
-    """Say which file a wrong value stands in."""
+def config_errors(path: Path, field: str | None = None) -> Iterator[None]:
+    """Turn a wrong value into a `CheckpointError` that names its file."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
@@ -49,34 +49,31 @@ def explained(path: Path, field: str | None = None) -> Iterator[None]:
         raise CheckpointError(f"{path}: {what}", field) from error
 
 
-def whole(values: dict[str, Any], key: str, default: int | None = None) -> int:
-    """A whole number of a configuration.
+def integer(values: dict[str, Any], key: str, default: int | None = None) -> int:
+    """Return an integer of a configuration.
 
     Raises:
-        KeyError: it is not there, and there is no default.
+        KeyError: it is missing, and there is no default.
         ValueError: it is something else.
     """
-    if key not in values and default is None:
-        raise KeyError(key)
-    value = values.get(key, default)
+    value = _value(values, key, default)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError(f"{key} {value!r} is not a whole number")
     return value
 
 
 def number(values: dict[str, Any], key: str, default: float | None = None) -> float:
-    """A finite number of a configuration.
-
-    Raises:
-        KeyError: it is not there, and there is no default.
-        ValueError: it is something else.
-    """
-    if key not in values and default is None:
-        raise KeyError(key)
-    value = values.get(key, default)
+    """Return a finite number of a configuration. Raises as `integer` does."""
+    value = _value(values, key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"{key} {value!r} is not a number")
     return float(value)
+
+
+def _value(values: dict[str, Any], key: str, default: float | None) -> Any:
+    if key not in values and default is None:
+        raise KeyError(key)
+    return values.get(key, default)
 
 
 def truth(values: dict[str, Any], key: str, default: bool) -> bool:

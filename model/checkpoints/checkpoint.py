@@ -15,16 +15,16 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from model.checkpoints.blueprint import Blueprint, explained, input_size
+from model.checkpoints.blueprint import Blueprint, config_errors, input_size
 from model.checkpoints.folder import refuse_other_folders
 from model.checkpoints.hub import download, is_hub_id
-from model.checkpoints.hugging_face.directory import dinov2_layout, read_hugging_face, vit_config
+from model.checkpoints.hugging_face.directory import dinov2_key_map, read_hugging_face, vit_config
 from model.checkpoints.labels import FILE as LABELS
 from model.checkpoints.labels import check_labels, name_classes
 from model.checkpoints.tensors.file_kind import SUFFIXES
-from model.checkpoints.tensors.key_map import Layout, build, read_state
+from model.checkpoints.tensors.key_map import KeyMap, build, read_state
 from model.checkpoints.tensors.regular_file import exists
-from model.checkpoints.tensors.renaming import how_to_serve, named_as
+from model.checkpoints.tensors.renaming import how_to_serve, rename_tensors
 from model.checkpoints.tensors.weights_file import (
     SAFETENSORS,
     CheckpointError,
@@ -87,7 +87,7 @@ def load_checkpoint(
         model: a directory with a config.json of Hugging Face's or timm's, the id of one on a hub (`owner/name@revision`), or
             a bare state dict (`.safetensors`, `.pth`).
         architecture: of a bare state dict: `timm/<name>` or `torchvision/<name>`, and `.<weights>` if it is published ones.
-        image_size: side of the pictures, in pixels, if it shall be another than the checkpoint's; the position embedding is
+        image_size: side of the images, in pixels, if it shall be another than the checkpoint's; the position embedding is
             then interpolated as the checkpoint's library does.
         on_step: told what is done next, each of which can take long.
         activation: what makes probabilities of logits; `auto` follows transformers' pipeline.
@@ -100,10 +100,10 @@ def load_checkpoint(
     if len(blueprint.labels) != blueprint.config.num_classes:
         count, file = len(blueprint.labels), blueprint.weights.parent / LABELS  # those of a configuration always fit
         raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
-    with explained(Path(model)):
+    with config_errors(Path(model)):
         check_labels(blueprint.labels)
     if activation == "auto":
-        with explained(Path(model), "activation"):
+        with config_errors(Path(model), "activation"):
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
     preprocessing = blueprint.preprocessing if image_size is None else blueprint.preprocessing.at_size(image_size)
@@ -114,20 +114,20 @@ def load_checkpoint(
 
 
 def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> VisionTransformer:
-    """Read the weights, and make the model for pictures of this size, in pixels."""
-    weights = named_as(open_weights(blueprint.weights), blueprint.layout)
+    """Read the weights, and make the model for images of this size, in pixels."""
+    weights = rename_tensors(open_weights(blueprint.weights), blueprint.key_map)
     if weights.note is not None:
         _log.warning("%s: %s", weights.path, weights.note)
     config = blueprint.config
-    state = _read_state(weights, blueprint.layout, config)
+    state = _read_state(weights, blueprint.key_map, config)
     if image_size != config.image_size:
         if not may_resize:
             raise CheckpointError(
-                f"the preprocessing of {blueprint.name} makes pictures of {image_size} pixels, but the model takes "
+                f"the preprocessing of {blueprint.name} makes images of {image_size} pixels, but the model takes "
                 f"{config.image_size}: choose {config.image_size} or {image_size}",
                 "image_size",
             )
-        with explained(blueprint.weights):
+        with config_errors(blueprint.weights):
             config = _resize(state, config, image_size, blueprint.resampling)
     return build(config, state)
 
@@ -144,10 +144,10 @@ def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionT
     if architecture not in prefixes:
         raise CheckpointError(f"{directory}: training starts from {' or '.join(prefixes)}, not from {architecture}")
     prefix = prefixes[architecture]
-    with explained(directory / "config.json"):
+    with config_errors(directory / "config.json"):
         config = vit_config("Dinov2ForImageClassification", raw, num_classes)
-    layout = dinov2_layout(prefix, swiglu=config.swiglu)
-    state = _read_state(named_as(open_weights(find_weights(directory)), layout), layout, config, headless=True)
+    key_map = dinov2_key_map(prefix, swiglu=config.swiglu)
+    state = _read_state(rename_tensors(open_weights(find_weights(directory)), key_map), key_map, config, headless=True)
     model = VisionTransformer(_resize(state, config, image_size, "antialias"))
     nn.init.trunc_normal_(model.head.weight, std=0.02)
     nn.init.zeros_(model.head.bias)
@@ -160,10 +160,10 @@ def save_checkpoint(
 ) -> None:
     """Write a `Dinov2ForImageClassification` directory that `load_checkpoint` and transformers read."""
     config = model.config
-    layout = dinov2_layout("dinov2.", swiglu=config.swiglu)
+    key_map = dinov2_key_map("dinov2.", swiglu=config.swiglu)
     tensors: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
-        sources = layout.sources(key)
+        sources = key_map.sources(key)
         for name, part in zip(sources, value.chunk(len(sources)), strict=True):
             tensors[name] = part.to("cpu", dtype).contiguous()
     tensors["dinov2.embeddings.mask_token"] = torch.zeros(1, config.embed_dim, dtype=dtype)
@@ -222,12 +222,12 @@ def _file(path: Path, architecture: str | None) -> Blueprint:
     raise CheckpointError(f"{path} is a bare state dict: {advice}", field)
 
 
-def _read_state(weights: WeightsFile, layout: Layout, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
+def _read_state(weights: WeightsFile, key_map: KeyMap, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
     """Call `read_state`, which builds the model to know all names and shapes: seconds, for blocks that may be missing."""
-    last = layout.sources(f"blocks.{config.depth - 1}.norm1.weight")[0]
+    last = key_map.sources(f"blocks.{config.depth - 1}.norm1.weight")[0]
     if config.depth > _QUICKLY_BUILT and last not in weights.shapes:
         raise CheckpointError(f"{weights.path} has no {last}, but the configuration asks for {config.depth} blocks")
-    return read_state(weights, layout, config, headless=headless)
+    return read_state(weights, key_map, config, headless=headless)
 
 
 def _resize(state: dict[str, Tensor], config: ViTConfig, image_size: int, resampling: Resampling) -> ViTConfig:

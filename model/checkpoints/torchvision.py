@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from model.checkpoints.blueprint import Blueprint, explained
+from model.checkpoints.blueprint import Blueprint, config_errors
 from model.checkpoints.labels import placeholders
 from model.checkpoints.published.imagenet import LISTS
 from model.checkpoints.published.trained_on import TrainedOn
-from model.checkpoints.tensors.key_map import Layout
-from model.checkpoints.tensors.renaming import count_classes, named_as
+from model.checkpoints.tensors.key_map import KeyMap
+from model.checkpoints.tensors.renaming import count_classes, rename_tensors
 from model.checkpoints.tensors.weights_file import WeightsFile, open_weights
 from model.config import ViTConfig
 from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Interpolation, Preprocessing
@@ -47,7 +47,7 @@ SUPPORTED = ", ".join(_SIZES)
 
 _BLOCK = "encoder.layers.encoder_layer_*"
 
-_LAYOUT = Layout(
+_KEY_MAP = KeyMap(
     {
         "cls_token": ("class_token",),
         "pos_embed": ("encoder.pos_embedding",),
@@ -62,7 +62,7 @@ _LAYOUT = Layout(
         "norm": ("encoder.ln",),
         "head": ("heads.head",),
     },
-    renewals=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
+    renames=((r"\.mlp\.linear_1\.", ".mlp.0."), (r"\.mlp\.linear_2\.", ".mlp.3.")),
 )
 
 
@@ -72,8 +72,8 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
     Raises:
         CheckpointError: the file is broken, or the architecture is not supported.
     """
-    weights = named_as(open_weights(path), _LAYOUT)
-    with explained(path):
+    weights = rename_tensors(open_weights(path), _KEY_MAP)
+    with config_errors(path):
         name, _, named = architecture.partition(".")
         if name not in _SIZES:
             raise ValueError(f"torchvision architecture {name!r} is not supported; supported are {SUPPORTED}")
@@ -82,7 +82,7 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
             raise ValueError(f"torchvision has no weights {published!r} of {name}; it has {', '.join(_PRESETS[name])}")
         patch_size, embed_dim, depth, num_heads, mlp_dim = _SIZES[name]
         config = ViTConfig(
-            num_classes=count_classes(weights, _LAYOUT),
+            num_classes=count_classes(weights, _KEY_MAP),
             image_size=_image_size(weights, patch_size),
             patch_size=patch_size,
             embed_dim=embed_dim,
@@ -94,7 +94,7 @@ def read_torchvision_file(path: Path, architecture: str) -> Blueprint:
         name=path.stem,
         architecture=architecture,
         config=config,
-        layout=_LAYOUT,
+        key_map=_KEY_MAP,
         preprocessing=_preset(name, published, config.image_size),
         labels=placeholders(config.num_classes),
         weights=path,

@@ -23,7 +23,7 @@ _OTHER_HEADS = keys(
     "encoder_stride pooler_output_size pooler_act apply_layernorm reshape_hidden_states out_features out_indices "
     "_out_features _out_indices stage_names"
 )
-"""Read by the same encoder's other uses: masked pictures, pooled features, a backbone for detection."""
+"""Read by the same encoder's other uses: masked images, pooled features, a backbone for detection."""
 
 _GENERATION = keys(
     "max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p "

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.blueprint import Blueprint, explained, input_size, number, side, truth, whole
+from model.checkpoints.blueprint import Blueprint, config_errors, input_size, integer, number, side, truth
 from model.checkpoints.hugging_face.config_keys import DINOV2, DINOV2_WITH_REGISTERS, VIT
 from model.checkpoints.known_keys import KnownKeys, check_keys
 from model.checkpoints.labels import as_labels, placeholders
-from model.checkpoints.tensors.key_map import Layout
+from model.checkpoints.tensors.key_map import KeyMap
 from model.checkpoints.tensors.regular_file import exists
 from model.checkpoints.tensors.weights_file import CheckpointError, find_weights, read_json, readable
 from model.config import Activation, ViTConfig
@@ -54,7 +54,7 @@ def _in_memory(blocks: str, names: dict[str, str]) -> tuple[tuple[str, str], ...
     return tuple((rf"{beginning}\.{re.escape(name)}\.(weight|bias)$", rf"\1.{written}.\2") for name, written in names.items())
 
 
-def _vit_layout(prefix: str) -> Layout:
+def _vit_key_map(prefix: str) -> KeyMap:
     blocks = f"{prefix}encoder.layer.*"
     names = {
         "blocks.*.norm1": (f"{blocks}.layernorm_before",),
@@ -63,14 +63,14 @@ def _vit_layout(prefix: str) -> Layout:
         "blocks.*.mlp.fc2": (f"{blocks}.output.dense",),
     }
     in_memory = _in_memory(f"{prefix}encoder.layer", {"mlp.fc1": "intermediate.dense", "mlp.fc2": "output.dense"})
-    return Layout(
+    return KeyMap(
         _embeddings(prefix) | names,
         ignored=(f"{prefix}pooler.", f"{prefix}embeddings.mask_token"),
-        renewals=(*_GAMMA, (rf"^{re.escape(prefix)}layers\.", f"{prefix}encoder.layer."), *in_memory),
+        renames=(*_GAMMA, (rf"^{re.escape(prefix)}layers\.", f"{prefix}encoder.layer."), *in_memory),
     )
 
 
-def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
+def dinov2_key_map(prefix: str, *, swiglu: bool = False) -> KeyMap:
     """DINOv2's names; `prefix` is empty in an encoder without a head."""
     blocks = f"{prefix}encoder.layer.*"
     first, second = ("weights_in", "weights_out") if swiglu else ("fc1", "fc2")
@@ -83,18 +83,18 @@ def dinov2_layout(prefix: str, *, swiglu: bool = False) -> Layout:
         "blocks.*.ls2.gamma": (f"{blocks}.layer_scale2.lambda1",),
     }
     gated = {"mlp.down_proj": "mlp.weights_out"} if swiglu else {}
-    return Layout(
+    return KeyMap(
         _embeddings(prefix) | names,
         ignored=(f"{prefix}embeddings.mask_token",),
-        renewals=_in_memory(f"{prefix}encoder.layer", gated),
+        renames=_in_memory(f"{prefix}encoder.layer", gated),
         split={"blocks.*.mlp.fc1": (f"{blocks}.mlp.gate_proj", f"{blocks}.mlp.up_proj")} if swiglu else {},
     )
 
 
-def _teacher_layout() -> Layout:
-    layout = _vit_layout("deit.")
+def _teacher_key_map() -> KeyMap:
+    key_map = _vit_key_map("deit.")
     heads = {"head": ("cls_classifier",), "head_dist": ("distillation_classifier",)}
-    return replace(layout, names={**layout.names, **heads})
+    return replace(key_map, names={**key_map.names, **heads})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +132,18 @@ def read_hugging_face(directory: Path) -> Blueprint:
     config_file = directory / "config.json"
     raw = read_json(config_file)
     architecture = _architecture(raw, config_file)
-    with explained(config_file):
+    with config_errors(config_file):
         labels = _labels(raw)
         config = vit_config(architecture, raw, len(labels))
     preprocessing_file, processor = _processor(directory)
-    with explained(preprocessing_file):
+    with config_errors(preprocessing_file):
         preprocessing = from_hugging_face(processor, ARCHITECTURES[architecture].processor)
         input_size(preprocessing)
     return Blueprint(
         name=directory.resolve().name,
         architecture=architecture,
         config=config,
-        layout=_layout(architecture, config),
+        key_map=_key_map(architecture, config),
         preprocessing=preprocessing,
         labels=labels,
         weights=find_weights(directory),
@@ -162,17 +162,17 @@ def vit_config(architecture: str, raw: dict[str, Any], num_classes: int) -> ViTC
     family = ARCHITECTURES[architecture]
     _check(raw, family)
     dinov2 = "Dinov2" in architecture
-    embed_dim = whole(raw, "hidden_size", 768)
+    embed_dim = integer(raw, "hidden_size", 768)
     swiglu = dinov2 and truth(raw, "use_swiglu_ffn", default=False)
-    mlp_dim = int(embed_dim * number(raw, "mlp_ratio", 4)) if dinov2 else whole(raw, "intermediate_size", 3072)
-    registers = whole(raw, "num_register_tokens", 4) if family is _REGISTERS else 0
+    mlp_dim = int(embed_dim * number(raw, "mlp_ratio", 4)) if dinov2 else integer(raw, "intermediate_size", 3072)
+    registers = integer(raw, "num_register_tokens", 4) if family is _REGISTERS else 0
     return ViTConfig(
         num_classes=num_classes,
         image_size=side(raw.get("image_size", 224), "image_size"),
         patch_size=side(raw.get("patch_size", family.patch_size), "patch_size"),
         embed_dim=embed_dim,
-        depth=whole(raw, "num_hidden_layers", 12),
-        num_heads=whole(raw, "num_attention_heads", 12),
+        depth=integer(raw, "num_hidden_layers", 12),
+        num_heads=integer(raw, "num_attention_heads", 12),
         mlp_dim=(int(mlp_dim * 2 / 3) + 7) // 8 * 8 if swiglu else mlp_dim,
         activation="silu" if swiglu else _activation(raw.get("hidden_act", "gelu")),
         swiglu=swiglu,
@@ -192,8 +192,8 @@ def _check(raw: dict[str, Any], family: _Family) -> None:
     check_keys(raw, family.keys)
     if raw.get("model_type") not in (None, family.model_type):
         raise ValueError(f"model_type {raw['model_type']!r} does not fit the architecture, whose type is {family.model_type!r}")
-    if whole(raw, "num_channels", 3) != 3:
-        raise ValueError(f"num_channels is {raw['num_channels']!r}, but pictures have three channels")
+    if integer(raw, "num_channels", 3) != 3:
+        raise ValueError(f"num_channels is {raw['num_channels']!r}, but images have three channels")
 
 
 def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
@@ -210,18 +210,18 @@ def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
     return file, read_json(file)
 
 
-def _layout(architecture: str, config: ViTConfig) -> Layout:
+def _key_map(architecture: str, config: ViTConfig) -> KeyMap:
     match architecture:
         case "ViTForImageClassification":
-            return _vit_layout("vit.")
+            return _vit_key_map("vit.")
         case "DeiTForImageClassification":
-            return _vit_layout("deit.")
+            return _vit_key_map("deit.")
         case "DeiTForImageClassificationWithTeacher":
-            return _teacher_layout()
+            return _teacher_key_map()
         case "Dinov2ForImageClassification":
-            return dinov2_layout("dinov2.", swiglu=config.swiglu)
+            return dinov2_key_map("dinov2.", swiglu=config.swiglu)
         case _:
-            return dinov2_layout("dinov2_with_registers.", swiglu=config.swiglu)
+            return dinov2_key_map("dinov2_with_registers.", swiglu=config.swiglu)
 
 
 def _architecture(raw: dict[str, Any], path: Path) -> str:
@@ -247,10 +247,10 @@ def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
     """`id2label` in class order; without it, as many `LABEL_i` as `num_labels` says (transformers' default is 2)."""
     by_id = raw.get("id2label")
     if by_id is None:
-        return placeholders(whole(raw, "num_labels", 2))
+        return placeholders(integer(raw, "num_labels", 2))
     if not isinstance(by_id, dict) or not by_id or set(by_id) != {str(index) for index in range(len(by_id))}:
         raise ValueError("id2label must give one label for each class, numbered from 0")
-    if raw.get("num_labels") is not None and whole(raw, "num_labels") != len(by_id):
+    if raw.get("num_labels") is not None and integer(raw, "num_labels") != len(by_id):
         raise ValueError(
             f"num_labels is {raw['num_labels']}, but id2label gives {len(by_id)} labels; remove the one that is wrong"
         )

@@ -22,8 +22,8 @@ PROCESSOR = KnownKeys(
     supported={"do_pad": (False,), "data_format": ("channels_first",), "offset": (False,), "do_reduce_labels": (False,)},
     refused={
         "auto_map": "it asks for code that comes with the model, and none is run; remove it if transformers has the processor",
-        "pad_size": "pictures are not padded here; remove it if do_pad is false",
-        "size_divisor": "pictures are resized to size alone here",
+        "pad_size": "images are not padded here; remove it if do_pad is false",
+        "size_divisor": "images are resized to size alone here",
     },
 )
 """Keys of the ViT, DeiT and Bit processors."""

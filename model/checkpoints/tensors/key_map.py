@@ -1,4 +1,4 @@
-"""Layout: how a library names the tensors that `VisionTransformer` names as timm does, and filling a model from its file.
+"""KeyMap: how a library names the tensors that `VisionTransformer` names as timm does, and filling a model from its file.
 
 The direction is from ours to theirs: for each tensor of the model, the one or several in the file that make it up. So
 whatever is missing, misshapen or left over is known by name before anything is copied.
@@ -19,7 +19,7 @@ _QUANTIZED = (".SCB", ".absmax", ".quant_map", ".weight_format", ".qweight", ".q
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class KeyMap:
     """The names of one library's architecture."""
 
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -27,13 +27,13 @@ class Layout:
     for the block's number. What is not named has the same name there."""
     ignored: tuple[str, ...] = ()
     """Beginnings of keys that play no part in classification."""
-    renewals: tuple[tuple[str, str], ...] = ()
+    renames: tuple[tuple[str, str], ...] = ()
     """Names that other versions write, or have in memory only, as regular expressions, and what replaces them."""
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names that replace those in `names` in a file that has them: one tensor is stored as several there."""
 
-    def as_in(self, file: WeightsFile) -> "Layout":
-        """Give the layout of this file, which may have the split names."""
+    def for_file(self, file: WeightsFile) -> "KeyMap":
+        """Return the key map of a file, which may have the split names."""
         first = [name.replace("*", "0") for names in self.split.values() for name in names]
         if any(f"{name}.weight" in file.shapes for name in first):
             return replace(self, names={**self.names, **self.split})
@@ -52,19 +52,19 @@ class Layout:
         return (key,)
 
 
-def read_state(file: WeightsFile, layout: Layout, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
+def read_state(file: WeightsFile, key_map: KeyMap, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
     """Read every tensor of the model under its own name, in float32, after checking all names and shapes.
 
     Raises:
         CheckpointError: a tensor is missing, unknown, or of another shape than the configuration asks for.
     """
-    layout = layout.as_in(file)
+    key_map = key_map.for_file(file)
     with torch.device("meta"):
         expected = {key: tuple(value.shape) for key, value in VisionTransformer(config).state_dict().items()}
     if headless:
         expected = {key: shape for key, shape in expected.items() if not key.startswith("head")}
-    _check(file, layout, expected, headless)
-    return {key: torch.cat([_read_floats(file, source) for source in layout.sources(key)]) for key in expected}
+    _check(file, key_map, expected, headless)
+    return {key: torch.cat([_read_floats(file, source) for source in key_map.sources(key)]) for key in expected}
 
 
 def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
@@ -91,16 +91,16 @@ def _read_floats(file: WeightsFile, key: str) -> Tensor:
     return values
 
 
-def _check(file: WeightsFile, layout: Layout, expected: dict[str, tuple[int, ...]], headless: bool) -> None:
+def _check(file: WeightsFile, key_map: KeyMap, expected: dict[str, tuple[int, ...]], headless: bool) -> None:
     found = file.shapes
     quantized = next((key for key in found if key.endswith(_QUANTIZED)), None)
     if quantized is not None:
         raise CheckpointError(f"{file.path} has {quantized}, as quantized weights do; save the model without quantization")
     wanted: dict[str, tuple[int, ...]] = {}
     for key, (rows, *rest) in expected.items():
-        sources = layout.sources(key)
+        sources = key_map.sources(key)
         wanted |= {source: (rows // len(sources), *rest) for source in sources}
-    ignored = (*layout.ignored, *layout.sources("head"), "head") if headless else layout.ignored
+    ignored = (*key_map.ignored, *key_map.sources("head"), "head") if headless else key_map.ignored
     problems = [f"{key} is missing, expected with shape {shape}" for key, shape in wanted.items() if key not in found]
     problems += [
         f"{key} has shape {found[key]}, expected {shape}" for key, shape in wanted.items() if found.get(key, shape) != shape

@@ -1,9 +1,9 @@
-"""Renaming: from the names in a file to those of its layout, where training scripts or other versions gave others."""
+"""Renaming of tensors that training scripts or other versions of a library stored under other names."""
 
 import re
 from dataclasses import replace
 
-from model.checkpoints.tensors.key_map import Layout
+from model.checkpoints.tensors.key_map import KeyMap
 from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile
 
 _PATCHES = "patch_embed.proj.weight"
@@ -27,35 +27,33 @@ _LOSS = re.compile(r"(^|[._])(criterion|loss|loss_fn|loss_func|loss_function)\.(
 """The weights of classes in a loss, which a training module has beside its model and which no answer depends on."""
 
 
-def named_as(weights: WeightsFile, layout: Layout) -> WeightsFile:
-    """Give tensors the names that the layout expects: without a prefix, and with those of other versions and heads renewed.
+def rename_tensors(weights: WeightsFile, key_map: KeyMap) -> WeightsFile:
+    """Give tensors the names that the key map expects: without a prefix, and with those of other versions and heads renewed.
 
     Raises:
-        CheckpointError: there are several models in the file, parts of one beside it, or one for grey pictures.
+        CheckpointError: there are several models in the file, parts of one beside it, or one for grey images.
     """
-    weights = _renew(_without_prefix(weights, layout), layout)
-    patches = weights.shapes.get(layout.sources(_PATCHES)[0], ())
+    weights = _apply_renames(_strip_prefix(weights, key_map), key_map)
+    patches = weights.shapes.get(key_map.sources(_PATCHES)[0], ())
     if len(patches) == 4 and patches[1] != 3:
-        raise CheckpointError(
-            f"{weights.path} takes pictures of {patches[1]} channels; only models of three channels are served"
-        )
-    return _with_head(weights, layout)
+        raise CheckpointError(f"{weights.path} takes images of {patches[1]} channels; only models of three channels are served")
+    return _rename_head(weights, key_map)
 
 
-def count_classes(weights: WeightsFile, layout: Layout) -> int:
+def count_classes(weights: WeightsFile, key_map: KeyMap) -> int:
     """Tell the number of classes from the head.
 
     Raises:
         ValueError: there is no head, or it is no Linear.
     """
-    key, patches = layout.sources("head.weight")[0], layout.sources(_PATCHES)[0]
+    key, patches = key_map.sources("head.weight")[0], key_map.sources(_PATCHES)[0]
     if patches not in weights.shapes:
         raise ValueError(f"there is no {patches}, which every model of this architecture has; {how_to_serve(weights)[0]}")
     if (shape := weights.shapes.get(key)) is not None:
         if len(shape) != 2 or 0 in shape:
             raise ValueError(f"{key} has shape {shape}, expected that of a Linear (classes, width)")
         return shape[0]
-    others = [other for other in weights.shapes if not _is_encoders(other, layout)]
+    others = [other for other in weights.shapes if not _belongs_to_encoder(other, key_map)]
     if not others:
         raise ValueError(f"there is no {key}: all that it has is an encoder's, and a classifier is needed")
     raise ValueError(
@@ -71,8 +69,8 @@ def how_to_serve(weights: WeightsFile) -> tuple[str, str | None]:
     return f"its names are those of no library that is read here: it has {_listed(list(weights.shapes))}", None
 
 
-def _without_prefix(weights: WeightsFile, layout: Layout) -> WeightsFile:
-    patches = layout.sources(_PATCHES)[0]
+def _strip_prefix(weights: WeightsFile, key_map: KeyMap) -> WeightsFile:
+    patches = key_map.sources(_PATCHES)[0]
     prefixes = [key.removesuffix(patches) for key in weights.shapes if key == patches or key.endswith(f".{patches}")]
     if len(prefixes) > 1:
         raise CheckpointError(
@@ -96,19 +94,19 @@ def _noted(weights: WeightsFile, note: str) -> WeightsFile:
     return replace(weights, note=f"{weights.note}; {note}" if weights.note else note)
 
 
-def _renew(weights: WeightsFile, layout: Layout) -> WeightsFile:
+def _apply_renames(weights: WeightsFile, key_map: KeyMap) -> WeightsFile:
     names: dict[str, str] = {}
     for key in weights.shapes:
         name = key
-        for pattern, newer in layout.renewals:
+        for pattern, newer in key_map.renames:
             name = re.sub(pattern, newer, name)
         names[key if name in weights.shapes or name in names else name] = key
     return weights.renamed(names)
 
 
-def _with_head(weights: WeightsFile, layout: Layout) -> WeightsFile:
+def _rename_head(weights: WeightsFile, key_map: KeyMap) -> WeightsFile:
     """Find the one Linear that somebody put in the head's place, or in a Sequential there."""
-    head = layout.sources("head")[0]
+    head = key_map.sources("head")[0]
     root = head.partition(".")[0]
     under = [key for key in weights.shapes if key.startswith(f"{root}.")]
     modules = [
@@ -118,7 +116,7 @@ def _with_head(weights: WeightsFile, layout: Layout) -> WeightsFile:
         if len(weights.shapes.get(f"{module}.weight", ())) == 2
     ]
     if len(modules) != 1 or modules[0] == head or set(under) - {f"{modules[0]}.weight", f"{modules[0]}.bias"}:
-        return weights  # as it should be, or with keys that the layout does not know and will name
+        return weights  # as it should be, or with keys that the key map does not know and will name
     renamed = weights.renamed({key.replace(modules[0], head, 1) if key in under else key: key for key in weights.shapes})
     if modules[0].endswith((".0", ".1")):
         note = f"{modules[0]} is the head; what else was in its Sequential has no tensors, and is taken for dropout"
@@ -126,11 +124,11 @@ def _with_head(weights: WeightsFile, layout: Layout) -> WeightsFile:
     return renamed
 
 
-def _is_encoders(key: str, layout: Layout) -> bool:
-    blocks = layout.sources("blocks.0.norm1.weight")[0].partition("0")[0]
+def _belongs_to_encoder(key: str, key_map: KeyMap) -> bool:
+    blocks = key_map.sources("blocks.0.norm1.weight")[0].partition("0")[0]
     ours = (*_ENCODER, blocks)
-    theirs = [layout.sources(name.removesuffix("."))[0] for name in _ENCODER]
-    return key.startswith((*ours, *theirs, *layout.ignored))
+    theirs = [key_map.sources(name.removesuffix("."))[0] for name in _ENCODER]
+    return key.startswith((*ours, *theirs, *key_map.ignored))
 
 
 def _listed(keys: list[str]) -> str:

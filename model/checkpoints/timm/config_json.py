@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from model.checkpoints.blueprint import side, truth, whole
+from model.checkpoints.blueprint import integer, side, truth
 from model.checkpoints.known_keys import check_keys
 from model.checkpoints.timm.config_keys import CONFIG, MODEL_ARGS, PRETRAINED_CFG
 
-_PICTURE = [3, 224, 224]
+_INPUT_SIZE = [3, 224, 224]
 """`input_size` of `PretrainedCfg()`: channels, height, width."""
 
 
@@ -49,7 +49,7 @@ def _present_form(content: dict[str, Any]) -> dict[str, Any]:
     raw = dict(content)
     if "pretrained_cfg" not in raw and "model_type" in raw:
         raise ValueError(
-            "pretrained_cfg is missing, which says how pictures are prepared, and transformers has no other image processor "
+            "pretrained_cfg is missing, which says how images are prepared, and transformers has no other image processor "
             "for this model: copy it from the config.json of the model that yours was tuned from"
         )
     if "pretrained_cfg" not in raw:
@@ -71,9 +71,9 @@ def _object(raw: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _picture_size(pretrained: dict[str, Any], arguments: dict[str, Any]) -> int:
-    size = pretrained.get("input_size", _PICTURE)
+    size = pretrained.get("input_size", _INPUT_SIZE)
     if not isinstance(size, list) or len(size) != 3 or size[0] != 3:
-        raise ValueError(f"input_size {size!r} is not [3, height, width]: pictures have three channels")
+        raise ValueError(f"input_size {size!r} is not [3, height, width]: images have three channels")
     fixed = truth(pretrained, "fixed_input_size", default=False) and not arguments.get("dynamic_img_size")
     if fixed and "img_size" in arguments:
         return side(arguments["img_size"], "model_args.img_size")
@@ -82,7 +82,7 @@ def _picture_size(pretrained: dict[str, Any], arguments: dict[str, Any]) -> int:
 
 def _num_classes(raw: dict[str, Any], pretrained: dict[str, Any], arguments: dict[str, Any]) -> int:
     """Return the number of classes of the weights; with another in `model_args`, timm starts with an untrained head."""
-    count = whole(raw, "num_classes", whole(pretrained, "num_classes", 1000))
-    if whole(arguments, "num_classes", count) != count:
+    count = integer(raw, "num_classes", integer(pretrained, "num_classes", 1000))
+    if integer(arguments, "num_classes", count) != count:
         raise ValueError(f"model_args.num_classes is {arguments['num_classes']}, but the weights have num_classes {count}")
     return count

@@ -2,7 +2,7 @@
 
 from typing import Any, TypedDict
 
-from model.checkpoints.blueprint import number, truth, whole
+from model.checkpoints.blueprint import integer, number, truth
 from model.config import Activation, Pooling, ViTConfig
 
 _ACTIVATIONS: dict[str, Activation] = {
@@ -32,7 +32,7 @@ def sizes(own: tuple[int, int, int, int], arguments: dict[str, Any], *, gated: b
         ValueError: one of them is no number.
     """
     own_dim, own_depth, own_heads, own_mlp_dim = own
-    embed_dim = whole(arguments, "embed_dim", own_dim)
+    embed_dim = integer(arguments, "embed_dim", own_dim)
     mlp_dim = own_mlp_dim
     if "mlp_ratio" in arguments:
         mlp_dim = int(embed_dim * number(arguments, "mlp_ratio")) // (2 if gated else 1)
@@ -40,8 +40,8 @@ def sizes(own: tuple[int, int, int, int], arguments: dict[str, Any], *, gated: b
         mlp_dim = embed_dim * own_mlp_dim // own_dim
     return Sizes(
         embed_dim=embed_dim,
-        depth=whole(arguments, "depth", own_depth),
-        num_heads=whole(arguments, "num_heads", own_heads),
+        depth=integer(arguments, "depth", own_depth),
+        num_heads=integer(arguments, "num_heads", own_heads),
         mlp_dim=mlp_dim,
     )
 
@@ -111,7 +111,7 @@ def check_choices(arguments: dict[str, Any], config: ViTConfig, *, plain_mean: b
     for key, value in shown.items():
         if truth(arguments, key, value) != value:
             raise ValueError(f"model_args.{key} is {arguments[key]!r}, but the tensors are those of {value!r}")
-    if whole(arguments, "reg_tokens", config.reg_tokens) != config.reg_tokens:
+    if integer(arguments, "reg_tokens", config.reg_tokens) != config.reg_tokens:
         raise ValueError(
             f"model_args.reg_tokens is {arguments['reg_tokens']}, but the tensors are those of {config.reg_tokens}"
         )

@@ -10,12 +10,12 @@ from math import isqrt
 from pathlib import Path
 from typing import Any
 
-from model.checkpoints.blueprint import Blueprint, explained, side
+from model.checkpoints.blueprint import Blueprint, config_errors, side
 from model.checkpoints.labels import as_labels, placeholders
 from model.checkpoints.published.timm_weights import published_cfg
 from model.checkpoints.published.trained_on import TrainedOn, said_by_dataset, said_by_tag
-from model.checkpoints.tensors.key_map import Layout
-from model.checkpoints.tensors.renaming import count_classes, named_as
+from model.checkpoints.tensors.key_map import KeyMap
+from model.checkpoints.tensors.renaming import count_classes, rename_tensors
 from model.checkpoints.tensors.weights_file import WeightsFile, find_weights, open_weights, read_json
 from model.checkpoints.timm.config_json import read_config
 from model.checkpoints.timm.model_args import activation, check_choices, layer_norm_eps, pooling, sizes
@@ -42,7 +42,7 @@ _SIZES = {
     "gigantic": (1664, 48, 16, 8192),
 }
 
-_LAYOUT = Layout(renewals=((r"\.gamma_([12])$", r".ls\1.gamma"),))  # DeiT III's
+_KEY_MAP = KeyMap(renames=((r"\.gamma_([12])$", r".ls\1.gamma"),))  # DeiT III's
 
 _NAME = re.compile(
     r"(?P<family>vit|deit|deit3)_(?P<size>[a-z]+)(?:_distilled)?_patch(?P<patch>\d+)"
@@ -72,8 +72,8 @@ def read_timm_directory(directory: Path) -> Blueprint:
     """
     config_file = directory / "config.json"
     content = read_json(config_file)
-    weights = named_as(open_weights(find_weights(directory)), _LAYOUT)
-    with explained(config_file):
+    weights = rename_tensors(open_weights(find_weights(directory)), _KEY_MAP)
+    with config_errors(config_file):
         said = read_config(content)
         raw, pretrained, num_classes = said.raw, said.pretrained, said.num_classes
         name = _parse(str(raw["architecture"]))
@@ -89,7 +89,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         name=directory.resolve().name,
         architecture=str(raw["architecture"]),
         config=config,
-        layout=_LAYOUT,
+        key_map=_KEY_MAP,
         preprocessing=preprocessing,
         labels=labels,
         weights=weights.path,
@@ -106,17 +106,17 @@ def read_timm_file(path: Path, architecture: str) -> Blueprint:
     Raises:
         CheckpointError: the file is broken, or the architecture is not supported.
     """
-    weights = named_as(open_weights(path), _LAYOUT)
-    with explained(path):
+    weights = rename_tensors(open_weights(path), _KEY_MAP)
+    with config_errors(path):
         name = _parse(architecture)
-        config = _config(name, weights, count_classes(weights, _LAYOUT), name.image_size, {})
+        config = _config(name, weights, count_classes(weights, _KEY_MAP), name.image_size, {})
         _refuse_another_size(weights, architecture, config)
         preprocessing = from_timm(published_cfg(architecture), name.image_size)
     return Blueprint(
         name=path.stem,
         architecture=architecture,
         config=config,
-        layout=_LAYOUT,
+        key_map=_KEY_MAP,
         preprocessing=preprocessing,
         labels=placeholders(config.num_classes),
         weights=path,
@@ -135,7 +135,7 @@ def _refuse_another_size(weights: WeightsFile, architecture: str, config: ViTCon
     directory = str(weights.path.with_name(f"{weights.path.stem}-{size}"))
     arguments = f"{architecture!r}, img_size={size}, num_classes={config.num_classes}, checkpoint_path={str(weights.path)!r}"
     raise ValueError(
-        f"pos_embed is of pictures of {size} pixels, but {architecture} takes {config.image_size}; to write a directory that "
+        f"pos_embed is of images of {size} pixels, but {architecture} takes {config.image_size}; to write a directory that "
         f"can be served, run in Python: import timm; timm.models.save_for_hf(timm.create_model({arguments}), "
         f"{directory!r}, model_args={{'img_size': {size}}})"
     )

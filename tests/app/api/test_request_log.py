@@ -53,7 +53,7 @@ async def test_single_refusal_has_no_count(client: httpx.AsyncClient, lines: Lin
 async def test_each_refusal_reason_has_a_line(open_client: OpenClient, lines: Lines) -> None:
     async with open_client(max_inflight_bytes=1000, max_image_bytes=1000, max_request_bytes=1000) as client:
         for _ in range(2):
-            await client.post("/predict", content=b"no picture")
+            await client.post("/predict", content=b"no image")
             await client.post("/predict", content=bytes(2000))
             await client.post("/predict?top_k=0", content=png(0))
             await client.get("/predict")

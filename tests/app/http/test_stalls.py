@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import random
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -17,7 +16,7 @@ from model.checkpoints.checkpoint import save_checkpoint
 from model.vit import VisionTransformer
 from tests.support.models import TINY_DINOV2, TINY_PREPROCESSING, png
 from tests.support.raw_http import answers_in, connect, read_to_end, request
-from tests.support.server import Server
+from tests.support.server import Server, running_server
 
 MIB = 1 << 20
 LONGEST_S = 0.05
@@ -32,13 +31,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     model = VisionTransformer(dataclasses.replace(TINY_DINOV2, num_classes=CLASSES)).eval()
     checkpoint = tmp_path_factory.mktemp("checkpoints") / "many-classes"
     save_checkpoint(checkpoint, model, TINY_PREPROCESSING, tuple(f"class {index}" for index in range(CLASSES)), torch.float32)
-    server = Server([sys.executable, "-m", "tests.support.watched_server"], model=checkpoint, engine="torch", decode_workers=1)
-    try:
-        server.wait_until_ready()
+    settings = {"model": checkpoint, "engine": "torch", "decode_workers": 1}
+    with running_server(command=[sys.executable, "-m", "tests.support.watched_server"], **settings) as server:
         yield server
-    finally:
-        server.process.kill()
-        server.wait()
 
 
 def fill(pattern: bytes, size: int) -> bytes:

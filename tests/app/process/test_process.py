@@ -143,7 +143,7 @@ def test_failed_start_ends_with_unread_stderr(full_pipe: int, variables: dict[st
 
 def test_command_ends_with_unread_stderr(full_pipe: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(0))
-    (tmp_path / "b.png").write_bytes(b"no picture")
+    (tmp_path / "b.png").write_bytes(b"no image")
     command: list[str | Path] = [VIT_SERVE, "classify", "--json", "--model", tiny_checkpoint, tmp_path]
     ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=full_pipe, timeout=TIMEOUT_S, check=False)
     assert (ended.returncode, ended.stdout.count(b"\n")) == (1, 2)

@@ -287,7 +287,7 @@ def test_unnamed_processor_is_the_architectures(copy: Path) -> None:
 def test_vit_of_another_image_size_is_refused(tmp_path: Path) -> None:
     vit(tmp_path)
     change_json(tmp_path / "preprocessor_config.json", size={"height": 64, "width": 64})
-    with pytest.raises(CheckpointError, match="makes pictures of 64 pixels, but the model takes 32"):
+    with pytest.raises(CheckpointError, match="makes images of 64 pixels, but the model takes 32"):
         load_checkpoint(tmp_path)
 
 

@@ -142,7 +142,7 @@ def timm_folder(**arguments: Any) -> Callable[[Path], None]:
         (encoder("DeiTModel", "DeiTConfig"), "DeiTModel is an encoder without a classifier"),
         (encoder("Dinov2Model", "Dinov2Config"), "Dinov2Model is an encoder without a classifier"),
         (timm_folder(num_classes=0), "num_classes is 0: it is an encoder without a classifier"),
-        (timm_folder(num_classes=3, in_chans=1), "model.safetensors takes pictures of 1 channels"),
+        (timm_folder(num_classes=3, in_chans=1), "model.safetensors takes images of 1 channels"),
     ],
 )
 def test_what_a_folder_is_instead_is_told(tmp_path: Path, write: Callable[[Path], None], says: str) -> None:
@@ -163,7 +163,7 @@ def test_missing_path_does_not_ask_the_hub(tmp_path: Path, model: str, monkeypat
         load_checkpoint(model)
 
 
-def test_folder_of_bare_weights_needs_architecture(tmp_path: Path) -> None:
+def test_bare_weights_folder_needs_architecture(tmp_path: Path) -> None:
     with_files("best.pth")(tmp_path)
     with pytest.raises(CheckpointError, match=r"config.json is missing: if best.pth is a state dict"):
         load_checkpoint(tmp_path, "timm/vit_tiny_patch16_224")

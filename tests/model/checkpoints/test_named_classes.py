@@ -155,7 +155,7 @@ def torchvision_file(directory: Path, name: str, image_size: int, num_classes: i
 
 
 @pytest.mark.parametrize(("name", "weights"), WEIGHTS)
-def test_torchvision_weights_have_preset_and_names(tmp_path: Path, name: str, weights: Any) -> None:
+def test_torchvision_weights_have_their_preset(tmp_path: Path, name: str, weights: Any) -> None:
     preset = weights.transforms()
     path = torchvision_file(tmp_path, name, preset.crop_size[0], 1000)
     blueprint = name_classes(read_torchvision_file(path, f"{name}.{weights.name}"), tmp_path)

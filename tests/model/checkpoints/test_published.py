@@ -68,7 +68,7 @@ def test_a_cat_is_a_tabby_cat() -> None:
 
 
 @pytest.mark.parametrize("tag", ["", "dino", "in1k_ijepa", "lvd142m", "my_in1k_flowers", "in1k-ish", "augreg_in21k"])
-def test_tag_with_other_class_count_gives_no_names(tag: str) -> None:
+def test_tag_of_other_class_count_has_no_names(tag: str) -> None:
     assert said_by_tag(tag, 1000) is None
 
 

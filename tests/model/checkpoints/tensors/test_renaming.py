@@ -169,7 +169,7 @@ def renamed(state: State, old: str, new: str) -> State:
         (lambda s: changed(s, head__0__weight=torch.ones(4, 5)), "head.0.weight with shape"),
         (lambda s: renamed(renamed(s, "", "backbone."), "backbone.head", "head"), "under backbone and beside it head.weight"),
         (lambda s: s | renamed(s, "", "ema."), "several models, with patch_embed.proj.weight and ema.patch_embed.proj.weight"),
-        (lambda s: changed(s, patch_embed__proj__weight=torch.ones(32, 1, 16, 16)), "takes pictures of 1 channels"),
+        (lambda s: changed(s, patch_embed__proj__weight=torch.ones(32, 1, 16, 16)), "takes images of 1 channels"),
         (lambda s: changed(s, norm__weight=torch.full((32,), float("nan"))), "norm.weight has values that are not finite"),
         (
             lambda s: changed(s, norm__weight=torch.full((32,), 1e300, dtype=torch.float64)),
@@ -216,7 +216,7 @@ def test_way_out_for_timm_file_of_other_size(tmp_path: Path, monkeypatch: pytest
     model = randomise(timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=5)).eval()
     torch.save(model.state_dict(), tmp_path / "model.pth")
     with pytest.raises(
-        CheckpointError, match=r"pos_embed is of pictures of 48 pixels, but vit_tiny_patch16_224 takes 224"
+        CheckpointError, match=r"pos_embed is of images of 48 pixels, but vit_tiny_patch16_224 takes 224"
     ) as caught:
         load_checkpoint(tmp_path / "model.pth", TIMM)
     exec(str(caught.value).partition("run in Python: ")[2], {})

@@ -199,7 +199,7 @@ def test_model_arg_is_honoured_or_refused(key: str, saved: Path, tmp_path: Path)
 
 
 @pytest.mark.parametrize("key", [*(field.name for field in dataclasses.fields(PretrainedCfg)), "dropout", "scale"])
-def test_pretrained_cfg_key_is_honoured_or_refused(key: str, copy: Path) -> None:
+def test_pretrained_key_is_honoured_or_refused(key: str, copy: Path) -> None:
     answered = []
     for value in ["elsewhere"] if key in TEXTS else PRETRAINED[key]:
         edit(copy, "pretrained_cfg", **{key: value})
@@ -268,12 +268,12 @@ def test_what_would_be_another_model_is_refused(copy: Path, changes: dict[str, A
         load_checkpoint(copy)
 
 
-def test_wrapper_without_pretrained_cfg_is_refused(tmp_path: Path) -> None:
+def test_wrapper_without_pretrained_is_refused(tmp_path: Path) -> None:
     """Read what transformers writes of a model made from an architecture's name; it has no image processor for it either."""
     said: dict[str, Any] = {"num_labels": 5}
     config = transformers.TimmWrapperConfig(architecture=ARCHITECTURE, model_args=SMALL, **said)
     transformers.TimmWrapperForImageClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match=r"config.json: pretrained_cfg is missing, which says how pictures are prepared"):
+    with pytest.raises(CheckpointError, match=r"config.json: pretrained_cfg is missing, which says how images are prepared"):
         load_checkpoint(tmp_path)
     edit(tmp_path, "pretrained_cfg", input_size=[3, 32, 32])
     assert load_checkpoint(tmp_path).preprocessing.output_size == (32, 32)
