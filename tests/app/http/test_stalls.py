@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import random
 import re
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
