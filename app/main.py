@@ -94,6 +94,8 @@ async def _lifespan(state: AppState, on_failure: Callable[[str], None], _: FastA
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     for wire in WIRES.wires:
+        app.router.routes.extend(wire.direct_routes)
+    for wire in WIRES.wires:
         for router in wire.routers:
             app.include_router(router)
     if settings.docs:

@@ -90,7 +90,7 @@ class Settings(BaseSettings):
         default_factory=_default_cache_dir, description="Directory that caches converted and compiled models."
     )
     max_batch_size: int | None = Field(
-        None, ge=1, le=1024, description="Maximum images in a batch. Default: 64 on CUDA, 256 tokens' worth on a CPU."
+        None, ge=1, le=1024, description="Maximum images in a batch. Default: 128 on CUDA, 256 tokens' worth on a CPU."
     )
     max_queue_delay_ms: float = Field(
         0.0,

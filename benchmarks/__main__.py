@@ -127,7 +127,7 @@ def _start(rounds: int) -> Section:
             began = time.perf_counter()
             server, port = start_ours(MODELS[0].directory(_WORK), {"cache_dir": cache}, subprocess.DEVNULL)
             try:
-                wait_until_healthy(port)
+                wait_until_healthy(server, port)
                 return time.perf_counter() - began
             finally:
                 server.stop()

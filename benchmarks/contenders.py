@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ import httpx
 
 from benchmarks.load import Load, Target, ask
 from benchmarks.measure import progress
-from benchmarks.peers import Peer, Server
+from benchmarks.peers import ROOT, Peer, Server
 from benchmarks.watch import metrics_of
 
 _PATIENCE_S = 120.0
@@ -37,8 +37,7 @@ class Contender:
 
     @property
     def memory_mib(self) -> float:
-        """Proportional set size of all its processes, which counts shared pages once."""
-        return sum(_pss_kib(pid) for pid in self.server.pids()) / 1024
+        return pss_mib(self.server.pids())
 
     @property
     def ours(self) -> bool:
@@ -141,17 +140,21 @@ def start_ours(model: Path, settings: dict[str, object], log: int) -> tuple[Serv
     return _start_ours(model, port, log, settings), port
 
 
-def wait_until_healthy(port: int) -> None:
-    """Wait until our server is ready."""
-    give_up_at = time.monotonic() + _PATIENCE_S
-    while time.monotonic() < give_up_at:
+def wait_until_healthy(server: Server, port: int, patience_s: float = _PATIENCE_S) -> None:
+    """Wait until our server is ready.
+
+    Raises:
+        SystemExit: it ended, or took too long.
+    """
+    give_up_at = time.monotonic() + patience_s
+    while time.monotonic() < give_up_at and server.process.poll() is None:
         try:
             if httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200:
                 return
         except httpx.TransportError:
             pass
         time.sleep(0.02)
-    raise SystemExit(f"{OURS} is not ready after {_PATIENCE_S:.0f} s")
+    raise SystemExit(f"{OURS} has ended, or is not ready after {patience_s:.0f} s")
 
 
 def _start_ours(model: Path, port: int, log: int, settings: dict[str, object]) -> Server:
@@ -160,8 +163,8 @@ def _start_ours(model: Path, port: int, log: int, settings: dict[str, object]) -
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
     environment |= {f"VIT_{name.upper()}": str(value) for name, value in variables.items()}
     environment |= dict([mark.split("=", 1)])
-    command = [str(Path(sys.executable).parent / "vit-serve"), "serve"]
-    return Server(subprocess.Popen(command, env=environment, stderr=log, start_new_session=True), mark)
+    command = [sys.executable, "-m", "app.cli", "serve"]
+    return Server(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log, start_new_session=True), mark)
 
 
 def _wait_until_ready(name: str, server: Server, target: Target) -> None:
@@ -195,6 +198,11 @@ def _free_port() -> int:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def pss_mib(pids: Iterable[int]) -> float:
+    """Return the proportional set size of processes, which counts shared pages once."""
+    return sum(_pss_kib(pid) for pid in pids) / 1024
 
 
 def _pss_kib(pid: int) -> int:

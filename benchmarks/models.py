@@ -1,4 +1,4 @@
-"""Benchmark models: the bundled one, and two at 224 pixels with random weights, in Hugging Face's layout."""
+"""Benchmark models: the bundled one, and three at 224 pixels with random weights, in Hugging Face's layout."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from app.settings import BUNDLED_MODEL
 
-_PATCH_SIZE, _DEPTH, _CLASSES = 16, 12, 1000
+_PATCH_SIZE, _CLASSES = 16, 1000
 
 _PREPROCESSOR = {
     "image_processor_type": "ViTImageProcessor",
@@ -37,6 +37,8 @@ class BenchmarkModel:
     """Seconds of a measurement, several times those of a batch."""
     peer_batch_size: int
     """Smallest batch at which the peers' engine reaches its throughput."""
+    depth: int = 12
+    """Blocks of a ViT with random weights."""
 
     def directory(self, below: Path) -> Path:
         """Return the checkpoint; create it if it is missing."""
@@ -46,8 +48,8 @@ class BenchmarkModel:
         if not (directory / "model.safetensors").exists():
             directory.mkdir(parents=True, exist_ok=True)
             (directory / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
-            (directory / "config.json").write_text(json.dumps(_config(self.width)))
-            save_file(_random_weights(self.width), directory / "model.safetensors", metadata={"format": "pt"})
+            (directory / "config.json").write_text(json.dumps(_config(self.width, self.depth)))
+            save_file(_random_weights(self.width, self.depth), directory / "model.safetensors", metadata={"format": "pt"})
         return directory
 
 
@@ -56,9 +58,11 @@ MODELS = (
     BenchmarkModel("vit-tiny", "ViT-Ti/16 at 224", 192, 3, 16),
     BenchmarkModel("vit-base", "ViT-B/16 at 224", 768, 12, 8),
 )
+VIT_LARGE = BenchmarkModel("vit-large", "ViT-L/16 at 224", 1024, 12, 8, depth=24)
+"""Measured on GPUs alone."""
 
 
-def _config(width: int) -> dict[str, object]:
+def _config(width: int, depth: int) -> dict[str, object]:
     """Return a configuration with heads of 64 and an MLP of four times the width, as published up to ViT-L."""
     return {
         "architectures": ["ViTForImageClassification"],
@@ -67,7 +71,7 @@ def _config(width: int) -> dict[str, object]:
         "patch_size": _PATCH_SIZE,
         "hidden_size": width,
         "intermediate_size": 4 * width,
-        "num_hidden_layers": _DEPTH,
+        "num_hidden_layers": depth,
         "num_attention_heads": width // 64,
         "qkv_bias": True,
         "hidden_act": "gelu",
@@ -77,7 +81,7 @@ def _config(width: int) -> dict[str, object]:
     }
 
 
-def _random_weights(width: int) -> dict[str, Tensor]:
+def _random_weights(width: int, depth: int) -> dict[str, Tensor]:
     """Return weights with transformers' names, wide enough that answers differ between images."""
     random = torch.Generator().manual_seed(0)
     state: dict[str, Tensor] = {}
@@ -96,7 +100,7 @@ def _random_weights(width: int) -> dict[str, Tensor]:
     add("vit.embeddings.position_embeddings", 1, 1 + (224 // _PATCH_SIZE) ** 2, width)
     add("vit.embeddings.patch_embeddings.projection.weight", width, 3, _PATCH_SIZE, _PATCH_SIZE)
     add("vit.embeddings.patch_embeddings.projection.bias", width)
-    for block in (f"vit.encoder.layer.{index}" for index in range(_DEPTH)):
+    for block in (f"vit.encoder.layer.{index}" for index in range(depth)):
         for part in ("attention.attention.query", "attention.attention.key", "attention.attention.value"):
             add_linear(f"{block}.{part}", width, width)
         add_linear(f"{block}.attention.output.dense", width, width)

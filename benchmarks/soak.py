@@ -301,7 +301,7 @@ def main() -> int:
     with (_WORK / "soak.log").open("wb") as log:
         server, port = start_ours(model.directory(_WORK / "models"), settings, log.fileno())
         try:
-            wait_until_healthy(port)
+            wait_until_healthy(server, port)
             seconds = 60 * arguments.minutes
             run = measure(server, port, images, arguments.load, seconds, warm_up_s=max(10.0, seconds / 10))
         finally:

@@ -53,10 +53,13 @@ class VisionTransformer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Encode normalised images: (B, C, H, W) -> tokens after the final norm (B, T, D), the class token first."""
-        x = self.patch_embed(images)  # (B, N, D)
-        x = self.norm_pre(self.embed_positions(x))  # (B, T, D)
-        x = self.blocks(x)
+        x = self.blocks(self.embed(images))  # (B, T, D)
         return self.norm(x)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Cut images into patches, and embed these with their positions: (B, C, H, W) -> (B, T, D)."""
+        patches = self.patch_embed(images)  # (B, N, D)
+        return self.norm_pre(self.embed_positions(patches))
 
     def embed_positions(self, patches: Tensor) -> Tensor:
         """Prepend the prefix tokens and add the position embedding: (B, N, D) -> (B, T, D)."""

@@ -5,9 +5,9 @@ They are few and large because FastAPI spends more on each dependency than the d
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 from fastapi import Depends, Header, Request
 from starlette.requests import ClientDisconnect
@@ -19,6 +19,8 @@ from app.http.numbers import whole_number
 from app.metrics import Metrics
 from app.serving.classifier import Classifier
 from app.serving.service import Service
+
+TIMEOUT_HEADER = "x-request-timeout-ms"
 
 T = TypeVar("T")
 
@@ -56,9 +58,12 @@ async def check_client(request: Request) -> None:
 
 async def admit(
     request: Request,
-    x_request_timeout_ms: Annotated[
+    timeout_ms: Annotated[
         str | None,
-        Header(description="Deadline of this request in milliseconds from its arrival; can only shorten the server's."),
+        Header(
+            alias=TIMEOUT_HEADER,
+            description="Deadline of this request in milliseconds from its arrival; can only shorten the server's.",
+        ),
     ] = None,
 ) -> AsyncIterator[Admitted]:
     """Accept a request with images until it is answered: the client may send it, the service is ready, a slot is free.
@@ -71,7 +76,7 @@ async def admit(
     await check_client(request)
     state = state_of(request.app)
     with state.service.accept() as accepted:
-        deadline = request.state.arrival + _timeout(x_request_timeout_ms, state.settings.request_timeout_s)
+        deadline = request.state.arrival + _timeout(timeout_ms, state.settings.request_timeout_s)
         body = Body(request, accepted.reserve_bytes, state.slices)
         yield Admitted(state, accepted.classifier, body, deadline)
 
@@ -90,23 +95,31 @@ MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 AdmittedDep = Annotated[Admitted, Depends(admit)]
 
 
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
     """Await the work, and cancel it if the client disconnects. The request's body must have been read.
 
     Raises:
         ClientDisconnect: the client has gone.
     """
-    task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
+    waiting, gone = asyncio.current_task(), False
+    assert waiting is not None
+
+    def leave(_: asyncio.Task[None]) -> None:
+        nonlocal gone
+        gone = True
+        waiting.cancel()
+
+    watch = asyncio.create_task(_disconnected(request))
+    watch.add_done_callback(leave)
     try:
-        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and waiting.uncancel() == 0:
+            raise ClientDisconnect from None
+        raise
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.wait((task, gone))
+        watch.remove_done_callback(leave)
+        watch.cancel()
 
 
 async def _disconnected(request: Request) -> None:

@@ -4,7 +4,12 @@ from app.api import health, model, predict
 from app.api.problems import render_problem
 from app.api.wire import Wire, Wires
 
-NATIVE = Wire(routers=(predict.router, model.router, health.router), health_paths=health.PATHS, render=render_problem)
+NATIVE = Wire(
+    routers=(predict.router, model.router, health.router),
+    direct_routes=predict.DIRECT_ROUTES,
+    health_paths=health.PATHS,
+    render=render_problem,
+)
 
 WIRES = Wires((NATIVE,))
 """All wires of the service."""

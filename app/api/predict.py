@@ -4,35 +4,23 @@ import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BeforeValidator
-from pydantic_core import PydanticCustomError
 
 from app import errors
 from app.api.answers import answer, write_result, write_results
 from app.api.dependencies import AdmittedDep, while_connected
+from app.api.direct_route import DirectRoute
 from app.api.payloads.body import Image
 from app.api.payloads.images import read_image, read_images
 from app.api.problems import problem_headers, problem_responses
-from app.api.schemas import PredictBatchBody, PredictBody
+from app.api.schemas import PredictBatchBody, PredictBody, Ranking
 from app.decoding.limits import check_work
-from app.http.numbers import whole_number
 from app.serving.classifier import Classifier
 from app.serving.results import Classification, longest
 
 router = APIRouter(tags=["predict"])
 
+RankingDep = Annotated[Ranking, Query()]
 
-def _count(sent: str | int) -> int:
-    count = whole_number(str(sent))
-    if count is None:
-        raise PydanticCustomError("whole_number", "Input should be a whole number, in digits")
-    return count
-
-
-TopK = Annotated[
-    int, BeforeValidator(_count), Query(ge=1, description="Number of classes to rank; more than there are gives all of them.")
-]
-Vectors = Annotated[bool, Query(description="Include the full `logits` and `probabilities`.")]
 
 _ERRORS = problem_responses(
     errors.MalformedRequest,
@@ -91,28 +79,18 @@ def _forms(forms: dict[str, Any]) -> dict[str, Any]:
 
 
 @router.post("/predict", response_model=PredictBody, responses=_ERRORS, openapi_extra=_forms(_PREDICT_FORMS))
-async def predict(
-    request: Request,
-    admitted: AdmittedDep,
-    top_k: TopK = 5,
-    vectors: Vectors = True,
-) -> Response:
+async def predict(request: Request, admitted: AdmittedDep, ranking: RankingDep) -> Response:
     """Classify one image, sent as a multipart part `image`, as the raw body, or as base64 in JSON."""
     state, classifier = admitted.state, admitted.classifier
     async with state.service.uploading(admitted.deadline):
         image_bytes = await read_image(admitted.body, state.body_limits)
     classification = await while_connected(request, classifier.classify(image_bytes, admitted.deadline))
     request.state.timings = classification.timings
-    return answer(classifier, await state.slices.work(write_result(classification, top_k, vectors)))
+    return answer(classifier, await state.slices.work(write_result(classification, ranking.top_k, ranking.vectors)))
 
 
 @router.post("/predict/batch", response_model=PredictBatchBody, responses=_ERRORS, openapi_extra=_forms(_BATCH_FORMS))
-async def predict_batch(
-    request: Request,
-    admitted: AdmittedDep,
-    top_k: TopK = 5,
-    vectors: Vectors = True,
-) -> Response:
+async def predict_batch(request: Request, admitted: AdmittedDep, ranking: RankingDep) -> Response:
     """Classify several images, sent as multipart parts `images` or as base64 in JSON; a bad one fails alone."""
     state, classifier = admitted.state, admitted.classifier
     async with state.service.uploading(admitted.deadline):
@@ -121,7 +99,7 @@ async def predict_batch(
     await state.slices.work(check_work(encoded, state.settings.max_image_pixels, state.settings.max_request_pixels))
     outcomes = await while_connected(request, _classify_all(classifier, images, admitted.deadline))
     request.state.timings = longest([outcome.timings for outcome in outcomes if isinstance(outcome, Classification)])
-    results = await state.slices.work(write_results(outcomes, top_k, vectors))
+    results = await state.slices.work(write_results(outcomes, ranking.top_k, ranking.vectors))
     refusals = [outcome for outcome in outcomes if isinstance(outcome, errors.Refused)]
     headers = problem_headers(max(refusals, key=lambda refusal: refusal.retry_after_s)) if refusals else None
     return answer(classifier, results, headers)
@@ -144,3 +122,6 @@ async def _classify_all(
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(classify(image)) for image in images]
     return [task.result() for task in tasks]
+
+
+DIRECT_ROUTES = (DirectRoute("/predict", predict), DirectRoute("/predict/batch", predict_batch))

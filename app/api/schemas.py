@@ -1,10 +1,30 @@
-"""Bodies of answers, as OpenAPI shows them."""
+"""Parameters of requests and bodies of answers, as OpenAPI shows them."""
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+from app.http.numbers import whole_number
 from app.serving.results import Activation, Prediction
+
+
+def _count(sent: str | int) -> int:
+    count = whole_number(str(sent))
+    if count is None:
+        raise PydanticCustomError("whole_number", "Input should be a whole number, in digits")
+    return count
+
+
+class Ranking(BaseModel):
+    """Parameters of the answer to an image."""
+
+    top_k: Annotated[
+        int,
+        BeforeValidator(_count),
+        Field(ge=1, description="Number of classes to rank; more than there are gives all of them."),
+    ] = 5
+    vectors: Annotated[bool, Field(description="Include the full `logits` and `probabilities`.")] = True
 
 
 class _Named(BaseModel):

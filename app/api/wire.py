@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from fastapi import APIRouter
 from starlette.responses import Response
+from starlette.routing import Route
 
 from app.api.schemas import Problem
 
@@ -18,6 +19,8 @@ class Wire:
     """Paths of health probes: answered ahead of other requests, and also when all connections are busy."""
     render: Callable[[Problem, Mapping[str, str]], Response]
     """Makes the response to an error, also to one raised outside the routes: keys, limits, 404, 500."""
+    direct_routes: tuple[Route, ...] = ()
+    """Routes that come before all routers."""
     prefix: str = ""
     """Path under which it renders errors, such as `/v2`; empty for all paths."""
 

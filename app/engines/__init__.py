@@ -6,6 +6,7 @@
     int8.py             dynamic int8 quantization for OpenVINO: faster still, less exact
     torch_cpu.py        eager torch on a CPU, for everything the model supports
     torch_cuda.py       torch on a GPU: compiled, captured as CUDA graphs, fed from pinned memory
+    cuda_modules.py     modules that are faster there than those of the model
 
 `pixel_model.py` is the module that all of them run; `artifact_cache.py` keeps converted models on disk.
 """

@@ -21,7 +21,7 @@ from model.checkpoints.checkpoint import Checkpoint
 _TOKENS_PER_BATCH = 256
 """Tokens per batch on one core: larger GEMMs gain no throughput (benchmarks/README.md) and only add latency."""
 
-_GPU_BATCH_SIZE = 64
+_GPU_BATCH_SIZE = 128
 
 _OPENVINO_DTYPES = ("float32", "int8")
 

@@ -15,6 +15,7 @@ import structlog
 import torch
 from torch import Tensor
 
+from app.engines.cuda_modules import replace_modules
 from app.engines.pixel_model import PixelModel, parse_dtype
 from app.errors import EngineDead, OutOfMemory, StartError
 from app.pixels import Logits, Pixels
@@ -88,19 +89,24 @@ class TorchCudaEngine:
         self.dtype = dtype
         self.max_batch_size = max_batch_size
         self.batch_sizes = padded_sizes(max_batch_size)
-        model = model.to(device, parse_dtype(dtype))
-        self._model = _compiled(model, len(self.batch_sizes)) if compile_model else model
+        self._model = model.to(device, parse_dtype(dtype))
+        self._compiled = compile_model
         self._compute_stream = _stream(device)
         self._copy_stream = _stream(device)
         self._launch_lock = threading.Lock()  # streams are shared, so batches launch one after another
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
         self._slots = SimpleQueue[_Slot]()
         with _start_errors(device, compile_model, max_batch_size), torch.inference_mode():
+            image = np.random.default_rng(0).integers(0, 256, model.image_shape, dtype=np.uint8)
+            expected, size_of_logits = model.reference(torch.from_numpy(image).to(device)[None])
+            if device.type == "cuda" and dtype != "float32":
+                replace_modules(model.vit)
+            if compile_model:
+                _compile(model, len(self.batch_sizes))
             for _ in range(_IN_FLIGHT):
                 self._slots.put(_Slot(model, max_batch_size, device))
             self._prepare(torch.zeros(max_batch_size, *model.image_shape, dtype=torch.uint8, device=device))
-            if compile_model:
-                self._compare(model)
+            self._compare(image, expected.cpu().numpy(), size_of_logits)
 
     def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
         slot = self._slots.get()
@@ -157,20 +163,16 @@ class TorchCudaEngine:
             pool = graph.pool()
             self._graphs[size] = graph, pixels[:size], logits
 
-    def _compare(self, model: PixelModel) -> None:
-        """Raise if the compiled model and the eager one disagree, at any batch size, on copies of one image."""
-        image = np.random.default_rng(0).integers(0, 256, model.image_shape, dtype=np.uint8)
-        found, size_of_logits = model.reference(torch.from_numpy(image).to(self.device)[None])
-        expected = found.cpu().numpy()
+    def _compare(self, image: Pixels, expected: Logits, size_of_logits: float) -> None:
+        """Raise if the prepared model and the eager one disagree, at any batch size, on copies of one image."""
         if not np.isfinite(expected).all():  # the model is at fault, and the warm-up reports it
             return
         for size in self.batch_sizes:
             with np.errstate(invalid="ignore"):
                 difference = np.abs(self.run([image] * size, use_all_cores=False) - expected).max()
             if not difference <= _TOLERANCES[self.dtype] * size_of_logits:  # also true for NaN
-                raise StartError(
-                    f"VIT_COMPILE: logits of the compiled model are {difference:.2g} away from torch's; set it to false"
-                )
+                advice = "VIT_COMPILE: {}; set it to false" if self._compiled else "VIT_DTYPE: {}; set it to float32"
+                raise StartError(advice.format(f"logits of the prepared model are {difference:.2g} away from torch's"))
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:
@@ -183,11 +185,14 @@ def padded_sizes(max_batch_size: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, max_batch_size}))
 
 
-def _compiled(model: PixelModel, sizes: int) -> PixelModel:
+def _compile(model: PixelModel, sizes: int) -> None:
+    """Compile parts of the model at their first run. All blocks share what is compiled for one of them."""
     limits = torch._dynamo.config
-    limits.recompile_limit = max(limits.recompile_limit, sizes)
-    compiled: PixelModel = torch.compile(model, dynamic=False)  # type: ignore[assignment]  # it wraps the model
-    return compiled
+    limits.recompile_limit += sizes  # an engine made earlier in this process has filled its own
+    vit = model.vit
+    vit.embed = torch.compile(vit.embed, dynamic=False)  # type: ignore[method-assign]
+    for block in vit.blocks:
+        block.compile(dynamic=False)
 
 
 def _with_cache(make: Callable[[], TorchCudaEngine], default: Path) -> TorchCudaEngine:

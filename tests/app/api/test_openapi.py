@@ -21,6 +21,7 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
+from app.api.native import WIRES
 from app.main import create_app
 from app.settings import read_settings
 from tests.support.server import Server, running_server
@@ -68,3 +69,10 @@ def test_schemathesis_finds_no_undeclared_status(server: Server, operation: Oper
         call()
     except Unsatisfiable:
         assert mode is GenerationMode.NEGATIVE  # an operation without parameters has no invalid requests
+
+
+def test_every_direct_route_is_declared() -> None:
+    described = create_app(read_settings()).openapi()["paths"]
+    direct = [route for wire in WIRES.wires for route in wire.direct_routes]
+    assert {route.path for route in direct} == {"/predict", "/predict/batch"}
+    assert all(set(described[route.path]) == {"post"} for route in direct)
