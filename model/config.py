@@ -3,14 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Pooling = Literal["token", "avg", "token+avg"]
-"""Input of the head: the class token, the mean of the patch tokens, or both concatenated (as in DINOv2 classifiers)."""
+Pooling = Literal["token", "avg", "token+avg", "map"]
+"""Input of the head: the class token, the mean of the patch tokens, both concatenated (as in DINOv2 classifiers), or attention
+pooling (as in SigLIP)."""
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 """Activation of each block's MLP; `gelu` is exact (erf)."""
 
-PosEmbedCoverage = Literal["all", "class+patches", "patches"]
-"""Tokens with a position embedding: all, all but registers (as in DINOv2 with registers), or patches alone."""
+PosEmbedCoverage = Literal["all", "class+patches", "patches", "none"]
+"""Tokens with a learned position embedding: all, all but registers (as in DINOv2 with registers), patches alone, or none."""
 
 Resampling = Literal["bicubic", "antialias", "align_corners"]
 """Interpolation of a position embedding to another grid, always bicubic: plain, antialiased where the grid shrinks (timm, and
@@ -71,8 +72,14 @@ class ViTConfig:
     reg_tokens: int = 0
     """Register tokens between the class token and the patches (Darcet et al., https://arxiv.org/abs/2309.16588)."""
     pos_embed_coverage: PosEmbedCoverage = "all"
+    relative_positions: bool = False
+    """A learned bias of the attention scores in each block (`relative_positions.py`), as in BEiT."""
+    rope_theta: float | None = None
+    """Base of the rotary position embedding (`rotary_positions.py`), as in DINOv3; None for none."""
     pre_norm: bool = False
     """A norm before the first block, as in CLIP."""
+    final_norm: bool = True
+    """A norm after the last block, or after pooling; CLIP's classifiers in transformers have none."""
     pooling: Pooling = "token"
     fc_norm: bool = False
     """The final norm after pooling (as in MAE fine-tunes), instead of before."""
@@ -90,6 +97,10 @@ class ViTConfig:
             raise ValueError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
+        if self.rope_theta is not None and not (self.rope_theta > 0 and self.embed_dim // self.num_heads % 4 == 0):
+            raise ValueError("a rotary position embedding needs rope_theta above 0 and heads whose width is a multiple of 4")
+        if self.relative_positions and (self.num_prefix_tokens != 1 or not self.class_token):
+            raise ValueError("relative positions need a class token, and no other token beside the patches")
         if "token" in self.pooling and not self.class_token:
             raise ValueError(f"pooling {self.pooling!r} needs a class token")
         if not 0 < self.layer_norm_eps < 1:  # also refuses NaN
@@ -119,7 +130,7 @@ class ViTConfig:
                 return self.num_prefix_tokens
             case "class+patches":
                 return self.num_prefix_tokens - self.reg_tokens
-            case "patches":
+            case "patches" | "none":
                 return 0
 
     @property

@@ -13,8 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention_pool import AttentionPool
 from model.config import Activation, Resampling, ViTConfig
 from model.patch_embedding import PatchEmbed
+from model.relative_positions import RelativePositions
+from model.rotary_positions import RotaryPositions
 
 _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
@@ -39,11 +42,14 @@ class VisionTransformer(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width)) if config.class_token else None
         self.dist_token = nn.Parameter(torch.zeros(1, 1, width)) if config.dist_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, config.reg_tokens, width)) if config.reg_tokens else None
-        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_pos_embed_prefix_tokens + config.num_patches, width))
+        embedded = config.num_pos_embed_prefix_tokens + config.num_patches
+        self.pos_embed = nn.Parameter(torch.zeros(1, embedded, width)) if config.pos_embed_coverage != "none" else None
         self.norm_pre = nn.LayerNorm(width, eps=config.layer_norm_eps) if config.pre_norm else nn.Identity()
         self.blocks = nn.Sequential(*(EncoderBlock(config) for _ in range(config.depth)))
-        self.norm = nn.Identity() if config.fc_norm else nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.fc_norm = nn.LayerNorm(config.head_dim, eps=config.layer_norm_eps) if config.fc_norm else nn.Identity()
+        norm, fc_norm = config.final_norm and not config.fc_norm, config.final_norm and config.fc_norm
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if norm else nn.Identity()
+        self.attn_pool = _attention_pool(config) if config.pooling == "map" else None
+        self.fc_norm = nn.LayerNorm(config.head_dim, eps=config.layer_norm_eps) if fc_norm else nn.Identity()
         self.head = nn.Linear(config.head_dim, config.num_classes)
         self.head_dist = nn.Linear(config.head_dim, config.num_classes) if config.head_dist else None
 
@@ -65,6 +71,8 @@ class VisionTransformer(nn.Module):
         """Prepend the prefix tokens and add the position embedding: (B, N, D) -> (B, T, D)."""
         tokens = (self.cls_token, self.dist_token, self.reg_token)
         prefix = [token.expand(patches.shape[0], -1, -1) for token in tokens if token is not None]  # (1, n, D) -> (B, n, D)
+        if self.pos_embed is None:
+            return torch.cat((*prefix, patches), dim=1)
         match self.config.pos_embed_coverage:
             case "all":
                 return torch.cat((*prefix, patches), dim=1) + self.pos_embed
@@ -72,7 +80,7 @@ class VisionTransformer(nn.Module):
                 *first, registers = prefix
                 x = torch.cat((*first, patches), dim=1) + self.pos_embed
                 return torch.cat((x[:, : len(first)], registers, x[:, len(first) :]), dim=1)
-            case "patches":
+            case _:  # patches
                 return torch.cat((*prefix, patches + self.pos_embed), dim=1)
 
     def forward_head(self, tokens: Tensor) -> Tensor:
@@ -92,6 +100,10 @@ class VisionTransformer(nn.Module):
                 return patches.mean(dim=1)
             case "token+avg":
                 return torch.cat((cls_token, patches.mean(dim=1)), dim=1)
+            case "map":
+                assert self.attn_pool is not None
+                pooled: Tensor = self.attn_pool(tokens)
+                return pooled
 
 
 class EncoderBlock(nn.Module):
@@ -100,7 +112,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
-        self.attn = Attention(config.embed_dim, config.num_heads, config.qkv_bias)
+        self.attn = Attention(config)
         self.ls1 = LayerScale(config.embed_dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
         self.mlp = (SwiGlu if config.swiglu else Mlp)(config.embed_dim, config.mlp_dim, config.activation)
@@ -112,19 +124,27 @@ class EncoderBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over all tokens, with one matrix for queries, keys and values."""
+    """Multi-head self-attention over all tokens, with one matrix for queries, keys and values: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, embed_dim: int, num_heads: int, qkv_bias: bool) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        width, heads = config.embed_dim, config.num_heads
+        self.num_heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.rel_pos = RelativePositions(config.grid_size, heads) if config.relative_positions else None
+        self.rope = None
+        if config.rope_theta is not None:
+            self.rope = RotaryPositions(config.grid_size, width // heads, config.num_prefix_tokens, config.rope_theta)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)  # (B, T, 3, h, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # three of (B, h, T, d)
-        x = F.scaled_dot_product_attention(q, k, v)
+        if self.rope is not None:
+            q, k = self.rope(q), self.rope(k)
+        bias = None if self.rel_pos is None else self.rel_pos()  # (h, T, T)
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))  # (B, h, T, d) -> (B, T, D)
 
 
@@ -153,6 +173,11 @@ class SwiGlu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
         return self.fc2(self.activation(gate) * value)
+
+
+def _attention_pool(config: ViTConfig) -> AttentionPool:
+    mlp = Mlp(config.embed_dim, config.mlp_dim, config.activation)
+    return AttentionPool(config.embed_dim, config.num_heads, config.layer_norm_eps, mlp)
 
 
 class LayerScale(nn.Module):

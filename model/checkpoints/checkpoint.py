@@ -231,8 +231,16 @@ def _read_state(weights: WeightsFile, key_map: KeyMap, config: ViTConfig, *, hea
 
 
 def _resize(state: dict[str, Tensor], config: ViTConfig, image_size: int, resampling: Resampling) -> ViTConfig:
-    """Make the position embedding in `state` fit another image size; returns the configuration that fits it."""
+    """Make the position embedding in `state` fit another image size; returns the configuration that fits it.
+
+    Raises:
+        ValueError: it cannot be interpolated.
+    """
     resized = replace(config, image_size=image_size)
+    if config.relative_positions:
+        raise ValueError(f"its relative positions are for images of {config.image_size} pixels, and are not interpolated")
+    if config.pos_embed_coverage == "none":  # rotary positions are computed for any size
+        return resized
     state["pos_embed"] = resample_position_embedding(
         state["pos_embed"], resized.grid_size, num_prefix=config.num_pos_embed_prefix_tokens, resampling=resampling
     )

@@ -27,6 +27,8 @@ class KeyMap:
     for the block's number. What is not named has the same name there."""
     ignored: tuple[str, ...] = ()
     """Beginnings of keys that play no part in classification."""
+    zeros: tuple[str, ...] = ()
+    """Endings of keys that the library's model does not have, because they are zero there: a bias of the keys."""
     renames: tuple[tuple[str, str], ...] = ()
     """Names that other versions write, or have in memory only, as regular expressions, and what replaces them."""
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -64,7 +66,13 @@ def read_state(file: WeightsFile, key_map: KeyMap, config: ViTConfig, *, headles
     if headless:
         expected = {key: shape for key, shape in expected.items() if not key.startswith("head")}
     _check(file, key_map, expected, headless)
-    return {key: torch.cat([_read_floats(file, source) for source in key_map.sources(key)]) for key in expected}
+    return {key: _read(file, key_map.sources(key), shape) for key, shape in expected.items()}
+
+
+def _read(file: WeightsFile, sources: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
+    """Stack the parts of a tensor; a part that is not in the file is zero."""
+    part = (shape[0] // len(sources), *shape[1:])
+    return torch.cat([_read_floats(file, key).view(part) if key in file.shapes else torch.zeros(part) for key in sources])
 
 
 def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
@@ -101,9 +109,15 @@ def _check(file: WeightsFile, key_map: KeyMap, expected: dict[str, tuple[int, ..
         sources = key_map.sources(key)
         wanted |= {source: (rows // len(sources), *rest) for source in sources}
     ignored = (*key_map.ignored, *key_map.sources("head"), "head") if headless else key_map.ignored
-    problems = [f"{key} is missing, expected with shape {shape}" for key, shape in wanted.items() if key not in found]
+    problems = [
+        f"{key} is missing, expected with shape {shape}"
+        for key, shape in wanted.items()
+        if key not in found and not (key_map.zeros and key.endswith(key_map.zeros))
+    ]
     problems += [
-        f"{key} has shape {found[key]}, expected {shape}" for key, shape in wanted.items() if found.get(key, shape) != shape
+        f"{key} has shape {found[key]}, expected {shape}"
+        for key, shape in wanted.items()
+        if _without_leading_ones(found.get(key, shape)) != _without_leading_ones(shape)
     ]
     problems += [
         f"{key} with shape {shape} is not expected"
@@ -113,3 +127,8 @@ def _check(file: WeightsFile, key_map: KeyMap, expected: dict[str, tuple[int, ..
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
         raise CheckpointError(f"{file.path} does not fit the architecture: {'; '.join(problems[:5])}{more}")
+
+
+def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop sizes of 1 in front: some libraries store a token or a position embedding with them, others without."""
+    return shape[next((index for index, size in enumerate(shape) if size != 1), len(shape)) :]
