@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from model.checkpoints.blueprint import Blueprint, config_errors, input_size
 from model.checkpoints.folder import refuse_other_folders
 from model.checkpoints.hub import download, is_hub_id
-from model.checkpoints.hugging_face.directory import dinov2_key_map, read_hugging_face, vit_config
+from model.checkpoints.hugging_face.directory import read_hugging_face
+from model.checkpoints.hugging_face.families import DINOV2
+from model.checkpoints.hugging_face.key_maps import dinov2_key_map
 from model.checkpoints.labels import FILE as LABELS
 from model.checkpoints.labels import check_labels, name_classes
 from model.checkpoints.tensors.file_kind import SUFFIXES
@@ -145,7 +147,7 @@ def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionT
         raise CheckpointError(f"{directory}: training starts from {' or '.join(prefixes)}, not from {architecture}")
     prefix = prefixes[architecture]
     with config_errors(directory / "config.json"):
-        config = vit_config("Dinov2ForImageClassification", raw, num_classes)
+        config = DINOV2.config(raw, num_classes)
     key_map = dinov2_key_map(prefix, swiglu=config.swiglu)
     state = _read_state(rename_tensors(open_weights(find_weights(directory)), key_map), key_map, config, headless=True)
     model = VisionTransformer(_resize(state, config, image_size, "antialias"))

@@ -27,12 +27,31 @@ class KeyMap:
     for the block's number. What is not named has the same name there."""
     ignored: tuple[str, ...] = ()
     """Beginnings of keys that play no part in classification."""
+    ignored_endings: tuple[str, ...] = ()
+    """Endings of such keys."""
     zeros: tuple[str, ...] = ()
     """Endings of keys that the library's model does not have, because they are zero there: a bias of the keys."""
     renames: tuple[tuple[str, str], ...] = ()
     """Names that other versions write, or have in memory only, as regular expressions, and what replaces them."""
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names that replace those in `names` in a file that has them: one tensor is stored as several there."""
+
+    def extended(
+        self,
+        *,
+        names: Mapping[str, tuple[str, ...]] | None = None,
+        renames: tuple[tuple[str, str], ...] = (),
+        ignored_endings: tuple[str, ...] = (),
+        zeros: tuple[str, ...] = (),
+    ) -> "KeyMap":
+        """Return the key map of an architecture that has more names than this one, or others."""
+        return replace(
+            self,
+            names={**self.names, **(names or {})},
+            renames=(*renames, *self.renames),
+            ignored_endings=ignored_endings,
+            zeros=zeros,
+        )
 
     def for_file(self, file: WeightsFile) -> "KeyMap":
         """Return the key map of a file, which may have the split names."""
@@ -112,7 +131,7 @@ def _check(file: WeightsFile, key_map: KeyMap, expected: dict[str, tuple[int, ..
     problems = [
         f"{key} is missing, expected with shape {shape}"
         for key, shape in wanted.items()
-        if key not in found and not (key_map.zeros and key.endswith(key_map.zeros))
+        if key not in found and not key.endswith(key_map.zeros)
     ]
     problems += [
         f"{key} has shape {found[key]}, expected {shape}"
@@ -122,7 +141,7 @@ def _check(file: WeightsFile, key_map: KeyMap, expected: dict[str, tuple[int, ..
     problems += [
         f"{key} with shape {shape} is not expected"
         for key, shape in found.items()
-        if key not in wanted and not key.startswith(ignored)
+        if key not in wanted and not key.startswith(ignored) and not key.endswith(key_map.ignored_endings)
     ]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
