@@ -35,8 +35,13 @@ class PixelModel(nn.Module):
         """(C, H, W) of one image."""
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.parameters()).dtype
+
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.vit(pixels.to(self.vit.head.weight.dtype))
+        logits: Tensor = self.vit(pixels.to(self.dtype))
         return logits.float()
 
     def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
@@ -45,12 +50,13 @@ class PixelModel(nn.Module):
         The size is the largest logit. But the logits of a few classes can all be near 0 by chance; then it is the size of the
         head's output for random features of the same norm.
         """
-        weight = self.vit.head.weight.float()
-        tokens = self.vit.forward_features(pixels.to(self.vit.head.weight.dtype))
+        tokens = self.vit.forward_features(pixels.to(self.dtype))
         features = self.vit.fc_norm(self.vit.pool(tokens)).float()
         logits = self.vit.forward_head(tokens).float()
-        by_chance = weight.norm(dim=1).max() * features.square().mean().sqrt()
-        return logits, float(torch.maximum(logits.abs().max(), by_chance))
+        size = logits.abs().max()
+        if isinstance(self.vit.head, nn.Linear):
+            size = torch.maximum(size, self.vit.head.weight.float().norm(dim=1).max() * features.square().mean().sqrt())
+        return logits, float(size)
 
 
 def _sharing_weights(model: VisionTransformer) -> VisionTransformer:

@@ -116,6 +116,7 @@ def _describe(checkpoint: Checkpoint, engine: Engine) -> ModelDescription:
         image_size=config.image_size,
         patch_size=config.patch_size,
         parameters=checkpoint.parameters,
+        output_size=config.output_dim,
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,

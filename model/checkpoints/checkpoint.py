@@ -104,7 +104,9 @@ def load_checkpoint(
         raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
     with config_errors(Path(model)):
         check_labels(blueprint.labels)
-    if activation == "auto":
+    if not blueprint.config.num_classes:
+        activation = "none"
+    elif activation == "auto":
         with config_errors(Path(model), "activation"):
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
@@ -151,9 +153,10 @@ def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionT
     key_map = dinov2_key_map(prefix, swiglu=config.swiglu)
     state = _read_state(rename_tensors(open_weights(find_weights(directory)), key_map), key_map, config, headless=True)
     model = VisionTransformer(_resize(state, config, image_size, "antialias"))
-    nn.init.trunc_normal_(model.head.weight, std=0.02)
-    nn.init.zeros_(model.head.bias)
-    model.load_state_dict(state | {f"head.{name}": value for name, value in model.head.state_dict().items()})
+    head = nn.Linear(config.head_dim, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    model.load_state_dict(state | {f"head.{name}": value for name, value in head.state_dict().items()})
     return model
 
 

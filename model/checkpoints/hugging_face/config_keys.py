@@ -93,4 +93,11 @@ CONTRASTIVE = KnownKeys(
 )
 """Keys of CLIP and SigLIP, whose image encoder is configured in `vision_config`."""
 
+DINOV3 = KnownKeys(
+    (VIT.honoured - {"qkv_bias"}) | keys("num_register_tokens rope_theta use_gated_mlp"),
+    HARMLESS | keys("pos_embed_shift pos_embed_jitter pos_embed_rescale attention_dropout"),
+    SUPPORTED | {"query_bias": (True,), "key_bias": (False,), "value_bias": (True,), "proj_bias": (True,), "mlp_bias": (True,)},
+    REFUSED,
+)
+
 VISION_CONFIG = KnownKeys(VIT.honoured - {"qkv_bias"}, HARMLESS | _CONTRASTIVE, SUPPORTED, REFUSED)

@@ -1,21 +1,22 @@
 """Hugging Face directories: config.json, safetensors and preprocessor_config.json, as `save_pretrained` writes them."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from model.checkpoints.blueprint import Blueprint, config_errors, input_size, integer
-from model.checkpoints.hugging_face.families import ARCHITECTURES
+from model.checkpoints.hugging_face.families import ARCHITECTURES, ENCODERS
 from model.checkpoints.labels import as_labels, placeholders
 from model.checkpoints.tensors.regular_file import exists
 from model.checkpoints.tensors.weights_file import CheckpointError, find_weights, read_json, readable
 from model.preprocessing import from_hugging_face
 
 _WHY_NOT = {
-    r"(ViT|DeiT|ViTMSN|IJepa|Beit|Data2VecVision|Dinov2|Dinov2WithRegisters|DINOv3ViT)Model": "is an encoder without a "
-    "classifier, and there are no classes to answer; serve a fine-tune of it (…ForImageClassification)",
-    r"(Siglip|CLIP|MetaClip2)(Vision)?Model(WithProjection)?": "compares images with texts and has no classes of its own; "
-    "serve a fine-tune of it (…ForImageClassification)",
+    r"Data2VecVisionModel": "is an encoder without a classifier, and gives no features of a whole image; "
+    "serve a fine-tune of it (Data2VecVisionForImageClassification)",
+    r"(CLIP|MetaClip2)(Vision)?Model(WithProjection)?": "compares images with texts and has no classes of its own; "
+    "serve a fine-tune of it (…ForImageClassification), or its image encoder saved as CLIPVisionModel",
     r"Siglip2(ForImageClassification|Model|VisionModel)": "(NaFlex) takes images of any shape in patches, and only squares are "
     "served; use a SigLIP 2 checkpoint of a fixed size, whose model_type is siglip",
     r"(ViT|Beit|Data2VecVision)For(MaskedImageModeling|SemanticSegmentation)": "is of another task, not image classification; "
@@ -35,10 +36,15 @@ def read_hugging_face(directory: Path) -> Blueprint:
     config_file = directory / "config.json"
     raw = read_json(config_file)
     architecture = _architecture(raw, config_file)
-    family, key_map = ARCHITECTURES[architecture]
     with config_errors(config_file):
-        labels = _labels(raw)
-        config = family.config(raw, len(labels))
+        if architecture in ENCODERS:
+            family, changes, key_map = ENCODERS[architecture]
+            labels: tuple[str, ...] = ()
+            config = replace(family.config(raw, 0), **changes)
+        else:
+            family, key_map = ARCHITECTURES[architecture]
+            labels = _labels(raw)
+            config = family.config(raw, len(labels))
     preprocessing_file, processor = _processor(directory)
     with config_errors(preprocessing_file):
         preprocessing = from_hugging_face(processor, family.processor)
@@ -74,7 +80,7 @@ def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
 def _architecture(raw: dict[str, Any], path: Path) -> str:
     named = raw.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and len(named) == 1 else None
-    if architecture in ARCHITECTURES:
+    if architecture in ARCHITECTURES or architecture in ENCODERS:
         return architecture
     if architecture is None and named:
         raise CheckpointError(f"{path}: architectures {named!r} is not supported; it must be a list of one name")

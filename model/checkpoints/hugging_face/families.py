@@ -4,7 +4,7 @@ A family is a set of classes with one `model_type`. What a configuration leaves 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,12 @@ from model.checkpoints.blueprint import integer, number, side, truth
 from model.checkpoints.hugging_face import config_keys as keys
 from model.checkpoints.hugging_face.key_maps import (
     beit_key_map,
+    clip_encoder_key_map,
     contrastive_key_map,
     dinov2_key_map,
+    dinov3_key_map,
     msn_key_map,
+    siglip_encoder_key_map,
     teacher_key_map,
     vit_key_map,
 )
@@ -106,6 +109,21 @@ def _dinov2(family: Family, raw: dict[str, Any], num_classes: int) -> ViTConfig:
     return _plain(family, raw, num_classes, **options, layer_scale=True, pooling="token+avg")
 
 
+def _dinov3(family: Family, raw: dict[str, Any], num_classes: int) -> ViTConfig:
+    raw = {"hidden_size": 384, "intermediate_size": 1536, "num_attention_heads": 6, **raw}
+    gated = truth(raw, "use_gated_mlp", default=False)
+    return _plain(
+        family,
+        raw,
+        num_classes,
+        swiglu=gated,
+        layer_scale=True,
+        reg_tokens=integer(raw, "num_register_tokens", 0),
+        pos_embed_coverage="none",
+        rope_theta=number(raw, "rope_theta", 100.0),
+    )
+
+
 def _beit(family: Family, raw: dict[str, Any], num_classes: int) -> ViTConfig:
     mean = truth(raw, "use_mean_pooling", default=True)
     return _plain(
@@ -178,6 +196,28 @@ ARCHITECTURES: dict[str, tuple[Family, Callable[[ViTConfig], KeyMap]]] = {
     ),
 }
 """Classes of transformers, each with its family and the names of its tensors."""
+
+
+_SIGLIP_VISION = replace(SIGLIP, model_type="siglip_vision_model", keys=keys.VISION_CONFIG, vision_config=None)
+_CLIP_VISION = replace(CLIP, model_type="clip_vision_model", keys=keys.VISION_CONFIG, vision_config=None)
+DINOV3 = Family("dinov3_vit", keys.DINOV3, _dinov3, "DINOv3ViTImageProcessor", layer_norm_eps=1e-5, interpolates=True)
+
+ENCODERS: dict[str, tuple[Family, dict[str, Any], Callable[[ViTConfig], KeyMap]]] = {
+    "ViTModel": (VIT, {}, lambda _: vit_key_map("")),
+    "DeiTModel": (DEIT, {}, lambda _: vit_key_map("")),
+    "ViTMSNModel": (MSN, {}, lambda _: vit_key_map("")),
+    "IJepaModel": (IJEPA, {}, lambda _: vit_key_map("")),
+    "BeitModel": (BEIT, {}, lambda _: beit_key_map("")),
+    "Dinov2Model": (DINOV2, {"pooling": "token"}, lambda config: dinov2_key_map("", swiglu=config.swiglu)),
+    "Dinov2WithRegistersModel": (REGISTERS, {"pooling": "token"}, lambda config: dinov2_key_map("", swiglu=config.swiglu)),
+    "DINOv3ViTModel": (DINOV3, {}, lambda config: dinov3_key_map(gated=config.swiglu)),
+    "SiglipVisionModel": (_SIGLIP_VISION, {"pooling": "map"}, lambda _: siglip_encoder_key_map()),
+    "SiglipModel": (SIGLIP, {"pooling": "map"}, lambda _: siglip_encoder_key_map()),
+    "CLIPVisionModel": (_CLIP_VISION, {"pooling": "token", "final_norm": True}, lambda _: clip_encoder_key_map()),
+}
+"""Classes without a classifier, each with its family, what differs from the family's classifier, and the names of its tensors.
+The output is what the class gives as `pooler_output`, or the class token or mean where that is a layer for
+pretraining (../docs/models.md)."""
 
 
 def _activation(name: Any) -> Activation:

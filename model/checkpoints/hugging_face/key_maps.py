@@ -1,8 +1,15 @@
 """Names of tensors in checkpoints of Hugging Face transformers, family by family."""
 
 import re
+from dataclasses import replace
 
 from model.checkpoints.tensors.key_map import KeyMap
+
+_POSITION_IDS = ("vision_model.embeddings.position_ids",)
+"""Buffer that transformers 4 saved."""
+
+_WITHOUT_PREFIX = ((r"^(embeddings|encoder|pre_layrnorm|post_layernorm|head)\.", r"vision_model.\1."),)
+"""transformers 5 writes an image encoder alone without the prefix that it had in version 4."""
 
 _GAMMA = ((r"(layernorm\w*)\.gamma$", r"\1.weight"), (r"(layernorm\w*)\.beta$", r"\1.bias"))
 
@@ -74,7 +81,54 @@ def contrastive_key_map() -> KeyMap:
         "norm": (f"{tower}post_layernorm",),
         "head": ("classifier",),
     }
-    return KeyMap(names, ignored=(f"{tower}head.", f"{tower}post_layernorm.", f"{tower}embeddings.position_ids"))
+    return KeyMap(names, ignored=(f"{tower}head.", f"{tower}post_layernorm.", *_POSITION_IDS))
+
+
+def siglip_encoder_key_map() -> KeyMap:
+    """Return the names of SigLIP's image encoder with its attention pool, of which transformers fuses the projections."""
+    pool = "vision_model.head"
+    names = {
+        "attn_pool.latent": (f"{pool}.probe",),
+        "attn_pool.proj": (f"{pool}.attention.out_proj",),
+        "attn_pool.norm": (f"{pool}.layernorm",),
+        "attn_pool.mlp.fc1": (f"{pool}.mlp.fc1",),
+        "attn_pool.mlp.fc2": (f"{pool}.mlp.fc2",),
+    }
+    slices = {}
+    for part, where in (("q", (0, 1, 3)), ("kv", (1, 3, 3))):
+        for kind in ("weight", "bias"):
+            names[f"attn_pool.{part}.{kind}"] = (f"{pool}.attention.in_proj_{kind}",)
+            slices[f"attn_pool.{part}.{kind}"] = where
+    key_map = contrastive_key_map().extended(names=names)
+    ignored = ("text_model.", "logit_scale", "logit_bias", *_POSITION_IDS)
+    return replace(key_map, slices=slices, ignored=ignored, renames=_WITHOUT_PREFIX)
+
+
+def clip_encoder_key_map() -> KeyMap:
+    """Return the names of CLIP's image encoder, with the projection that some classes have."""
+    key_map = contrastive_key_map().extended(names={"head": ("visual_projection",)})
+    ignored = ("text_model.", "text_projection.", "logit_scale", *_POSITION_IDS)
+    return replace(key_map, ignored=ignored, renames=_WITHOUT_PREFIX)
+
+
+def dinov3_key_map(*, gated: bool) -> KeyMap:
+    """Return the names of DINOv3's encoder; its keys have no bias."""
+    first = ("gate_proj", "up_proj") if gated else ("up_proj",)
+    names = {
+        "cls_token": ("embeddings.cls_token",),
+        "reg_token": ("embeddings.register_tokens",),
+        "patch_embed.proj": ("embeddings.patch_embeddings",),
+        "blocks.*.norm1": ("layer.*.norm1",),
+        "blocks.*.attn.qkv": tuple(f"layer.*.attention.{name}_proj" for name in "qkv"),
+        "blocks.*.attn.proj": ("layer.*.attention.o_proj",),
+        "blocks.*.ls1.gamma": ("layer.*.layer_scale1.lambda1",),
+        "blocks.*.norm2": ("layer.*.norm2",),
+        "blocks.*.mlp.fc1": tuple(f"layer.*.mlp.{name}" for name in first),
+        "blocks.*.mlp.fc2": ("layer.*.mlp.down_proj",),
+        "blocks.*.ls2.gamma": ("layer.*.layer_scale2.lambda1",),
+    }
+    in_memory = ((r"^model\.layer\.", "layer."),)
+    return KeyMap(names, ("embeddings.mask_token",), renames=in_memory, zeros=(".attention.k_proj.bias",))
 
 
 def dinov2_key_map(prefix: str, *, swiglu: bool = False) -> KeyMap:

@@ -33,6 +33,9 @@ class KeyMap:
     """Endings of keys that the library's model does not have, because they are zero there: a bias of the keys."""
     renames: tuple[tuple[str, str], ...] = ()
     """Names that other versions write, or have in memory only, as regular expressions, and what replaces them."""
+    slices: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Our tensors that are a part of one tensor there: first and last of so many equal parts, such as (1, 3, 3) for keys and
+    values in a fused projection."""
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names that replace those in `names` in a file that has them: one tensor is stored as several there."""
 
@@ -85,11 +88,15 @@ def read_state(file: WeightsFile, key_map: KeyMap, config: ViTConfig, *, headles
     if headless:
         expected = {key: shape for key, shape in expected.items() if not key.startswith("head")}
     _check(file, key_map, expected, headless)
-    return {key: _read(file, key_map.sources(key), shape) for key, shape in expected.items()}
+    return {key: _read(file, key_map, key, shape) for key, shape in expected.items()}
 
 
-def _read(file: WeightsFile, sources: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
-    """Stack the parts of a tensor; a part that is not in the file is zero."""
+def _read(file: WeightsFile, key_map: KeyMap, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Stack the parts of a tensor, or cut it out of a larger one; a part that is not in the file is zero."""
+    sources = key_map.sources(key)
+    if key in key_map.slices:
+        first, last, count = key_map.slices[key]
+        return torch.cat(_read_floats(file, sources[0]).chunk(count)[first:last])
     part = (shape[0] // len(sources), *shape[1:])
     return torch.cat([_read_floats(file, key).view(part) if key in file.shapes else torch.zeros(part) for key in sources])
 
@@ -126,6 +133,9 @@ def _check(file: WeightsFile, key_map: KeyMap, expected: dict[str, tuple[int, ..
     wanted: dict[str, tuple[int, ...]] = {}
     for key, (rows, *rest) in expected.items():
         sources = key_map.sources(key)
+        if key in key_map.slices:
+            first, last, count = key_map.slices[key]
+            rows = rows * count // (last - first)
         wanted |= {source: (rows // len(sources), *rest) for source in sources}
     ignored = (*key_map.ignored, *key_map.sources("head"), "head") if headless else key_map.ignored
     problems = [
