@@ -72,7 +72,7 @@ def read_state(file: WeightsFile, key_map: KeyMap, config: ViTConfig, *, headles
 def _read(file: WeightsFile, sources: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
     """Stack the parts of a tensor; a part that is not in the file is zero."""
     part = (shape[0] // len(sources), *shape[1:])
-    return torch.cat([_read_floats(file, key).view(part) if key in file.shapes else torch.zeros(part) for key in sources])
+    return torch.cat([read_floats(file, key).view(part) if key in file.shapes else torch.zeros(part) for key in sources])
 
 
 def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
@@ -83,7 +83,7 @@ def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
     return model.eval().requires_grad_(False)
 
 
-def _read_floats(file: WeightsFile, key: str) -> Tensor:
+def read_floats(file: WeightsFile, key: str) -> Tensor:
     """One tensor in float32; refuses what is not plain finite numbers."""
     stored = file.read(key)
     if stored.is_quantized or not stored.is_floating_point():

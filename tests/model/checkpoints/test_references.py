@@ -131,8 +131,6 @@ def test_image_size_matches_torchvision(tmp_path: Path, size: int) -> None:
         "vit_relpos_base_patch16_224",
         "vit_base_r50_s16_224",
         "vit_base_patch16_dinov3",
-        "swin_tiny_patch4_window7_224",
-        "resnet50",
     ],
 )
 def test_what_is_no_plain_vit_is_refused(tmp_path: Path, name: str) -> None:
