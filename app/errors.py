@@ -11,6 +11,7 @@ ServiceError                  a request cannot be answered
 ├── ImageTooLarge             too many bytes or pixels
 ├── UnsupportedImageFormat    not an image, or of a format that is not enabled
 ├── UndecodableImage          an enabled format, but truncated or corrupt
+├── NoClasses                 the model is an encoder without a classifier
 ├── DeadlineExceeded          the answer would be too late
 ├── InferenceFailed           the model failed on this image
 ├── InternalError             the service failed on this image through a bug of its own
@@ -98,6 +99,12 @@ class UndecodableImage(ServiceError):
     """The image is truncated or corrupt."""
 
     code = "undecodable_image"
+
+
+class NoClasses(ServiceError):
+    """The model is an encoder without a classifier, so there are no classes to answer with."""
+
+    code = "no_classes"
 
 
 class DeadlineExceeded(ServiceError):

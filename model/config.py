@@ -46,6 +46,7 @@ class ViTConfig:
     """
 
     num_classes: int
+    """0 for an encoder without a classifier: its output is what it pools."""
     image_size: int = 224
     """Side of the square input, in pixels."""
     patch_size: int = 16
@@ -81,11 +82,15 @@ class ViTConfig:
     final_norm: bool = True
     """A norm after the last block, or after pooling; CLIP's classifiers in transformers have none."""
     pooling: Pooling = "token"
+    projection_dim: int = 0
+    """Width of a linear layer without bias after pooling, in an encoder that has one (CLIP); 0 for none."""
     fc_norm: bool = False
     """The final norm after pooling (as in MAE fine-tunes), instead of before."""
 
     def __post_init__(self) -> None:
-        for name in ("num_classes", "image_size", "patch_size", "num_channels", "embed_dim", "depth", "num_heads", "mlp_dim"):
+        if not 0 <= self.num_classes <= _MAX_SIZE:
+            raise ValueError(f"num_classes must be between 0 and {_MAX_SIZE}, not {self.num_classes}")
+        for name in ("image_size", "patch_size", "num_channels", "embed_dim", "depth", "num_heads", "mlp_dim"):
             if not 1 <= getattr(self, name) <= _MAX_SIZE:
                 raise ValueError(f"{name} must be between 1 and {_MAX_SIZE}, not {getattr(self, name)}")
         for name, maximum in _MAX_SIZES.items():
@@ -144,6 +149,11 @@ class ViTConfig:
         return self.embed_dim * (2 if self.pooling == "token+avg" else 1)
 
     @property
+    def output_dim(self) -> int:
+        """Numbers that the model gives for an image: logits, or features if there are no classes."""
+        return self.num_classes or self.projection_dim or self.head_dim
+
+    @property
     def flops(self) -> int:
         """Floating-point operations per image: two for each multiply-add of a matrix product, nothing else."""
         tokens, width = self.num_tokens, self.embed_dim
@@ -151,7 +161,7 @@ class ViTConfig:
         projections = tokens * 4 * width**2  # queries, keys, values, output
         attention = 2 * tokens**2 * width  # scores, and the weighted sum of values
         mlp = tokens * (3 if self.swiglu else 2) * width * self.mlp_dim
-        head = (1 + self.head_dist) * self.head_dim * self.num_classes
+        head = (1 + self.head_dist) * self.head_dim * (self.num_classes or self.projection_dim)
         return 2 * (patch_embedding + self.depth * (projections + attention + mlp) + head)
 
 

@@ -107,6 +107,37 @@ _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
         "image_mean": [0.48145466, 0.4578275, 0.40821073],
         "image_std": [0.26862954, 0.26130258, 0.27577711],
     },
+    "CLIP": {
+        "resample": 3,
+        "default_to_square": False,
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    },
+    "DINOv3ViT": {
+        "resample": 2,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    },
+    "Siglip": {
+        "resample": 3,
+        "default_to_square": False,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+    "Beit": {
+        "resample": 3,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
 }
 """Defaults of each Hugging Face image processor for keys its file omits (transformers, models/*/image_processing_*.py)."""
 

@@ -29,7 +29,9 @@ _ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 
 class VisionTransformer(nn.Module):
-    """Patch embedding, prefix tokens and position embedding, encoder blocks, final norm, head.
+    """Patch embedding, prefix tokens and position embedding, encoder blocks, final norm, pooling, head.
+
+    An encoder without classes gives features, (B, F), wherever logits (B, K) are said below.
 
     It is meant to be filled from a checkpoint: new embeddings are zero.
     """
@@ -50,7 +52,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if norm else nn.Identity()
         self.attn_pool = _attention_pool(config) if config.pooling == "map" else None
         self.fc_norm = nn.LayerNorm(config.head_dim, eps=config.layer_norm_eps) if fc_norm else nn.Identity()
-        self.head = nn.Linear(config.head_dim, config.num_classes)
+        self.head = _head(config)
         self.head_dist = nn.Linear(config.head_dim, config.num_classes) if config.head_dist else None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -173,6 +175,12 @@ class SwiGlu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
         return self.fc2(self.activation(gate) * value)
+
+
+def _head(config: ViTConfig) -> nn.Module:
+    if config.num_classes:
+        return nn.Linear(config.head_dim, config.num_classes)
+    return nn.Linear(config.head_dim, config.projection_dim, bias=False) if config.projection_dim else nn.Identity()
 
 
 def _attention_pool(config: ViTConfig) -> AttentionPool:

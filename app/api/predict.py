@@ -33,6 +33,7 @@ _ERRORS = problem_responses(
     errors.QueueFull,
     errors.InferenceFailed,
     errors.InternalError,
+    errors.NoClasses,
     errors.NotReady,
     errors.Draining,
     errors.DeadlineExceeded,
@@ -82,6 +83,7 @@ def _forms(forms: dict[str, Any]) -> dict[str, Any]:
 async def predict(request: Request, admitted: AdmittedDep, ranking: RankingDep) -> Response:
     """Classify one image, sent as a multipart part `image`, as the raw body, or as base64 in JSON."""
     state, classifier = admitted.state, admitted.classifier
+    classifier.check_classes()
     async with state.service.uploading(admitted.deadline):
         image_bytes = await read_image(admitted.body, state.body_limits)
     classification = await while_connected(request, classifier.classify(image_bytes, admitted.deadline))
@@ -93,6 +95,7 @@ async def predict(request: Request, admitted: AdmittedDep, ranking: RankingDep) 
 async def predict_batch(request: Request, admitted: AdmittedDep, ranking: RankingDep) -> Response:
     """Classify several images, sent as multipart parts `images` or as base64 in JSON; a bad one fails alone."""
     state, classifier = admitted.state, admitted.classifier
+    classifier.check_classes()
     async with state.service.uploading(admitted.deadline):
         images = await read_images(admitted.body, state.body_limits)
     encoded = [image for image in images if isinstance(image, bytes)]

@@ -30,6 +30,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.HeaderTooLarge: 431,
     errors.InferenceFailed: 500,
     errors.InternalError: 500,
+    errors.NoClasses: 501,
     errors.TooManyConnections: 503,
     errors.NotReady: 503,
     errors.Draining: 503,

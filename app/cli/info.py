@@ -41,6 +41,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "image_size": config.image_size,
         **_sizes_of_own(checkpoint),
         "preprocessing": checkpoint.preprocessing.describe(),
+        "output": f"{config.output_dim} {'logits' if checkpoint.labels else 'features, and no classes'}",
         "labels": list(checkpoint.labels),
         "labels_source": checkpoint.labels_source,
         "activation": checkpoint.activation,
@@ -64,6 +65,8 @@ def _readable(name: str, value: Any) -> str:
             return f"{value / 1e9:.2f} GFLOP an image"
         case "parameters", int():
             return f"{value / 1e6:.1f} million"
+        case "labels", []:
+            return "none: an encoder without a classifier"
         case "labels", list():
             return f"{len(value)}: {'; '.join(value[:100])}{'; ...' if len(value) > 100 else ''}"
         case _, bool():

@@ -29,13 +29,19 @@ class EngineModel(nn.Module, ABC):
     """Raw pixels (B, 3, H, W) uint8 -> logits (B, K) float32, computed in the dtype of the weights."""
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
     @abstractmethod
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of one image."""
 
     @property
     @abstractmethod
-    def num_classes(self) -> int: ...
+    def output_dim(self) -> int:
+        """Numbers that the model gives for an image."""
 
     @property
     @abstractmethod
@@ -80,8 +86,8 @@ class PixelModel(EngineModel):
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
     @property
-    def num_classes(self) -> int:
-        return self.config.num_classes
+    def output_dim(self) -> int:
+        return self.config.output_dim
 
     @property
     def fingerprint(self) -> str:
@@ -92,7 +98,7 @@ class PixelModel(EngineModel):
         return math.ceil(_TOKENS_PER_BATCH / self.config.num_tokens)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.vit(pixels.to(self.vit.head.weight.dtype))
+        logits: Tensor = self.vit(pixels.to(self.dtype))
         return logits.float()
 
     def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
@@ -101,12 +107,13 @@ class PixelModel(EngineModel):
         The size is the largest logit. But the logits of a few classes can all be near 0 by chance; then it is the size of the
         head's output for random features of the same norm.
         """
-        weight = self.vit.head.weight.float()
-        tokens = self.vit.forward_features(pixels.to(self.vit.head.weight.dtype))
+        tokens = self.vit.forward_features(pixels.to(self.dtype))
         features = self.vit.fc_norm(self.vit.pool(tokens)).float()
         logits = self.vit.forward_head(tokens).float()
-        by_chance = weight.norm(dim=1).max() * features.square().mean().sqrt()
-        return logits, float(torch.maximum(logits.abs().max(), by_chance))
+        size = logits.abs().max()
+        if isinstance(self.vit.head, nn.Linear):
+            size = torch.maximum(size, self.vit.head.weight.float().norm(dim=1).max() * features.square().mean().sqrt())
+        return logits, float(size)
 
 
 class LibraryPixelModel(EngineModel):
@@ -134,7 +141,7 @@ class LibraryPixelModel(EngineModel):
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
     @property
-    def num_classes(self) -> int:
+    def output_dim(self) -> int:
         return self.config.num_classes
 
     @property
@@ -148,12 +155,8 @@ class LibraryPixelModel(EngineModel):
     def forward(self, pixels: Tensor) -> Tensor:
         channels = pixels.flip(1) if self.preprocessing.bgr else pixels
         images = channels.float() * self.scale - self.offset
-        logits: Tensor = self.model(images.to(self._dtype))
+        logits: Tensor = self.model(images.to(self.dtype))
         return logits.float()
-
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert all but the two buffers, which only move."""

@@ -55,7 +55,7 @@ class _Slot:
         cuda = device.type == "cuda"
         self.pixels = torch.zeros(size, *model.image_shape, dtype=torch.uint8, pin_memory=cuda)
         self.staged = torch.zeros_like(self.pixels, device=device, pin_memory=False)
-        self.logits = torch.zeros(size, model.num_classes, pin_memory=cuda)
+        self.logits = torch.zeros(size, model.output_dim, pin_memory=cuda)
         self.done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import structlog
 
 from app.decoding import Decoder
-from app.errors import DeadlineExceeded, InferenceFailed
+from app.errors import DeadlineExceeded, InferenceFailed, NoClasses
 from app.metrics import ModelMetrics
 from app.pixels import Pixels
 from app.serving.admission import Admission
@@ -59,6 +59,17 @@ class Classifier:
         self._decoder.start()
         self._batcher.start(on_death)
 
+    def check_classes(self) -> None:
+        """Raise if the model has no classes. Routes ask before they read a body.
+
+        Raises:
+            NoClasses: it is an encoder without a classifier.
+        """
+        if not self.model.labels:
+            raise NoClasses(
+                f"{self.model.name} is an encoder without a classifier; serve a model that was fine-tuned on classes."
+            )
+
     async def classify(self, image_bytes: bytes, deadline: float = math.inf, request: Hashable = None) -> Classification:
         """Decode and classify one encoded image. Cancelling this call drops the work wherever it is.
 
@@ -70,6 +81,7 @@ class Classifier:
         Raises:
             ServiceError: one of its kinds; see `app/errors.py`.
         """
+        self.check_classes()
         with self._metrics.outcome_of_image(), self.admission.slot():
             started = time.perf_counter()
             pixels = await self._decode(image_bytes, deadline, request)
@@ -85,6 +97,7 @@ class Classifier:
         Raises:
             ServiceError: one of its kinds; see `app/errors.py`.
         """
+        self.check_classes()
         with self._metrics.outcome_of_image(), self.admission.slot():
             return await self._classify(pixels, deadline, decode_s=0.0)
 

@@ -120,6 +120,7 @@ def _describe(checkpoint: Checkpoint, engine: Engine) -> ModelDescription:
         patch_size=None if isinstance(config, LibraryConfig) else config.patch_size,
         parameters=checkpoint.parameters,
         served_by=checkpoint.served_by,
+        output_size=config.output_dim,
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,

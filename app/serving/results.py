@@ -83,7 +83,7 @@ class ModelDescription:
 
     name: str
     architecture: str
-    labels: Annotated[tuple[str, ...], Field(description="Labels in class order.")]
+    labels: Annotated[tuple[str, ...], Field(description="Labels in class order; empty for an encoder without a classifier.")]
     labels_source: Annotated[
         str,
         Field(
@@ -98,6 +98,7 @@ class ModelDescription:
     served_by: Annotated[
         str, Field(description="`vit-serve`, or the library that runs the model with its version: `transformers 5.23.0`.")
     ]
+    output_size: Annotated[int, Field(description="Numbers that the model gives for an image: logits, or features.")]
     engine: Annotated[str, Field(description="`torch` or `openvino`.")]
     device: str
     dtype: Annotated[str, Field(description="`float32`, `bfloat16`, `float16` or `int8`.")]

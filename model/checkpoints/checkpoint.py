@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from model.checkpoints.blueprint import Blueprint, config_errors, input_size
 from model.checkpoints.folder import refuse_other_folders
 from model.checkpoints.hub import download, is_hub_id
-from model.checkpoints.hugging_face.directory import dinov2_key_map, read_hugging_face, vit_config
+from model.checkpoints.hugging_face.directory import read_hugging_face
+from model.checkpoints.hugging_face.families import DINOV2
+from model.checkpoints.hugging_face.key_maps import dinov2_key_map
 from model.checkpoints.labels import FILE as LABELS
 from model.checkpoints.labels import check_labels, name_classes
 from model.checkpoints.tensors.file_kind import SUFFIXES
@@ -115,7 +117,9 @@ def load_checkpoint(
         raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
     with config_errors(Path(model)):
         check_labels(blueprint.labels)
-    if activation == "auto":
+    if not blueprint.config.num_classes:
+        activation = "none"
+    elif activation == "auto":
         with config_errors(Path(model), "activation"):
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
@@ -170,13 +174,14 @@ def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionT
         raise CheckpointError(f"{directory}: training starts from {' or '.join(prefixes)}, not from {architecture}")
     prefix = prefixes[architecture]
     with config_errors(directory / "config.json"):
-        config = vit_config("Dinov2ForImageClassification", raw, num_classes)
+        config = DINOV2.config(raw, num_classes)
     key_map = dinov2_key_map(prefix, swiglu=config.swiglu)
     state = _read_state(rename_tensors(open_weights(find_weights(directory)), key_map), key_map, config, headless=True)
     model = VisionTransformer(_resize(state, config, image_size, "antialias"))
-    nn.init.trunc_normal_(model.head.weight, std=0.02)
-    nn.init.zeros_(model.head.bias)
-    model.load_state_dict(state | {f"head.{name}": value for name, value in model.head.state_dict().items()})
+    head = nn.Linear(config.head_dim, num_classes)
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    model.load_state_dict(state | {f"head.{name}": value for name, value in head.state_dict().items()})
     return model
 
 

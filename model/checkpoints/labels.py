@@ -38,6 +38,8 @@ def name_classes(blueprint: Blueprint, directory: Path) -> Blueprint:
     Raises:
         CheckpointError: as `read_labels`.
     """
+    if not blueprint.config.num_classes:
+        return blueprint
     if are_names(blueprint.labels):
         return replace(blueprint, labels_source="config.json")
     if (labels := read_labels(directory)) is not None:

@@ -46,6 +46,11 @@ class LibraryConfig:
     num_channels: int = 3
 
     @property
+    def output_dim(self) -> int:
+        """Numbers that the model gives for an image."""
+        return self.num_classes
+
+    @property
     def served_by(self) -> str:
         """Name of the library with its version."""
         return f"{self.library} {self.version}"

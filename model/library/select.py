@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.blueprint import Blueprint
-from model.checkpoints.hugging_face.directory import ARCHITECTURES
+from model.checkpoints.hugging_face.families import ARCHITECTURES, ENCODERS
 from model.checkpoints.tensors.weights_file import CheckpointError
 from model.checkpoints.timm.models import is_supported
 from model.library.installed import LibraryChoice
@@ -29,7 +29,7 @@ def read_library_directory(folder: Path, raw: dict[str, Any], choice: LibraryCho
         return None if is_supported(name) or not is_served(name) else read_timm_library_directory(folder, raw, choice)
     named = raw.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and len(named) == 1 else ""
-    if architecture in ARCHITECTURES:
+    if architecture in ARCHITECTURES or architecture in ENCODERS:
         return None
     file = folder / "config.json"
     if raw.get("auto_map"):

@@ -68,9 +68,9 @@ def read_timm_library_directory(folder: Path, content: dict[str, Any], choice: L
         arguments = {key: value for key, value in said.arguments.items() if key in _MODEL_ARGS.honoured and value is not None}
         check_numbers(arguments)
         preprocessing = from_timm(said.pretrained, said.picture_size)
-        labels = own._labels(said.raw, said.pretrained, said.num_classes)
+        labels = own.read_labels(said.raw, said.pretrained, said.num_classes)
         named = bool(said.raw.get("label_names") or said.pretrained.get("label_names"))
-        trained_on = None if named else own._trained_on(said.raw, said.pretrained, said.num_classes)
+        trained_on = None if named else own.read_trained_on(said.raw, said.pretrained, said.num_classes)
     pooling = said.raw.get("global_pool")
     config = _config(architecture, said.num_classes, arguments, preprocessing, file, pooling)
     return Blueprint(

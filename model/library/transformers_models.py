@@ -75,10 +75,10 @@ def read_transformers(folder: Path, raw: dict[str, Any], architecture: str, choi
     require("transformers", choice, architecture, file)
     family = architecture.removesuffix(_CLASS)
     with config_errors(file):
-        labels = directory._labels(raw)
+        labels = directory.read_labels(raw)
     config = _config(family, raw, file)
     config.num_labels = len(labels)
-    processor_file, processor = directory._processor(folder)
+    processor_file, processor = directory.read_processor(folder)
     with config_errors(processor_file):
         preprocessing = from_hugging_face(processor, f"{PROCESSORS[family]}ImageProcessor")
         size = input_size(preprocessing)

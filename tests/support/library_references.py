@@ -1,7 +1,7 @@
 """Comparison with models that transformers and timm run for the service: `python -m tests.support.library_references`.
 
-Each is small, has lively random weights and measured statistics of BatchNorm, is saved by its own library, and is asked about the
-same JPEG bytes: by its library with its own preprocessing, and by the service's decoder and engines.
+Each is small, has lively random weights and measured statistics of BatchNorm, is saved by its own library, and is asked
+about the same JPEG bytes: by its library with its own preprocessing, and by the service's decoder and engines.
 """
 
 import json
@@ -49,10 +49,14 @@ def lively(model: Any, size: int) -> Any:
                 module.momentum = None  # the plain mean of all batches
         model.train()
         torch.manual_seed(0)  # of dropout
-        for detail in (8, 32, size, 16):  # from soft colours to noise, on which engines are compared at the start
-            images = torch.randn(8, 3, detail, detail, generator=generator)
-            model(torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear"))
+        model(torch.cat([_noise(detail, size, generator) for detail in (8, 16, 32, size)]))
     return model.eval()
+
+
+def _noise(detail: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """Return normalised images between soft colours and the noise on which engines are compared at the start."""
+    images = torch.randn(4, 3, detail, detail, generator=generator)
+    return torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear")
 
 
 def _enliven(parameter: torch.Tensor, generator: torch.Generator) -> None:
@@ -201,9 +205,7 @@ class Measured:
 
 
 def pixels_of(checkpoint: Checkpoint, images: list[bytes]) -> list[Pixels]:
-    decoder = ImageDecoder(
-        checkpoint.preprocessing, formats=frozenset({"jpeg"}), max_bytes=10**8, max_pixels=10**7, exact=True
-    )
+    decoder = ImageDecoder(checkpoint.preprocessing, formats=frozenset({"jpeg"}), max_bytes=10**8, max_pixels=10**7, exact=True)
     return [decoder.decode(image) for image in images]
 
 

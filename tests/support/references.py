@@ -1,4 +1,4 @@
-"""Comparison with models of transformers, timm and torchvision: `python -m tests.support.references` prints the table.
+"""Comparison with transformers, timm and torchvision: `python -m tests.support.references [NAME ...]` prints the table.
 
 Each has random weights of a fixed seed, is saved by its own library, loaded from disk by the service, and asked about the
 same JPEG bytes: by its library with its own preprocessing, and through `Classifier`.
@@ -36,9 +36,12 @@ from timm.data.config import resolve_data_config  # noqa: E402
 from timm.data.model_config import resolve_input_data_config  # noqa: E402
 from timm.data.transforms_factory import create_transform  # noqa: E402
 from timm.models import save_for_hf  # noqa: E402
+from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil  # noqa: E402
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil  # noqa: E402
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil  # noqa: E402
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil  # noqa: E402
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil  # noqa: E402
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil  # noqa: E402
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil  # noqa: E402
 
 Answer = Callable[[Image.Image], torch.Tensor]
@@ -76,8 +79,13 @@ def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -
     sizes = {"mlp_ratio": 4} if architecture.startswith("Dinov2") else {"intermediate_size": 192}
     small = {"hidden_size": 96, "num_hidden_layers": 4, "num_attention_heads": 3, "num_labels": 11}
 
+    nested = architecture.startswith(("CLIP", "MetaClip2", "Siglip"))  # the image encoder has a configuration of its own
+
     def write(directory: Path) -> tuple[Path, Answer]:
-        model = randomise(getattr(transformers, architecture)(library_config(**{**small, **sizes, **changes})))
+        said = {**small, **sizes, **changes}
+        labels = said.pop("num_labels")
+        config = library_config(vision_config=said, num_labels=labels) if nested else library_config(**said, num_labels=labels)
+        model = randomise(getattr(transformers, architecture)(config))
         model.save_pretrained(directory)
         content = {**processor.to_dict(), "image_processor_type": type(processor).__name__.removesuffix("Pil")}
         (directory / "preprocessor_config.json").write_text(json.dumps(content))
@@ -169,6 +177,8 @@ def hugging_face_references() -> list[Reference]:
     vit = ViTImageProcessorPil(size={"height": 64, "width": 64})
     deit = DeiTImageProcessorPil(size={"height": 72, "width": 72}, crop_size={"height": 64, "width": 64})
     bit = BitImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 56, "width": 56})
+    clip = CLIPImageProcessorPil(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
+    beit = BeitImageProcessorPil(size={"height": 64, "width": 64})
     convnext = ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.875)
     convnext_large = ConvNextImageProcessorPil(size={"shortest_edge": 384})
     classes = "ForImageClassification"
@@ -183,6 +193,18 @@ def hugging_face_references() -> list[Reference]:
         hugging_face("ViT at 384, ConvNext processor", f"ViT{classes}", convnext_large, image_size=384, patch_size=32),
         hugging_face("DeiT", f"DeiT{classes}", deit, **small),
         hugging_face("DeiT, two heads", f"DeiT{classes}WithTeacher", deit, **small),
+        hugging_face("ViTMSN", f"ViTMSN{classes}", vit, **small),
+        hugging_face("I-JEPA", f"IJepa{classes}", vit, **small),
+        hugging_face("SigLIP", f"Siglip{classes}", SiglipImageProcessorPil(size={"height": 64, "width": 64}), **small),
+        hugging_face("CLIP", f"CLIP{classes}", clip, **small),
+        hugging_face("MetaCLIP 2, gelu", f"MetaClip2{classes}", clip, **small, hidden_act="gelu"),
+        hugging_face("BEiT, relative positions", f"Beit{classes}", beit, **small, use_relative_position_bias=True),
+        hugging_face(
+            "BEiT, class token", f"Beit{classes}", beit, **small, use_relative_position_bias=True, use_mean_pooling=False
+        ),
+        hugging_face("DiT, absolute positions", f"Beit{classes}", beit, **small, use_absolute_position_embeddings=True),
+        hugging_face("BEiT, no LayerScale", f"Beit{classes}", beit, **small, layer_scale_init_value=0.0),
+        hugging_face("Data2Vec", f"Data2VecVision{classes}", beit, **small, use_relative_position_bias=True),
         hugging_face("DINOv2", f"Dinov2{classes}", bit, **dino),
         hugging_face("DINOv2 of 518 at 56", f"Dinov2{classes}", bit, **published),
         hugging_face("DINOv2, SwiGLU", f"Dinov2{classes}", bit, **dino, use_swiglu_ffn=True),
@@ -325,7 +347,10 @@ def main() -> None:
     versions = f"transformers {transformers.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}"
     sys.stdout.write(f"torch {torch.__version__}, {versions}; float32 on a CPU\n\n")
     sys.stdout.write("| library | model | largest logit | exact decoding, torch | all defaults |\n|---|---|---|---|---|\n")
+    asked = sys.argv[1:]
     for reference in references():
+        if asked and not any(word in reference.name for word in asked):
+            continue
         with tempfile.TemporaryDirectory() as directory:
             exact, default = compare(reference, Path(directory) / "model", [photograph(), *photographs()], EXACT, {})
         row = (reference.library, reference.name, f"{exact.largest_logit:.2f}", f"{exact.difference:.1e}")

@@ -67,3 +67,37 @@ DINOV2_WITH_REGISTERS = KnownKeys(
     SUPPORTED | {"interpolate_antialias": (True,), "interpolate_offset": (0.0,)},
     REFUSED,
 )
+
+_BEIT_TRAINING = keys(
+    "vocab_size add_fpn pool_scales use_auxiliary_head auxiliary_loss_weight auxiliary_channels auxiliary_num_convs "
+    "auxiliary_concat_input semantic_loss_ignore_index"
+)
+"""Keys of pretraining and of segmentation."""
+
+BEIT = KnownKeys(
+    (VIT.honoured - {"qkv_bias"})
+    | keys("use_mean_pooling use_absolute_position_embeddings use_relative_position_bias layer_scale_init_value"),
+    HARMLESS | _BEIT_TRAINING,
+    SUPPORTED | {"use_shared_relative_position_bias": (False,)},
+    REFUSED,
+)
+
+_CONTRASTIVE = keys("projection_dim logit_scale_init_value initializer_factor attention_dropout dropout vision_use_head")
+"""Keys of the comparison with texts, of training, and of SigLIP's attention pool, which its classifier does not read."""
+
+CONTRASTIVE = KnownKeys(
+    keys("architectures model_type id2label num_labels problem_type vision_config"),
+    HARMLESS | _CONTRASTIVE | {"text_config"},
+    SUPPORTED,
+    REFUSED,
+)
+"""Keys of CLIP and SigLIP, whose image encoder is configured in `vision_config`."""
+
+DINOV3 = KnownKeys(
+    (VIT.honoured - {"qkv_bias"}) | keys("num_register_tokens rope_theta use_gated_mlp"),
+    HARMLESS | keys("pos_embed_shift pos_embed_jitter pos_embed_rescale attention_dropout"),
+    SUPPORTED | {"query_bias": (True,), "key_bias": (False,), "value_bias": (True,), "proj_bias": (True,), "mlp_bias": (True,)},
+    REFUSED,
+)
+
+VISION_CONFIG = KnownKeys(VIT.honoured - {"qkv_bias"}, HARMLESS | _CONTRASTIVE, SUPPORTED, REFUSED)

@@ -27,12 +27,34 @@ class KeyMap:
     for the block's number. What is not named has the same name there."""
     ignored: tuple[str, ...] = ()
     """Beginnings of keys that play no part in classification."""
+    ignored_endings: tuple[str, ...] = ()
+    """Endings of such keys."""
     zeros: tuple[str, ...] = ()
     """Endings of keys that the library's model does not have, because they are zero there: a bias of the keys."""
     renames: tuple[tuple[str, str], ...] = ()
     """Names that other versions write, or have in memory only, as regular expressions, and what replaces them."""
+    slices: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Our tensors that are a part of one tensor there: first and last of so many equal parts, such as (1, 3, 3) for keys and
+    values in a fused projection."""
     split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Names that replace those in `names` in a file that has them: one tensor is stored as several there."""
+
+    def extended(
+        self,
+        *,
+        names: Mapping[str, tuple[str, ...]] | None = None,
+        renames: tuple[tuple[str, str], ...] = (),
+        ignored_endings: tuple[str, ...] = (),
+        zeros: tuple[str, ...] = (),
+    ) -> "KeyMap":
+        """Return the key map of an architecture that has more names than this one, or others."""
+        return replace(
+            self,
+            names={**self.names, **(names or {})},
+            renames=(*renames, *self.renames),
+            ignored_endings=ignored_endings,
+            zeros=zeros,
+        )
 
     def for_file(self, file: WeightsFile) -> "KeyMap":
         """Return the key map of a file, which may have the split names."""
@@ -66,11 +88,15 @@ def read_state(file: WeightsFile, key_map: KeyMap, config: ViTConfig, *, headles
     if headless:
         expected = {key: shape for key, shape in expected.items() if not key.startswith("head")}
     _check(file, key_map, expected, headless)
-    return {key: _read(file, key_map.sources(key), shape) for key, shape in expected.items()}
+    return {key: _read(file, key_map, key, shape) for key, shape in expected.items()}
 
 
-def _read(file: WeightsFile, sources: tuple[str, ...], shape: tuple[int, ...]) -> Tensor:
-    """Stack the parts of a tensor; a part that is not in the file is zero."""
+def _read(file: WeightsFile, key_map: KeyMap, key: str, shape: tuple[int, ...]) -> Tensor:
+    """Stack the parts of a tensor, or cut it out of a larger one; a part that is not in the file is zero."""
+    sources = key_map.sources(key)
+    if key in key_map.slices:
+        first, last, count = key_map.slices[key]
+        return torch.cat(read_floats(file, sources[0]).chunk(count)[first:last])
     part = (shape[0] // len(sources), *shape[1:])
     return torch.cat([read_floats(file, key).view(part) if key in file.shapes else torch.zeros(part) for key in sources])
 
@@ -107,12 +133,15 @@ def _check(file: WeightsFile, key_map: KeyMap, expected: dict[str, tuple[int, ..
     wanted: dict[str, tuple[int, ...]] = {}
     for key, (rows, *rest) in expected.items():
         sources = key_map.sources(key)
+        if key in key_map.slices:
+            first, last, count = key_map.slices[key]
+            rows = rows * count // (last - first)
         wanted |= {source: (rows // len(sources), *rest) for source in sources}
     ignored = (*key_map.ignored, *key_map.sources("head"), "head") if headless else key_map.ignored
     problems = [
         f"{key} is missing, expected with shape {shape}"
         for key, shape in wanted.items()
-        if key not in found and not (key_map.zeros and key.endswith(key_map.zeros))
+        if key not in found and not key.endswith(key_map.zeros)
     ]
     problems += [
         f"{key} has shape {found[key]}, expected {shape}"
@@ -122,7 +151,7 @@ def _check(file: WeightsFile, key_map: KeyMap, expected: dict[str, tuple[int, ..
     problems += [
         f"{key} with shape {shape} is not expected"
         for key, shape in found.items()
-        if key not in wanted and not key.startswith(ignored)
+        if key not in wanted and not key.startswith(ignored) and not key.endswith(key_map.ignored_endings)
     ]
     if problems:
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""

@@ -33,6 +33,7 @@ async def test_model_is_described(client: httpx.AsyncClient) -> None:
         "patch_size": 7,
         "served_by": "vit-serve",
         "parameters": 31_562,
+        "output_size": 10,
         "device": "cpu",
         "dtype": "float32",
         "preprocessing": (
@@ -304,7 +305,7 @@ async def test_openapi_examples_work(client: httpx.AsyncClient) -> None:
     specification = (await client.get("/openapi.json")).json()
     for path in ("/predict", "/predict/batch"):
         operation = specification["paths"][path]["post"]
-        statuses = {"200", "400", "401", "408", "413", "414", "415", "422", "429", "431", "500", "503", "504"}
+        statuses = {"200", "400", "401", "408", "413", "414", "415", "422", "429", "431", "500", "501", "503", "504"}
         assert set(operation["responses"]) == statuses
         example = operation["requestBody"]["content"]["application/json"]["example"]
         response = await client.post(path, json=example)

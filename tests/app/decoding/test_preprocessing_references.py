@@ -90,7 +90,9 @@ LIBRARIES = {
     "EfficientNetImageProcessor": hugging_face(EfficientNetImageProcessorPil(size={"height": 64, "width": 64}, resample=0)),
     "PvtImageProcessor": hugging_face(PvtImageProcessorPil(size={"height": 64, "width": 64})),
     "PoolFormerImageProcessor": hugging_face(PoolFormerImageProcessorPil(size={"shortest_edge": 65}, crop_size=65)),
-    "PoolFormerImageProcessor-square": hugging_face(PoolFormerImageProcessorPil(size={"height": 65, "width": 65}, crop_size=65)),
+    "PoolFormerImageProcessor-square": hugging_face(
+        PoolFormerImageProcessorPil(size={"height": 65, "width": 65}, crop_size=65)
+    ),
     "timm-center": timm(65, crop_pct=0.9, crop_mode="center", interpolation="bicubic"),
     "timm-squash": timm(65, crop_pct=0.9, crop_mode="squash", interpolation="bilinear"),
     "torchvision": torchvision(72, 65),

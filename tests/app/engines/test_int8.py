@@ -86,9 +86,9 @@ def test_cached_int8_gives_same_logits(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_zero_weights_stay_zero(tmp_path: Path) -> None:
     model = pixel_model()
-    model.vit.head.weight[0] = 0
+    model.vit.get_parameter("head.weight")[0] = 0
     logits = engine_of(tmp_path, model).run(IMAGES, use_all_cores=True)
-    np.testing.assert_allclose(logits[:, 0], float(model.vit.head.bias[0]), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(logits[:, 0], float(model.vit.get_parameter("head.bias")[0]), rtol=0, atol=1e-5)
 
 
 def test_int8_selects_openvino(tmp_path: Path) -> None:

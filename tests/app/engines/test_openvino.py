@@ -79,7 +79,7 @@ def test_other_weights_convert_again(tmp_path: Path, count_conversions: Callable
     engine_of(tmp_path)
     other = tiny_model()
     with torch.no_grad():
-        other.head.bias[0] += 1e-3  # within the tolerance of the comparison
+        other.get_parameter("head.bias")[0] += 1e-3  # within the tolerance of the comparison
     engine_of(tmp_path, other)
     assert count_conversions() == 2
     assert len(entries(tmp_path)) == 2
@@ -126,7 +126,7 @@ def test_cache_with_wrong_logits_is_replaced(
     tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, bias: float
 ) -> None:
     wrong = tiny_model()
-    wrong.head.bias[:] = bias
+    wrong.get_parameter("head.bias")[:] = bias
     (entry,) = entries(cache)
     _save(_convert(pixel_model(wrong), "float32"), CachedDirectory(tmp_path / entry.name))
     assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
@@ -189,7 +189,7 @@ def test_wrong_conversion_stops_the_start(tmp_path: Path, monkeypatch: pytest.Mo
     def wrong(_: object) -> openvino.Model:
         other = pixel_model()
         with torch.no_grad():
-            other.vit.head.bias[:] = 100
+            other.vit.get_parameter("head.bias")[:] = 100
             return convert(torch.export.export(other, (torch.zeros(2, 3, 28, 28, dtype=torch.uint8),)))
 
     convert = openvino.convert_model
@@ -206,8 +206,8 @@ def test_single_logit_near_zero_is_accepted(tmp_path: Path, dtype: str) -> None:
     vit = pixel_model(model).vit
     features = vit.pool(vit.forward_features(torch.from_numpy(pixels).float()))
     away = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
-    model.head.weight[:] = away - features.T @ torch.linalg.lstsq(features.T, away).solution
-    model.head.bias[:] = 0
+    model.get_parameter("head.weight")[:] = away - features.T @ torch.linalg.lstsq(features.T, away).solution
+    model.get_parameter("head.bias")[:] = 0
     _, logits, size = _reference(pixel_model(model), threads=2)
     assert abs(logits).max() < 1e-3 * size
     assert math.isfinite(first_logit(engine_of(tmp_path, model, dtype)))

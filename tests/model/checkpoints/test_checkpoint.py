@@ -234,7 +234,7 @@ def test_wrong_weights_are_named(copy: Path, change: Callable[[dict[str, torch.T
             "size of a ConvNextImageProcessor must be a shortest_edge",
         ),
         ("config.json", {"id2label": {"1": "one"}}, "id2label must give one label for each class"),
-        ("preprocessor_config.json", {"image_processor_type": "CLIPImageProcessor"}, "'CLIPImageProcessor' is not supp"),
+        ("preprocessor_config.json", {"image_processor_type": "PerceiverImageProcessor"}, "'PerceiverImageProcessor' is not"),
         ("preprocessor_config.json", {"size": {"longest_edge": 9}}, "size {'longest_edge': 9} is not understood"),
         ("preprocessor_config.json", {"crop_size": {"height": 28, "width": 14}}, "must end in a square"),
         ("preprocessor_config.json", {"resample": 17}, "resample 17 is not one of Pillow's filters"),

@@ -106,10 +106,11 @@ def with_files(*names: str) -> Callable[[Path], None]:
     return write
 
 
-def encoder(kind: str, config: str) -> Callable[[Path], None]:
+def encoder(kind: str) -> Callable[[Path], None]:
     def write(directory: Path) -> None:
         sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-        getattr(transformers, kind)(getattr(transformers, config)(**sizes)).save_pretrained(directory)
+        kind_of_model = getattr(transformers, kind)
+        kind_of_model(kind_of_model.config_class(**sizes)).save_pretrained(directory)
 
     return write
 
@@ -138,9 +139,9 @@ def timm_folder(**arguments: Any) -> Callable[[Path], None]:
         (with_files("training_args.bin", "best.pth"), r"config.json is missing: if best.pth is a state dict of timm or"),
         (with_files("model.safetensors"), r"config.json is missing: if model.safetensors is a state dict"),
         (with_files("labels.txt"), r"config.json is missing$"),
-        (encoder("ViTModel", "ViTConfig"), "ViTModel is an encoder without a classifier"),
-        (encoder("DeiTModel", "DeiTConfig"), "DeiTModel is an encoder without a classifier"),
-        (encoder("Dinov2Model", "Dinov2Config"), "Dinov2Model is an encoder without a classifier"),
+        (encoder("Data2VecVisionModel"), "Data2VecVisionModel is an encoder without a classifier, and gives no features"),
+        (encoder("CLIPVisionModelWithProjection"), "CLIPVisionModelWithProjection compares images with texts"),
+        (encoder("ViTForMaskedImageModeling"), "ViTForMaskedImageModeling is of another task, not image classification"),
         (timm_folder(num_classes=0), "num_classes is 0: it is an encoder without a classifier"),
         (timm_folder(num_classes=3, in_chans=1), "model.safetensors takes images of 1 channels"),
     ],

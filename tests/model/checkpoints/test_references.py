@@ -22,7 +22,7 @@ from timm.data.config import resolve_data_config  # isort: skip
 from timm.data.transforms_factory import create_transform  # isort: skip
 
 from app.decoding.image import ImageDecoder
-from model.checkpoints.checkpoint import load_checkpoint
+from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from model.preprocessing import Preprocessing, from_hugging_face, from_timm
 
 REFERENCES = references()
@@ -39,9 +39,11 @@ def test_logits_equal_the_librarys(reference: Reference, tmp_path: Path) -> None
     assert exact.difference <= TOLERANCE
 
 
-@pytest.mark.parametrize("library", ["transformers", "timm", "torchvision"])
-def test_defaults_answer_as_the_library_does(library: str, tmp_path: Path) -> None:
-    reference = next(reference for reference in REFERENCES if reference.library == library)
+@pytest.mark.parametrize(
+    "name", ["ViT", "SigLIP", "BEiT, relative positions", "vit_tiny_patch16_224", "vit_b_16 IMAGENET1K_V1"]
+)
+def test_defaults_answer_as_the_library_does(name: str, tmp_path: Path) -> None:
+    reference = next(reference for reference in REFERENCES if reference.name == name)
     (default,) = compare(reference, tmp_path / "model", photographs(), {})
     assert default.difference <= DEFAULT_TOLERANCE
 
@@ -67,6 +69,22 @@ def test_image_size_matches_transformers(tmp_path: Path, size: int) -> None:
     assert (ours.model.config.image_size, ours.preprocessing.output_size) == (size, (size, size))
     with torch.no_grad():
         assert_logits_agree(ours.model, theirs(images, interpolate_pos_encoding=True).logits, images)
+
+
+@pytest.mark.parametrize("name", ["SigLIP", "CLIP", "I-JEPA", "DiT, absolute positions"])
+def test_image_size_of_families(tmp_path: Path, name: str) -> None:
+    next(reference for reference in REFERENCES if reference.name == name).write(tmp_path)
+    theirs: Any = transformers.AutoModelForImageClassification.from_pretrained(tmp_path).eval()
+    images = torch.randn(2, 3, 96, 96)
+    with torch.no_grad():
+        expected = theirs(images, interpolate_pos_encoding=True).logits
+        assert_logits_agree(load_checkpoint(tmp_path, image_size=96).model, expected, images)
+
+
+def test_relative_positions_refuse_another_size(tmp_path: Path) -> None:
+    next(reference for reference in REFERENCES if reference.name == "BEiT, relative positions").write(tmp_path)
+    with pytest.raises(CheckpointError, match="its relative positions are for images of 64 pixels"):
+        load_checkpoint(tmp_path, image_size=96)
 
 
 @pytest.mark.parametrize("size", [160, 256])
@@ -134,8 +152,6 @@ def test_image_size_matches_torchvision(tmp_path: Path, size: int) -> None:
     ],
 )
 def test_what_is_no_plain_vit_is_refused(tmp_path: Path, name: str) -> None:
-    from model.checkpoints.tensors.weights_file import CheckpointError
-
     torch.save({"head.weight": torch.zeros(2, 2)}, tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match=f"timm architecture '{name}' is not supported; supported are vit_<size>"):
         load_checkpoint(tmp_path / "model.pth", f"timm/{name}")

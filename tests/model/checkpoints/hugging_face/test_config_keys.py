@@ -29,6 +29,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "DeiT": {"intermediate_size": 64},
     "Dinov2": {"mlp_ratio": 2, "drop_path_rate": 0.1},
     "Dinov2WithRegisters": {"mlp_ratio": 2, "num_register_tokens": 3},
+    "ViTMSN": {"intermediate_size": 64},
+    "IJepa": {"intermediate_size": 64},
+    "Beit": {"intermediate_size": 64, "use_relative_position_bias": True},
+    "Data2VecVision": {"intermediate_size": 64, "use_absolute_position_embeddings": True},
 }
 
 OTHERS: dict[str, Any] = {
@@ -42,6 +46,7 @@ OTHERS: dict[str, Any] = {
     "model_type": "bert",
     "out_features": ["stage1"],
     "out_indices": [1],
+    "pool_scales": [1, 2],
     "pooler_act": "relu",
     "problem_type": "multi_label_classification",
     "stage_names": ["stem", "stage2", "stage1"],
@@ -54,11 +59,11 @@ OTHERS: dict[str, Any] = {
 NAMES = {"architectures": "architecture"}
 """Names of keys in messages, where they differ."""
 
-REFUSED = {"architectures", "is_encoder_decoder", "model_type", "num_channels"}
+REFUSED = {"architectures", "is_encoder_decoder", "model_type", "num_channels", "use_shared_relative_position_bias"}
 """Keys that are refused with the other value; all others are answered."""
 
-UNANSWERED = {"return_dict": True, "output_attentions": False}
-"""Keys with whose other value transformers 5 fails: they choose the form of its output and do not change logits."""
+UNANSWERED = {"return_dict": True, "output_attentions": False, "add_fpn": False}
+"""Keys with whose other value transformers 5 fails: they choose other outputs and do not change logits."""
 
 
 def other(key: str, value: Any) -> Any:
@@ -92,7 +97,8 @@ CASES = [(family, key) for family in FAMILIES for key in keys_of(family)]
 def write(directory: Path, config: Any, architecture: str, **changes: Any) -> None:
     """Save with the library, then change what the file says."""
     randomise(getattr(transformers, architecture)(config)).save_pretrained(directory)
-    size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    image_size = getattr(config, "vision_config", config).image_size
+    size = image_size if isinstance(image_size, int) else image_size[0]
     edges = {"height": size, "width": size}
     processor = {"image_processor_type": "ViTImageProcessor", "size": edges}
     (directory / "preprocessor_config.json").write_text(json.dumps(processor))
@@ -141,6 +147,47 @@ def test_other_value_is_honoured_or_refused(family: str, key: str, tmp_path: Pat
     if key in ("architectures", "model_type"):  # which save_pretrained sets
         change(tmp_path, **{key: value})
     assert assert_answered_as_the_library_does(tmp_path, architecture, key) == (key not in REFUSED)
+
+
+NESTED = {"Siglip": "SiglipForImageClassification", "CLIP": "CLIPForImageClassification"}
+"""Families whose image encoder is configured in `vision_config`."""
+
+VISION = {key: value for key, value in SMALL.items() if key != "id2label"} | {"intermediate_size": 64}
+VISION_CASES = [
+    (family, key)
+    for family in NESTED
+    for key in getattr(transformers, f"{family}VisionConfig")().to_dict()
+    if key != "return_dict"  # with its other value transformers 5 fails
+]
+
+
+def nested_config(family: str, **changes: Any) -> Any:
+    config = getattr(transformers, f"{family}Config")
+    return config(vision_config={**VISION, **changes}, id2label={index: f"class {index}" for index in range(5)})
+
+
+@pytest.mark.parametrize(("family", "key"), VISION_CASES, ids=lambda word: word)
+def test_vision_config_is_honoured_or_refused(family: str, key: str, tmp_path: Path) -> None:
+    present = getattr(transformers, f"{family}VisionConfig")(**VISION).to_dict()[key]
+    value = None if present is None and key not in OTHERS else other(key, present)
+    try:
+        write(tmp_path, nested_config(family, **{key: value}), NESTED[family])
+    except (ValueError, TypeError, AttributeError, KeyError, StrictDataclassError, RuntimeError):
+        write(tmp_path, nested_config(family), NESTED[family])
+    written = json.loads((tmp_path / "config.json").read_text())
+    change(tmp_path, vision_config=written["vision_config"] | {key: value})
+    assert assert_answered_as_the_library_does(tmp_path, NESTED[family], key) == (
+        key not in ("num_channels", "is_encoder_decoder")
+    )
+
+
+@pytest.mark.parametrize("family", NESTED)
+def test_unknown_vision_key_is_refused(family: str, tmp_path: Path) -> None:
+    write(tmp_path, nested_config(family), NESTED[family])
+    written = json.loads((tmp_path / "config.json").read_text())
+    change(tmp_path, vision_config=written["vision_config"] | {"window_size": 7})
+    with pytest.raises(CheckpointError, match=r"vision_config\.window_size 7 is not known"):
+        load_checkpoint(tmp_path)
 
 
 ODD = {"layer_norm_eps": 0.1, "hidden_act": "relu", "attention_probs_dropout_prob": 0.2}

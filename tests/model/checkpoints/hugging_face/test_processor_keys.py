@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers.models.beit.image_processing_pil_beit import BeitImageProcessorPil
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from model.checkpoints.blueprint import input_size
@@ -19,6 +22,9 @@ PROCESSORS: dict[Any, dict[str, Any]] = {
     ViTImageProcessorPil: {"size": {"height": 48, "width": 48}},
     DeiTImageProcessorPil: {"size": {"height": 48, "width": 48}, "crop_size": {"height": 40, "width": 40}},
     BitImageProcessorPil: {"size": {"shortest_edge": 48}, "crop_size": {"height": 40, "width": 40}},
+    CLIPImageProcessorPil: {"size": {"shortest_edge": 48}, "crop_size": {"height": 40, "width": 40}},
+    SiglipImageProcessorPil: {"size": {"height": 48, "width": 48}},
+    BeitImageProcessorPil: {"size": {"height": 48, "width": 48}},
     ConvNextImageProcessorPil: {"size": {"shortest_edge": 40}, "crop_pct": 0.875},
 }
 
@@ -41,6 +47,7 @@ VALUES: dict[str, list[Any]] = {
     "do_normalize": FLAGS,
     "do_center_crop": FLAGS,
     "do_pad": FLAGS,
+    "do_reduce_labels": FLAGS,
     "default_to_square": FLAGS,
     "disable_grouping": FLAGS,
     "size": SIZES,
@@ -56,7 +63,7 @@ VALUES: dict[str, list[Any]] = {
     "device": ["cpu", None],
     "return_tensors": ["np", None],
     "image_seq_length": [7, None],
-    "image_processor_type": ["CLIPImageProcessor", "ViTHybridImageProcessor"],
+    "image_processor_type": ["ImageGPTImageProcessor", "ViTHybridImageProcessor"],
 }
 """Values of each key; a key that the library adds is missing here, and fails."""
 
