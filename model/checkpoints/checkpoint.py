@@ -1,6 +1,6 @@
-"""Checkpoints: a directory, a file or a hub id -> (VisionTransformer, Preprocessing, labels), strict about names and shapes.
+"""Checkpoints: a directory, a file or a hub id -> (model, Preprocessing, labels), strict about names and shapes.
 
-Only JSON and tensors are read: nothing in a checkpoint is ever run.
+Only JSON and tensors are read: nothing in a checkpoint is ever run. The model is a VisionTransformer, or a library's.
 """
 
 import json
