@@ -55,7 +55,7 @@ _LABELS = keys("architectures model_type id2label label2id num_labels problem_ty
 _BACKBONE = keys("stage_names out_features out_indices _out_features _out_indices")
 """Keys of the same encoder's use as a backbone for detection."""
 
-_FORMER = keys("path_norm num_layers hidden_size feature_extractor_type")
+_FORMER = keys("path_norm num_layers hidden_size mlp_ratio reshape_last_stage feature_extractor_type")
 """Keys that earlier versions wrote, and that say nothing beside the others."""
 
 

@@ -113,15 +113,20 @@ def transformers_references() -> list[Reference]:
         _transformers("EfficientNet", "EfficientNet", {**square, "rescale_offset": True, "resample": 0}, **efficient),
         _transformers("Pvt", "Pvt", square, image_size=64, **heads),
         _transformers("PvtV2", "Pvt", square, image_size=64, **heads),
-        _transformers("Hiera", "Bit", edge, image_size=[64, 64], embed_dim=16, depths=[1, 1, 2, 1]),
-        _transformers("FocalNet", "Bit", edge, image_size=64, embed_dim=16, depths=[1, 1, 2, 1]),
+        _transformers("Hiera", "Bit", edge, image_size=[64, 64], embed_dim=16, depths=[1, 1, 1, 1]),
+        _transformers(
+            "FocalNet", "Bit", edge, image_size=64, embed_dim=16, depths=[1, 1], focal_levels=[2, 2], focal_windows=[3, 3]
+        ),
         _transformers("PoolFormer", "PoolFormer", pooled, hidden_sizes=[16, 32, 40, 64], depths=[1, 1, 2, 1]),
     ]
 
 
-def _timm(architecture: str, size: int = 224, **arguments: Any) -> Reference:
+def _timm(architecture: str, size: int = 96, **arguments: Any) -> Reference:
+    overlay = {"input_size": (3, size, size)}
+
     def write(directory: Path) -> tuple[Path, Answer]:
-        model = lively(timm.create_model(architecture, num_classes=CLASSES, **arguments), size)
+        made = timm.create_model(architecture, num_classes=CLASSES, pretrained_cfg_overlay=overlay, **arguments)
+        model = lively(made, size)
         save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
         return directory, timm_answer(model)
 
@@ -154,7 +159,7 @@ def _timm_wrapper(architecture: str) -> Reference:
 
 def timm_references() -> list[Reference]:
     """Return a small model of each family that timm runs."""
-    windows: dict[str, Any] = {"img_size": 64, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    windows: dict[str, Any] = {"img_size": 64, "embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4}
     stages: dict[str, Any] = {"dims": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}
     return [
         _timm("swin_tiny_patch4_window7_224", 64, **windows),
@@ -165,13 +170,13 @@ def timm_references() -> list[Reference]:
         _timm("resnext50_32x4d", layers=[1, 1, 1, 1]),
         _timm("wide_resnet50_2", layers=[1, 1, 1, 1]),
         _timm("efficientnet_b0"),
-        _timm("tf_efficientnetv2_b0", 192),
+        _timm("tf_efficientnetv2_b0"),
         _timm("mobilenetv3_small_050"),
         _timm("tf_mobilenetv3_small_minimal_100"),
         _timm("mobilenetv4_conv_small_035"),
-        _timm("mobilenetv4_hybrid_medium", 256),
-        _timm("fastvit_t8", 256),
-        _timm("maxvit_pico_rw_256", 128, img_size=128, depths=[1, 1], embed_dim=[16, 32]),
+        _timm("mobilenetv4_hybrid_medium"),
+        _timm("fastvit_t8"),
+        _timm("maxvit_pico_rw_256", 128, img_size=128, depths=[1, 1], embed_dim=[32, 64]),
         _timm_file("resnet10t"),
         _timm_wrapper("resnet10t"),
     ]
