@@ -62,6 +62,11 @@ def installed_version(package: str) -> str:
         return "of an unknown version"
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def _why_not(library: Library, name: str | None, error: Exception) -> str:
     if find_spec("torchvision") is not None:
         try:
@@ -69,13 +74,9 @@ def _why_not(library: Library, name: str | None, error: Exception) -> str:
         except (ImportError, RuntimeError) as cause:
             return (
                 f"torchvision {installed_version('torchvision')} does not load with torch {torch.__version__} "
-                f"({_first_line(cause)}): install torchvision from the index that torch is from"
+                f"({first_line(cause)}): install torchvision from the index that torch is from"
             )
     if library == "timm" and find_spec("torchvision") is None:
         return "timm needs torchvision, which is not installed: install it from the index that torch is from"
     what = library if name is None else f"{name} of {library}"
-    return f"{what} {installed_version(library)} cannot be imported: {_first_line(error)}"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return f"{what} {installed_version(library)} cannot be imported: {first_line(error)}"

@@ -82,9 +82,9 @@ def load_library_model(config: LibraryConfig, weights: WeightsFile) -> LibraryMo
     try:
         with torch.inference_mode():
             logits = model(image)
-    except MemoryError:
-        raise
     except Exception as error:  # whatever a library's module raises on a size that it does not take
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"{weights.path}: {config.served_by} does not run {config.architecture} on images of {config.image_size} pixels, "

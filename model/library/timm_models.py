@@ -19,7 +19,7 @@ from model.checkpoints.tensors.key_map import KeyMap
 from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile, find_weights, open_weights
 from model.checkpoints.timm import models as own
 from model.checkpoints.timm.config_json import read_config
-from model.library.installed import LibraryChoice, import_from, installed_version, require
+from model.library.installed import LibraryChoice, first_line, import_from, installed_version, require
 from model.library.library_model import LibraryConfig, check_numbers, check_total, fill, read_tensors
 from model.preprocessing import Preprocessing, from_timm
 
@@ -146,8 +146,8 @@ def _load(name: str, arguments: dict[str, Any], file: Path, pooling: Any, weight
     except CheckpointError:
         raise
     except Exception as error:  # whatever a constructor raises on arguments that it does not take
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{file}: timm {timm.__version__} does not make {name} with {arguments}: {reason}") from error
+        what = f"timm {timm.__version__} does not make {name} with {arguments}"
+        raise CheckpointError(f"{file}: {what}: {first_line(error)}") from error
     made = getattr(model, "global_pool", None)
     if isinstance(made, str) and pooling not in (None, "", made):
         raise CheckpointError(f"{file}: global_pool is {pooling!r}, but timm makes a model that pools by {made!r}")

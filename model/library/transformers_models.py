@@ -16,7 +16,7 @@ from model.checkpoints.hugging_face import config_keys, directory
 from model.checkpoints.known_keys import KnownKeys, check_keys, keys
 from model.checkpoints.tensors.key_map import KeyMap
 from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile, find_weights
-from model.library.installed import LibraryChoice, import_from, installed_version, require
+from model.library.installed import LibraryChoice, first_line, import_from, installed_version, require
 from model.library.library_model import (
     MAX_IMAGE_SIZE,
     LibraryConfig,
@@ -132,7 +132,7 @@ def _config(family: str, raw: dict[str, Any], file: Path) -> Any:
     try:
         return config_class(**values)
     except Exception as error:  # the classes validate in ways of their own
-        raise CheckpointError(f"{file}: {_first_line(error)}") from error
+        raise CheckpointError(f"{file}: {first_line(error)}") from error
 
 
 def _own_values(config: Any) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _load(architecture: str, config: Any, weights: WeightsFile) -> nn.Module:
         with torch.device("meta"):
             outline = model_class(config)
     except Exception as error:
-        raise CheckpointError(f"{weights.path.parent / 'config.json'}: {_first_line(error)}") from error
+        raise CheckpointError(f"{weights.path.parent / 'config.json'}: {first_line(error)}") from error
     check_total(weights, outline)
     model, found = model_class.from_pretrained(
         None,
@@ -168,7 +168,3 @@ def _load(architecture: str, config: Any, weights: WeightsFile) -> nn.Module:
         model.efficientnet.pooler = _Mean()
     module: nn.Module = model
     return module
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -113,7 +113,7 @@ def transformers_references() -> list[Reference]:
         _transformers("EfficientNet", "EfficientNet", {**square, "rescale_offset": True, "resample": 0}, **efficient),
         _transformers("Pvt", "Pvt", square, image_size=64, **heads),
         _transformers("PvtV2", "Pvt", square, image_size=64, **heads),
-        _transformers("Hiera", "Bit", edge, image_size=[64, 64], embed_dim=16, depths=[1, 1, 1, 1]),
+        _transformers("Hiera", "Bit", edge, image_size=[64, 64], embed_dim=16, depths=[1, 1, 2, 1]),
         _transformers(
             "FocalNet", "Bit", edge, image_size=64, embed_dim=16, depths=[1, 1], focal_levels=[2, 2], focal_windows=[3, 3]
         ),

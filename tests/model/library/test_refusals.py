@@ -27,7 +27,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     monkeypatch.setattr(installed, "find_spec", lambda name: None if name in packages else find_spec(name))
 
 
-def test_without_transformers_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_transformers_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "transformers")
     assert refusal(write_swin(tmp_path)).endswith(
         "SwinForImageClassification is not one of vit-serve's own models (ViT, DeiT, DINOv2, SigLIP, CLIP, BEiT); "
@@ -35,7 +35,7 @@ def test_without_transformers_says_what_to_install(tmp_path: Path, monkeypatch: 
     )
 
 
-def test_without_timm_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_timm_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     without(monkeypatch, "timm")
     sentence = refusal(write_resnet(tmp_path))
     assert "timm's resnet18 is not one of vit-serve's own models" in sentence
@@ -139,7 +139,7 @@ def test_pickled_code_is_not_run(tmp_path: Path) -> None:
         ({"quantization_config": {"bits": 4}}, "quantized weights are not supported"),
     ],
 )
-def test_configuration_of_another_model_is_refused(tmp_path: Path, said: dict[str, Any], message: str) -> None:
+def test_wrong_configuration_is_refused(tmp_path: Path, said: dict[str, Any], message: str) -> None:
     assert message in refusal(write_swin(tmp_path, **said))
 
 
