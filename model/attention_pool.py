@@ -1,4 +1,4 @@
-"""Attention pooling of SigLIP: one learned query attends to all tokens.
+"""Attention pooling of SigLIP: one learned query attends to all patches.
 
 Zhai et al., "Sigmoid Loss for Language Image Pre-Training", https://arxiv.org/abs/2303.15343; the head ("MAP") is that of Zhai
 et al., "Scaling Vision Transformers", https://arxiv.org/abs/2106.04560. Modules carry timm's names.

@@ -104,7 +104,7 @@ class VisionTransformer(nn.Module):
                 return torch.cat((cls_token, patches.mean(dim=1)), dim=1)
             case "map":
                 assert self.attn_pool is not None
-                pooled: Tensor = self.attn_pool(tokens)
+                pooled: Tensor = self.attn_pool(patches)
                 return pooled
 
 

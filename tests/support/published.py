@@ -8,7 +8,7 @@ from typing import Any
 
 from model.checkpoints.published.imagenet import CLASSES_FILE, LISTS
 from model.checkpoints.published.timm_weights import COLUMNS, WEIGHTS_FILE
-from model.checkpoints.timm.models import is_supported
+from model.checkpoints.timm.names import is_supported
 from tests.support.torchvision_operators import declare_missing_operators
 
 declare_missing_operators()

@@ -231,8 +231,30 @@ def timm_references() -> list[Reference]:
         timm_hub("deit_tiny_patch16_224"),
         timm_hub("deit_tiny_distilled_patch16_224"),
         timm_hub("deit3_small_patch16_224"),
+        *timm_families(),
         timm_file("vit_small_patch16_224"),
         timm_file("deit_small_distilled_patch16_224"),
+    ]
+
+
+def timm_families() -> list[Reference]:
+    """Families with options of their own, made small."""
+    small = {"embed_dim": 96, "depth": 3, "num_heads": 3}
+    wide = {"embed_dim": 192, "depth": 3, "num_heads": 3}
+    return [
+        timm_hub("vit_base_patch16_siglip_224", **wide, img_size=64),
+        timm_hub("vit_base_patch32_siglip_256", **wide),
+        timm_hub("vit_base_patch16_siglip_gap_224", **small),
+        timm_hub("vit_so150m_patch16_reg4_map_256", **wide),
+        timm_hub("vit_so150m_patch16_reg4_gap_256", **small),
+        timm_hub("vit_intern300m_patch14_448", **wide),
+        timm_hub("vit_base_patch16_224_miil", **small),
+        timm_hub("eva_large_patch14_196", **small),
+        timm_hub("flexivit_small", depth=3),
+        timm_hub("vit_tiny_patch16_dinov3_qkvb", depth=3),
+        timm_hub("vit_small_plus_patch16_dinov3", depth=3),
+        timm_hub("beit_base_patch16_224", **small, img_size=64),
+        timm_hub("beitv2_base_patch16_224", **small),
     ]
 
 

@@ -85,6 +85,8 @@ def pooling(arguments: dict[str, Any], own: Pooling) -> Pooling:
             return "token"
         case "avg":
             return "avg"
+        case "map" if own == "map":
+            return "map"
         case other:
             raise ValueError(f"model_args.global_pool {other!r} is not supported; supported are 'token' and 'avg'")
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from model.checkpoints.checkpoint import load_checkpoint
 from tests.support.references import randomise
 
+import timm  # isort: skip
+
 SMALL: dict[str, Any] = {
     "hidden_size": 96,
     "num_hidden_layers": 3,
@@ -78,6 +80,23 @@ def test_features_equal_the_librarys(name: str, tmp_path: Path) -> None:
         expected, features = ENCODERS[name][1](theirs(images)), ours.model(images)
     assert (ours.labels, ours.activation, ours.model.config.output_dim) == ((), "none", features.shape[1])
     assert (expected[0] - expected[1]).abs().max() > 1e-2 * expected.abs().max()  # they depend on the image
+    np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_base_patch16_siglip_224", "vit_base_patch16_siglip_gap_224", "vit_base_patch16_dinov3", "beit_base_patch16_224"],
+)
+def test_timm_features_equal_the_librarys(name: str, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"embed_dim": 96, "depth": 2, "num_heads": 3}
+    theirs = randomise(timm.create_model(name, num_classes=0, **sizes))
+    timm.models.save_for_hf(theirs, str(tmp_path), safe_serialization=True, model_args=sizes)
+    ours = load_checkpoint(tmp_path)
+    size = ours.model.config.image_size
+    images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        expected, features = theirs(images), ours.model(images)
+    assert (ours.labels, features.shape) == ((), (3, 96))
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
 
 

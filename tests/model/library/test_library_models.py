@@ -14,7 +14,7 @@ from app.engines.pixel_model import engine_model
 from app.engines.select import EngineOptions, choose_engine, has_vnni
 from app.errors import StartError
 from model.checkpoints.checkpoint import load_checkpoint
-from model.checkpoints.timm.models import is_supported
+from model.checkpoints.timm.names import is_supported
 from model.library.timm_models import MODULES, is_served
 from tests.support.library_models import write_resnet, write_swin
 from tests.support.models import ROOT

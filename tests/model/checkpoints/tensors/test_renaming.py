@@ -19,7 +19,7 @@ from torch import nn
 
 from model.checkpoints import torchvision as torchvision_models
 from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
-from model.checkpoints.timm import models as timm_models
+from model.checkpoints.timm import names as timm_names
 from tests.support.checkpoints import State, assert_same_logits, lightning, save_hugging_face_vit
 from tests.support.references import randomise
 
@@ -28,7 +28,7 @@ TIMM, TORCHVISION = "timm/vit_tiny_patch16_224", "torchvision/vit_b_16"
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(timm_models._SIZES, "tiny", (32, 2, 2, 64))
+    monkeypatch.setitem(timm_names.SIZES, "tiny", (32, 2, 2, 64))
     monkeypatch.setitem(torchvision_models._SIZES, "vit_b_16", (16, 32, 2, 2, 64))
 
 
@@ -212,7 +212,7 @@ def test_torchvision_head_of_layers_is_named(tmp_path: Path) -> None:
 
 
 def test_way_out_for_timm_file_of_other_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(timm_models._SIZES, "tiny", (192, 12, 3, 768))  # what the advice builds is as large as the name says
+    monkeypatch.setitem(timm_names.SIZES, "tiny", (192, 12, 3, 768))  # what the advice builds is as large as the name says
     model = randomise(timm.create_model("vit_tiny_patch16_224", img_size=48, num_classes=5)).eval()
     torch.save(model.state_dict(), tmp_path / "model.pth")
     with pytest.raises(
