@@ -24,9 +24,10 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# the table of docs/models.md
+# the tables of docs/models.md
 references: $(VENV)/installed-dev
 	@$(BIN)/python -m tests.support.references
+	@$(BIN)/python -m tests.support.library_references
 
 # strict, because otherwise a failed lookup passes
 audit: $(VENV)/audit/installed

@@ -66,6 +66,9 @@ class Settings(BaseSettings):
         pattern=r"^(timm|torchvision)/\w+(\.\w+)?$",
         description="Architecture of a bare state dict: `timm/<name>` or `torchvision/<name>`; published: `<name>.<weights>`.",
     )
+    library: Annotated[Literal["auto", "none", "transformers", "timm"], BeforeValidator(values.lower_case)] = Field(
+        "auto", description="Library that may run models of other architectures; `auto` is whichever is installed."
+    )
     activation: Annotated[Literal["auto", "softmax", "sigmoid", "none"], BeforeValidator(values.lower_case)] = Field(
         "auto", description="Function from logits to probabilities; `auto` decides as transformers' pipeline."
     )

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from model.checkpoints.hugging_face.processor_keys import CONVNEXT, PROCESSOR
+from model.checkpoints.hugging_face.processor_keys import CONVNEXT, EFFICIENTNET, MOBILEVIT, POOLFORMER, PROCESSOR
 from model.checkpoints.known_keys import check_keys
 
 Interpolation = Literal["nearest", "lanczos", "bilinear", "bicubic", "box", "hamming"]
@@ -19,6 +19,61 @@ _PILLOW_FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", 
 """Pillow's filters in the order of their numbers; `resample` in preprocessor_config.json is such a number."""
 
 _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
+    "MobileNetV1": {
+        "resample": 2,
+        "default_to_square": False,
+        "size": {"shortest_edge": 256},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+    "MobileNetV2": {
+        "resample": 2,
+        "default_to_square": False,
+        "size": {"shortest_edge": 256},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+    "MobileViT": {
+        "resample": 3,
+        "default_to_square": False,
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": {"height": 256, "width": 256},
+        "do_flip_channel_order": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+    "EfficientNet": {
+        "resample": 3,
+        "size": {"height": 346, "width": 346},
+        "do_center_crop": False,
+        "crop_size": {"height": 289, "width": 289},
+        "rescale_offset": False,
+        "include_top": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+    },
+    "Pvt": {
+        "resample": 3,
+        "size": {"height": 224, "width": 224},
+        "do_center_crop": False,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    },
+    "PoolFormer": {
+        "resample": 3,
+        "default_to_square": False,
+        "size": {"shortest_edge": 224},
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "crop_pct": 0.9,
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+    },
     "ViT": {
         "resample": 2,
         "size": {"height": 224, "width": 224},
@@ -86,6 +141,8 @@ _IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
 }
 """Defaults of each Hugging Face image processor for keys its file omits (transformers, models/*/image_processing_*.py)."""
 
+_PROCESSOR_KEYS = {"ConvNext": CONVNEXT, "PoolFormer": POOLFORMER, "EfficientNet": EFFICIENTNET, "MobileViT": MOBILEVIT}
+
 _EVERY_PROCESSOR: dict[str, Any] = {
     "do_resize": True,
     "default_to_square": True,
@@ -114,6 +171,8 @@ class Preprocessing:
     """Share of the resized image that the crop keeps on a side, if timm or ConvNext computes `resize` from it."""
     squashes_large: bool = False
     """Inputs of 384 pixels and more are resized to the square without a crop, as ConvNext does."""
+    bgr: bool = False
+    """The model takes blue, green and red, in this order, as MobileViT does; mean and std are in that order too."""
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in self.mean):
@@ -166,7 +225,8 @@ class Preprocessing:
             steps.append(f"resize to {self.resize[0]} x {self.resize[1]} ({self.interpolation})")
         if self.crop is not None:
             steps.append(f"crop centre {self.crop[0]} x {self.crop[1]}")
-        return ", ".join([*steps, f"mean {_short(self.mean)}, std {_short(self.std)}"])
+        order = ", channels blue, green, red" if self.bgr else ""
+        return ", ".join([*steps, f"mean {_short(self.mean)}, std {_short(self.std)}{order}"])
 
 
 def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImageProcessor") -> Preprocessing:
@@ -180,23 +240,26 @@ def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImage
         ValueError: an unknown image processor, key or value; the message names it.
     """
     family, defaults = _image_processor(config, default_processor)
-    check_keys(config, CONVNEXT if family == "ConvNext" else PROCESSOR)
+    check_keys(config, _PROCESSOR_KEYS.get(family, PROCESSOR))
     config = {**_EVERY_PROCESSOR, **defaults, **config}
     square = _flag(config, "default_to_square")
     resize = _size(config["size"], square=square, key="size") if _flag(config, "do_resize") else None
     crop = _crop(config)
     if family == "ConvNext" and resize is not None:
         resize, crop = _convnext(resize, config["crop_pct"])
-    normalise = _flag(config, "do_normalize")
+    if family == "PoolFormer" and resize is not None:
+        resize = _poolformer(resize, config["crop_pct"])
+    mean, std = _mean_and_std(config, family)
     return Preprocessing(
         resize=resize,
         crop=crop,
         interpolation=_interpolation(config["resample"]),
-        mean=_channels(config["image_mean"], "image_mean") if normalise else (0.0, 0.0, 0.0),
-        std=_channels(config["image_std"], "image_std") if normalise else (1.0, 1.0, 1.0),
+        mean=mean,
+        std=std,
         scale=_number(config["rescale_factor"], "rescale_factor") if _flag(config, "do_rescale") else 1.0,
         crop_pct=_number(config["crop_pct"], "crop_pct") if family == "ConvNext" and config["crop_pct"] is not None else None,
         squashes_large=family == "ConvNext",
+        bgr=_flag(config, "do_flip_channel_order"),
     )
 
 
@@ -242,7 +305,7 @@ def to_hugging_face(preprocessing: Preprocessing) -> dict[str, Any]:
     Raises:
         ValueError: a BitImageProcessor has no such steps.
     """
-    if preprocessing.crop is None or not isinstance(preprocessing.resize, int):
+    if preprocessing.crop is None or not isinstance(preprocessing.resize, int) or preprocessing.bgr:
         raise ValueError("only a resize of the shortest edge followed by a centre crop can be written")
     return {
         "image_processor_type": "BitImageProcessor",
@@ -282,6 +345,35 @@ def _convnext(size: int | tuple[int, int], crop_pct: Any) -> tuple[int | tuple[i
     if not 0 < part <= size:
         raise ValueError(f"crop_pct must be greater than 0, not {crop_pct!r}")
     return int(size / part), (size, size)
+
+
+def _poolformer(size: int | tuple[int, int], crop_pct: Any) -> int | tuple[int, int]:
+    """Return the resize: larger by the part that the crop keeps; of a square, by its shortest edge."""
+    if crop_pct is None:
+        return size
+    part = _number(crop_pct, "crop_pct")
+    smaller = size if isinstance(size, int) else min(size)
+    if not 0 < part <= smaller:
+        raise ValueError(f"crop_pct must be greater than 0, not {crop_pct!r}")
+    if isinstance(size, int) or size[0] == size[1]:
+        return int(smaller / part)
+    return int(size[0] / part), int(size[1] / part)
+
+
+def _mean_and_std(config: dict[str, Any], family: str) -> tuple[Channels, Channels]:
+    """Return what is subtracted from scaled pixels, and what they are divided by, in all steps together."""
+    mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if family == "MobileViT":  # normalises nothing, whatever its file says
+        return mean, std
+    normalise, again = _flag(config, "do_normalize"), _flag(config, "include_top")  # EfficientNet's divide once more
+    if normalise:
+        mean = _channels(config["image_mean"], "image_mean")
+    if normalise or again:
+        red, green, blue = (value ** (normalise + again) for value in _channels(config["image_std"], "image_std"))
+        std = (red, green, blue)
+    if _flag(config, "rescale_offset") and _flag(config, "do_rescale"):
+        mean = (mean[0] + 1, mean[1] + 1, mean[2] + 1)
+    return mean, std
 
 
 def _crop(config: dict[str, Any]) -> tuple[int, int] | None:

@@ -1,6 +1,6 @@
 """The command `info`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -9,6 +9,9 @@ from app.cli.options import AsJson, ModelArgument, configure
 from app.cli.output import explained_errors, out, print_json
 from app.process.startup import watched_start
 from app.settings import Settings
+
+if TYPE_CHECKING:  # importing it takes a second
+    from model.checkpoints.checkpoint import Checkpoint
 
 
 def info(model: ModelArgument = None, as_json: AsJson = False) -> None:
@@ -33,11 +36,10 @@ def _describe(settings: Settings) -> dict[str, Any]:
     return {
         "name": checkpoint.name,
         "architecture": checkpoint.architecture,
+        "served_by": checkpoint.served_by,
         "parameters": checkpoint.parameters,
         "image_size": config.image_size,
-        "patch_size": config.patch_size,
-        "tokens": config.num_tokens,
-        "flops": config.flops,
+        **_sizes_of_own(checkpoint),
         "preprocessing": checkpoint.preprocessing.describe(),
         "output": f"{config.output_dim} {'logits' if checkpoint.labels else 'features, and no classes'}",
         "labels": list(checkpoint.labels),
@@ -45,6 +47,16 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "activation": checkpoint.activation,
         "servable": True,  # any other checkpoint ends in an error with the reason
     }
+
+
+def _sizes_of_own(checkpoint: "Checkpoint") -> dict[str, int]:
+    """Return what is known of the service's own models alone."""
+    from model.vit import VisionTransformer
+
+    if not isinstance(checkpoint.model, VisionTransformer):
+        return {}
+    config = checkpoint.model.config
+    return {"patch_size": config.patch_size, "tokens": config.num_tokens, "flops": config.flops}
 
 
 def _readable(name: str, value: Any) -> str:

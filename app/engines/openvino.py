@@ -12,7 +12,7 @@ import structlog
 import torch
 
 from app.engines.artifact_cache import CachedDirectory
-from app.engines.pixel_model import PixelModel
+from app.engines.pixel_model import EngineModel
 from app.errors import StartError
 from app.pixels import Logits, Pixels
 from app.process.startup import OnStep, lacks_memory, too_little_memory
@@ -60,7 +60,7 @@ class OpenVinoEngine:
 
     def __init__(
         self,
-        model: PixelModel,
+        model: EngineModel,
         *,
         dtype: str,
         max_batch_size: int,
@@ -127,7 +127,7 @@ class OpenVinoEngine:
         return logits
 
     def _compare(self, pixels: Pixels, expected: Logits, size: float) -> None:
-        """Raise if logits are too far from the expected ones; `size` is defined by `PixelModel.reference`."""
+        """Raise if logits are too far from the expected ones; `size` is defined by `EngineModel.reference`."""
         for use_all_cores in (True, False):
             with np.errstate(invalid="ignore"):
                 difference = np.abs(self.run(list(pixels), use_all_cores=use_all_cores) - expected).max()
@@ -151,7 +151,7 @@ def _compiled(model: openvino.Model, *, streams: int, threads: int) -> openvino.
     )
 
 
-def _convert(model: PixelModel, dtype: str) -> openvino.Model:
+def _convert(model: EngineModel, dtype: str) -> openvino.Model:
     """Convert the torch model, with a dynamic batch size."""
     pixels = torch.zeros(2, *model.image_shape, dtype=torch.uint8)
     with torch.no_grad(), warnings.catch_warnings():
@@ -172,17 +172,17 @@ def _save(model: openvino.Model, cached: CachedDirectory) -> None:
         _log.warning("cannot cache the OpenVINO model; every start will convert it again", directory=where, reason=reason)
 
 
-def _fingerprint(model: PixelModel, dtype: str) -> str:
+def _fingerprint(model: EngineModel, dtype: str) -> str:
     """Return a digest of the weights, the configuration, the dtype and the versions of the libraries."""
     versions = f"{_CONVERSION_VERSION} {openvino.get_version()} {torch.__version__}"
-    digest = hashlib.sha256(f"{versions} {dtype} {model.config}".encode())
+    digest = hashlib.sha256(f"{versions} {dtype} {model.fingerprint}".encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()[:32]
 
 
-def _reference(model: PixelModel, threads: int) -> tuple[Pixels, Logits, float]:
+def _reference(model: EngineModel, threads: int) -> tuple[Pixels, Logits, float]:
     """Return two different random images, torch's logits for them, and the size to judge differences by."""
     pixels = np.random.default_rng(0).integers(0, 256, (2, *model.image_shape), dtype=np.uint8)
     torch.set_num_threads(threads)

@@ -1,17 +1,65 @@
-"""PixelModel: the module that engines run, from raw pixels to float32 logits."""
+"""EngineModel: the module that engines run, from raw pixels to float32 logits; one of our own models, or a library's."""
 
 import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from model.checkpoints.checkpoint import Checkpoint
 from model.config import ViTConfig
+from model.library.library_model import LibraryModel
 from model.preprocessing import Preprocessing
 from model.vit import VisionTransformer
 
+_TOKENS_PER_BATCH = 256
+"""Tokens per batch on one core: larger GEMMs gain no throughput (benchmarks/README.md) and only add latency."""
 
-class PixelModel(nn.Module):
-    """Raw pixels (B, 3, H, W) uint8 -> logits (B, K) float32, computed in the dtype of the weights.
+_LIBRARY_BATCH = 4
+"""Images per batch on one core of a library's model."""
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class EngineModel(nn.Module, ABC):
+    """Raw pixels (B, 3, H, W) uint8 -> logits (B, K) float32, computed in the dtype of the weights."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    @abstractmethod
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image."""
+
+    @property
+    @abstractmethod
+    def output_dim(self) -> int:
+        """Numbers that the model gives for an image."""
+
+    @property
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """All that logits depend on beside the weights."""
+
+    @property
+    @abstractmethod
+    def cpu_batch_size(self) -> int:
+        """Images in a batch on a CPU by default."""
+
+    @abstractmethod
+    def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
+        """Return logits to compare an engine with, and the size that differences are relative to."""
+
+
+class PixelModel(EngineModel):
+    """The Vision Transformer on raw pixels.
 
     Normalisation is folded into a copy of the patch embedding, so no normalised image is ever made: uint8 pixels need only a
     cast, which is exact in every dtype, bfloat16 included.
@@ -23,7 +71,10 @@ class PixelModel(nn.Module):
     def __init__(self, model: VisionTransformer, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.vit = _sharing_weights(model)
-        self.vit.patch_embed = model.patch_embed.fold_normalization(preprocessing.scale, preprocessing.mean, preprocessing.std)
+        folded = model.patch_embed.fold_normalization(preprocessing.scale, preprocessing.mean, preprocessing.std)
+        if preprocessing.bgr:
+            folded.proj.weight = nn.Parameter(folded.proj.weight.detach().flip(1))
+        self.vit.patch_embed = folded
         self.eval().requires_grad_(False)
 
     @property
@@ -32,13 +83,19 @@ class PixelModel(nn.Module):
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image."""
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
     @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the weights."""
-        return next(self.parameters()).dtype
+    def output_dim(self) -> int:
+        return self.config.output_dim
+
+    @property
+    def fingerprint(self) -> str:
+        return str(self.config)
+
+    @property
+    def cpu_batch_size(self) -> int:
+        return math.ceil(_TOKENS_PER_BATCH / self.config.num_tokens)
 
     def forward(self, pixels: Tensor) -> Tensor:
         logits: Tensor = self.vit(pixels.to(self.dtype))
@@ -59,7 +116,68 @@ class PixelModel(nn.Module):
         return logits, float(size)
 
 
-def _sharing_weights(model: VisionTransformer) -> VisionTransformer:
+class LibraryPixelModel(EngineModel):
+    """A library's model on raw pixels.
+
+    Its first layer may pad, and zero is not black, so normalisation is a step of its own, in float32 whatever the dtype.
+    """
+
+    scale: Tensor
+    offset: Tensor
+
+    def __init__(self, model: LibraryModel, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.config = model.config
+        self.model = _sharing_weights(model)
+        self.preprocessing = preprocessing
+        std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
+        mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
+        self.register_buffer("scale", (preprocessing.scale / std).float())
+        self.register_buffer("offset", (mean / std).float())
+        self.eval().requires_grad_(False)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (self.config.num_channels, self.config.image_size, self.config.image_size)
+
+    @property
+    def output_dim(self) -> int:
+        return self.config.num_classes
+
+    @property
+    def fingerprint(self) -> str:
+        return f"{self.config} {self.preprocessing.bgr}"
+
+    @property
+    def cpu_batch_size(self) -> int:
+        return _LIBRARY_BATCH
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        channels = pixels.flip(1) if self.preprocessing.bgr else pixels
+        images = channels.float() * self.scale - self.offset
+        logits: Tensor = self.model(images.to(self.dtype))
+        return logits.float()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or convert all but the two buffers, which only move."""
+        exact = (self.scale, self.offset)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.scale, self.offset = (value.to(self.scale.device) for value in exact)
+        return self
+
+    def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
+        logits: Tensor = self(pixels)
+        return logits, float(logits.abs().max())
+
+
+def engine_model(checkpoint: Checkpoint) -> EngineModel:
+    """Return the module that runs a checkpoint on raw pixels."""
+    if isinstance(checkpoint.model, LibraryModel):
+        return LibraryPixelModel(checkpoint.model, checkpoint.preprocessing)
+    return PixelModel(checkpoint.model, checkpoint.preprocessing)
+
+
+def _sharing_weights(model: Model) -> Model:
     """Copy the modules, with new parameters over the same memory."""
     shared = {id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in model.parameters()}
     return copy.deepcopy(model, shared)

@@ -1,6 +1,5 @@
 """Choice of the engine for a checkpoint, by the settings and the hardware."""
 
-import math
 import shutil
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -11,15 +10,12 @@ import structlog
 import torch
 
 from app.engines import Engine
-from app.engines.pixel_model import PixelModel
+from app.engines.pixel_model import EngineModel, engine_model
 from app.engines.torch_cpu import TorchCpuEngine
 from app.engines.torch_cuda import make_torch_cuda_engine
 from app.errors import StartError
 from app.process.startup import OnStep
-from model.checkpoints.checkpoint import Checkpoint
-
-_TOKENS_PER_BATCH = 256
-"""Tokens per batch on one core: larger GEMMs gain no throughput (benchmarks/README.md) and only add latency."""
+from model.checkpoints.checkpoint import OWN, Checkpoint
 
 _GPU_BATCH_SIZE = 128
 
@@ -50,8 +46,8 @@ def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnSte
     on_step("preparing the engine")
     device = _device(options.device)
     if options.dtype == "int8":
-        _check_int8(device, options)
-    model = PixelModel(checkpoint.model, checkpoint.preprocessing)
+        _check_int8(device, options, checkpoint)
+    model = engine_model(checkpoint)
     if device.type == "cuda":
         if options.engine == "openvino":
             raise StartError("VIT_ENGINE: openvino is for CPUs; set auto, or VIT_DEVICE=cpu")
@@ -72,7 +68,12 @@ def has_vnni() -> bool:
     return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
 
 
-def _check_int8(device: torch.device, options: EngineOptions) -> None:
+def _check_int8(device: torch.device, options: EngineOptions, checkpoint: Checkpoint) -> None:
+    if checkpoint.served_by != OWN:
+        raise StartError(
+            f"VIT_DTYPE: int8 is for Vision Transformers of vit-serve's own; {checkpoint.architecture} is run by "
+            f"{checkpoint.served_by}; unset it"
+        )
     if device.type == "cuda" or options.engine == "torch" or options.compile is True:
         raise StartError("VIT_DTYPE: int8 is for OpenVINO on a CPU; set VIT_DEVICE=cpu, and unset VIT_ENGINE and VIT_COMPILE")
     if not has_vnni():
@@ -80,7 +81,7 @@ def _check_int8(device: torch.device, options: EngineOptions) -> None:
 
 
 def _torch_cuda(
-    model: PixelModel, device: torch.device, options: EngineOptions, on_step: OnStep, *, compile_model: bool
+    model: EngineModel, device: torch.device, options: EngineOptions, on_step: OnStep, *, compile_model: bool
 ) -> Engine:
     if compile_model:
         on_step("compiling the model")
@@ -91,12 +92,12 @@ def _torch_cuda(
     )
 
 
-def _torch_cpu(model: PixelModel, options: EngineOptions) -> Engine:
+def _torch_cpu(model: EngineModel, options: EngineOptions) -> Engine:
     dtype = "float32" if options.dtype == "auto" else options.dtype
     return TorchCpuEngine(model, dtype=dtype, max_batch_size=_cpu_batch_size(model, options), threads=options.threads)
 
 
-def _openvino(model: PixelModel, options: EngineOptions, on_step: OnStep) -> Engine:
+def _openvino(model: EngineModel, options: EngineOptions, on_step: OnStep) -> Engine:
     from app.engines.openvino import OpenVinoEngine  # a large import that GPUs do not need
 
     dtype = "float32" if options.dtype == "auto" else options.dtype
@@ -119,8 +120,8 @@ def _openvino(model: PixelModel, options: EngineOptions, on_step: OnStep) -> Eng
         return _torch_cpu(model, options)
 
 
-def _cpu_batch_size(model: PixelModel, options: EngineOptions) -> int:
-    return options.max_batch_size or math.ceil(_TOKENS_PER_BATCH / model.config.num_tokens)
+def _cpu_batch_size(model: EngineModel, options: EngineOptions) -> int:
+    return options.max_batch_size or model.cpu_batch_size
 
 
 def _device(name: str) -> torch.device:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from app.engines.pixel_model import PixelModel, parse_dtype
+from app.engines.pixel_model import EngineModel, parse_dtype
 from app.pixels import Logits, Pixels
 
 
@@ -27,7 +27,7 @@ class TorchCpuEngine:
     batch_sizes = ()
     independent_streams = True
 
-    def __init__(self, model: PixelModel, *, dtype: str, max_batch_size: int, threads: int) -> None:
+    def __init__(self, model: EngineModel, *, dtype: str, max_batch_size: int, threads: int) -> None:
         self.dtype = dtype
         self.max_batch_size = max_batch_size
         self.max_concurrent_batches = threads

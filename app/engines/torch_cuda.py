@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from app.engines.cuda_modules import replace_modules
-from app.engines.pixel_model import PixelModel, parse_dtype
+from app.engines.pixel_model import EngineModel, PixelModel, parse_dtype
 from app.errors import EngineDead, OutOfMemory, StartError
 from app.pixels import Logits, Pixels
 from app.process.startup import lacks_memory
@@ -32,7 +32,7 @@ _log = structlog.get_logger(__name__)
 
 
 def make_torch_cuda_engine(
-    model: PixelModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int, cache: Path
+    model: EngineModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int, cache: Path
 ) -> "TorchCudaEngine":
     """Make the engine, with the compilation cache of earlier starts if it is compiled.
 
@@ -51,11 +51,11 @@ def make_torch_cuda_engine(
 class _Slot:
     """The buffers of one batch in flight, for up to `size` images. On CUDA, host buffers are pinned so that copies overlap."""
 
-    def __init__(self, model: PixelModel, size: int, device: torch.device) -> None:
+    def __init__(self, model: EngineModel, size: int, device: torch.device) -> None:
         cuda = device.type == "cuda"
         self.pixels = torch.zeros(size, *model.image_shape, dtype=torch.uint8, pin_memory=cuda)
         self.staged = torch.zeros_like(self.pixels, device=device, pin_memory=False)
-        self.logits = torch.zeros(size, model.config.output_dim, pin_memory=cuda)
+        self.logits = torch.zeros(size, model.output_dim, pin_memory=cuda)
         self.done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
 
 
@@ -83,7 +83,7 @@ class TorchCudaEngine:
     independent_streams = False
 
     def __init__(
-        self, model: PixelModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int
+        self, model: EngineModel, *, device: torch.device, dtype: str, compile_model: bool, max_batch_size: int
     ) -> None:
         self.device = str(device)
         self.dtype = dtype
@@ -99,7 +99,7 @@ class TorchCudaEngine:
         with _start_errors(device, compile_model, max_batch_size), torch.inference_mode():
             image = np.random.default_rng(0).integers(0, 256, model.image_shape, dtype=np.uint8)
             expected, size_of_logits = model.reference(torch.from_numpy(image).to(device)[None])
-            if device.type == "cuda" and dtype != "float32":
+            if isinstance(model, PixelModel) and device.type == "cuda" and dtype != "float32":
                 replace_modules(model.vit)
             if compile_model:
                 _compile(model, len(self.batch_sizes))
@@ -185,10 +185,13 @@ def padded_sizes(max_batch_size: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, max_batch_size}))
 
 
-def _compile(model: PixelModel, sizes: int) -> None:
+def _compile(model: EngineModel, sizes: int) -> None:
     """Compile parts of the model at their first run. All blocks share what is compiled for one of them."""
     limits = torch._dynamo.config
     limits.recompile_limit += sizes  # an engine made earlier in this process has filled its own
+    if not isinstance(model, PixelModel):
+        model.compile(dynamic=False)
+        return
     vit = model.vit
     vit.embed = torch.compile(vit.embed, dynamic=False)  # type: ignore[method-assign]
     for block in vit.blocks:

@@ -19,6 +19,7 @@ from app.serving.runner import ModelRunner, Scores
 from app.settings import Settings
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.head import probabilities
+from model.library.library_model import LibraryConfig
 from model.preprocessing import Preprocessing
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
@@ -32,7 +33,9 @@ def load(settings: Settings, on_step: OnStep) -> Checkpoint:
         StartError: it cannot be served.
     """
     try:
-        return load_checkpoint(settings.model, settings.architecture, settings.image_size, on_step, settings.activation)
+        return load_checkpoint(
+            settings.model, settings.architecture, settings.image_size, on_step, settings.activation, settings.library
+        )
     except CheckpointError as error:
         raise StartError(f"VIT_{(error.field or 'model').upper()}: {error}") from error
 
@@ -114,8 +117,9 @@ def _describe(checkpoint: Checkpoint, engine: Engine) -> ModelDescription:
         labels_source=checkpoint.labels_source,
         activation=checkpoint.activation,
         image_size=config.image_size,
-        patch_size=config.patch_size,
+        patch_size=None if isinstance(config, LibraryConfig) else config.patch_size,
         parameters=checkpoint.parameters,
+        served_by=checkpoint.served_by,
         output_size=config.output_dim,
         engine=engine.name,
         device=engine.device,

@@ -93,8 +93,11 @@ class ModelDescription:
     ]
     activation: Activation
     image_size: Annotated[int, Field(description="Side of the model's square input, in pixels.")]
-    patch_size: Annotated[int, Field(description="Side of a patch, in pixels.")]
+    patch_size: Annotated[int | None, Field(description="Side of a patch, in pixels; null if a library runs the model.")]
     parameters: int
+    served_by: Annotated[
+        str, Field(description="`vit-serve`, or the library that runs the model with its version: `transformers 5.23.0`.")
+    ]
     output_size: Annotated[int, Field(description="Numbers that the model gives for an image: logits, or features.")]
     engine: Annotated[str, Field(description="`torch` or `openvino`.")]
     device: str

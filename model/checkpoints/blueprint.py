@@ -11,6 +11,7 @@ from model.checkpoints.published.trained_on import TrainedOn
 from model.checkpoints.tensors.key_map import KeyMap
 from model.checkpoints.tensors.weights_file import CheckpointError
 from model.config import Resampling, ViTConfig
+from model.library.library_model import LibraryConfig
 from model.preprocessing import Preprocessing
 
 
@@ -21,7 +22,7 @@ class Blueprint:
     name: str
     architecture: str
     """Name of the architecture in its library."""
-    config: ViTConfig
+    config: ViTConfig | LibraryConfig
     """Configuration that the stored weights fit."""
     key_map: KeyMap
     preprocessing: Preprocessing

@@ -1,6 +1,6 @@
-"""Checkpoints: a directory, a file or a hub id -> (VisionTransformer, Preprocessing, labels), strict about names and shapes.
+"""Checkpoints: a directory, a file or a hub id -> (model, Preprocessing, labels), strict about names and shapes.
 
-Only JSON and tensors are read: nothing in a checkpoint is ever run.
+Only JSON and tensors are read: nothing in a checkpoint is ever run. The model is a VisionTransformer, or a library's.
 """
 
 import json
@@ -40,6 +40,9 @@ from model.checkpoints.timm.models import read_timm_directory, read_timm_file
 from model.checkpoints.torchvision import read_torchvision_file
 from model.config import Resampling, ViTConfig
 from model.head import HeadActivation, head_activation
+from model.library.installed import LibraryChoice
+from model.library.library_model import LibraryConfig, LibraryModel, load_library_model
+from model.library.select import read_library_directory, read_library_file
 from model.preprocessing import Preprocessing, to_hugging_face
 from model.vit import VisionTransformer, resample_position_embedding
 
@@ -50,17 +53,20 @@ _log = logging.getLogger(__name__)
 Step = Literal["reading the configuration", "downloading the model", "reading the weights"]
 OnStep = Callable[[Step], None]
 
+OWN = "vit-serve"
+"""`served_by` of a model that no library runs."""
+
 _QUICKLY_BUILT = 64
 """Blocks."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A trained Vision Transformer with all that is needed to classify an image."""
+    """A trained Vision Transformer, or a library's model, with all that is needed to classify an image."""
 
     name: str
     architecture: str
-    model: VisionTransformer
+    model: VisionTransformer | LibraryModel
     """Model in evaluation mode, float32, on the CPU; takes normalised images."""
     preprocessing: Preprocessing
     labels: tuple[str, ...]
@@ -75,6 +81,11 @@ class Checkpoint:
         """Numbers that were trained."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
+    @property
+    def served_by(self) -> str:
+        """`vit-serve`, or the library that runs the model, with its version."""
+        return self.model.config.served_by if isinstance(self.model, LibraryModel) else OWN
+
 
 def load_checkpoint(
     model: str | Path,
@@ -82,6 +93,7 @@ def load_checkpoint(
     image_size: int | None = None,
     on_step: OnStep = lambda step: None,
     activation: HeadActivation | Literal["auto"] = "auto",
+    library: LibraryChoice = "auto",
 ) -> Checkpoint:
     """Load a model of Hugging Face, timm or torchvision.
 
@@ -93,12 +105,13 @@ def load_checkpoint(
             then interpolated as the checkpoint's library does.
         on_step: told what is done next, each of which can take long.
         activation: what makes probabilities of logits; `auto` follows transformers' pipeline.
+        library: the libraries that may run a model of another architecture than the service's own.
 
     Raises:
         CheckpointError: a file that is missing or broken, an architecture that is not supported, a tensor that is missing,
             unknown or of another shape than the configuration asks for.
     """
-    blueprint = _blueprint(model, architecture, on_step)
+    blueprint = _blueprint(model, architecture, library, on_step)
     if len(blueprint.labels) != blueprint.config.num_classes:
         count, file = len(blueprint.labels), blueprint.weights.parent / LABELS  # those of a configuration always fit
         raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
@@ -111,18 +124,20 @@ def load_checkpoint(
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
     preprocessing = blueprint.preprocessing if image_size is None else blueprint.preprocessing.at_size(image_size)
-    vit = _build(blueprint, input_size(preprocessing), may_resize=image_size is not None or blueprint.interpolates)
+    built = _build(blueprint, input_size(preprocessing), may_resize=image_size is not None or blueprint.interpolates)
     name = os.fsencode(blueprint.name).decode(errors="replace")  # that of a directory can be any bytes
     labels, source = blueprint.labels, blueprint.labels_source
-    return Checkpoint(name, blueprint.architecture, vit, preprocessing, labels, source, activation)
+    return Checkpoint(name, blueprint.architecture, built, preprocessing, labels, source, activation)
 
 
-def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> VisionTransformer:
+def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> VisionTransformer | LibraryModel:
     """Read the weights, and make the model for images of this size, in pixels."""
+    config = blueprint.config
+    if isinstance(config, LibraryConfig):
+        return _build_in_library(blueprint, config, image_size)
     weights = rename_tensors(open_weights(blueprint.weights), blueprint.key_map)
     if weights.note is not None:
         _log.warning("%s: %s", weights.path, weights.note)
-    config = blueprint.config
     state = _read_state(weights, blueprint.key_map, config)
     if image_size != config.image_size:
         if not may_resize:
@@ -134,6 +149,16 @@ def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> Vision
         with config_errors(blueprint.weights):
             config = _resize(state, config, image_size, blueprint.resampling)
     return build(config, state)
+
+
+def _build_in_library(blueprint: Blueprint, config: LibraryConfig, image_size: int) -> LibraryModel:
+    if image_size != config.image_size:
+        raise CheckpointError(
+            f"{blueprint.architecture} is run by {config.served_by}, at the {config.image_size} pixels of its preprocessing "
+            f"alone, not at {image_size}: leave it out",
+            "image_size",
+        )
+    return load_library_model(config, open_weights(blueprint.weights))
 
 
 def load_backbone(directory: Path, num_classes: int, image_size: int) -> VisionTransformer:
@@ -179,14 +204,14 @@ def save_checkpoint(
     _write_json(directory / "preprocessor_config.json", to_hugging_face(preprocessing))
 
 
-def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> Blueprint:
+def _blueprint(model: str | Path, architecture: str | None, library: LibraryChoice, on_step: OnStep) -> Blueprint:
     """Tell from what is there which library wrote it."""
     on_step("reading the configuration")
     path = Path(model)
     with readable(path):
         found = exists(path)
     if found and not path.is_dir():
-        return _file(path, architecture)
+        return _file(path, architecture, library)
     if not found and (not is_hub_id(str(model)) or path.suffix.lower() in SUFFIXES or path.parent.is_dir()):
         if path.is_symlink():
             raise CheckpointError(f"{model} is a link to {os.readlink(path)}, which does not exist")
@@ -197,23 +222,26 @@ def _blueprint(model: str | Path, architecture: str | None, on_step: OnStep) -> 
     if architecture is not None:
         raise CheckpointError(f"it is for bare state dicts, and {model} has a configuration: leave it out", "architecture")
     if found:
-        return _directory(path)
+        return _directory(path, library)
     on_step("downloading the model")
     directory = download(str(model))
     refuse_other_folders(directory)
     on_step("reading the configuration")
-    return replace(_directory(directory), name=str(model).removeprefix("hf-hub:"))
+    return replace(_directory(directory, library), name=str(model).removeprefix("hf-hub:"))
 
 
-def _directory(path: Path) -> Blueprint:
-    timm = "architecture" in read_json(path / "config.json")
+def _directory(path: Path, library: LibraryChoice) -> Blueprint:
+    raw = read_json(path / "config.json")
+    if (blueprint := read_library_directory(path, raw, library)) is not None:
+        return name_classes(blueprint, path)
+    timm = "architecture" in raw
     return name_classes(read_timm_directory(path) if timm else read_hugging_face(path), path)
 
 
-def _file(path: Path, architecture: str | None) -> Blueprint:
+def _file(path: Path, architecture: str | None, library: LibraryChoice) -> Blueprint:
     match (architecture or "").split("/", maxsplit=1):
         case ["timm", name]:
-            return name_classes(read_timm_file(path, name), path.parent)
+            return name_classes(read_library_file(path, name, library) or read_timm_file(path, name), path.parent)
         case ["torchvision", name]:
             return name_classes(read_torchvision_file(path, name), path.parent)
         case [name] if name:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import transformers
 import uvicorn
 from rich.console import Console
 from typer.testing import CliRunner, Result
@@ -23,6 +24,7 @@ from typer.testing import CliRunner, Result
 from app.cli import cli
 from app.process.logs import configure_logging
 from app.serving import offline
+from tests.support.library_models import write_swin
 from tests.support.models import ROOT, TINY_LABELS, png
 
 
@@ -136,6 +138,12 @@ def test_info_describes_a_checkpoint(tiny_checkpoint: Path) -> None:
     shown = run("info", tiny_checkpoint).stdout
     assert "tiny-dinov2" in shown
     assert "GFLOP an image" in shown
+
+
+def test_info_says_which_library_serves(tmp_path: Path) -> None:
+    shown = json.loads(run("info", write_swin(tmp_path), "--json").stdout)
+    assert (shown["served_by"], shown["image_size"]) == (f"transformers {transformers.__version__}", 32)
+    assert not {"patch_size", "tokens", "flops"} & set(shown)
 
 
 def test_wrong_checkpoint_is_one_sentence(tmp_path: Path) -> None:

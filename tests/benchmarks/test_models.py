@@ -6,12 +6,15 @@ from PIL import Image
 from benchmarks.images import ImageSet
 from benchmarks.models import BenchmarkModel
 from model.checkpoints.checkpoint import load_checkpoint
+from model.config import ViTConfig
 
 
 def test_random_model_loads(tmp_path: Path) -> None:
     directory = BenchmarkModel("small", "", width=64, slice_s=1, peer_batch_size=1).directory(tmp_path)
     checkpoint = load_checkpoint(directory)
-    assert (checkpoint.model.config.num_tokens, checkpoint.model.config.num_heads, len(checkpoint.labels)) == (197, 1, 1000)
+    config = checkpoint.model.config
+    assert isinstance(config, ViTConfig)
+    assert (config.num_tokens, config.num_heads, len(checkpoint.labels)) == (197, 1, 1000)
 
 
 def test_images_are_reproducible(tmp_path: Path) -> None:

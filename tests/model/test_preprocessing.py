@@ -48,3 +48,35 @@ def test_describe_preprocessing() -> None:
     assert preprocessing.describe() == (
         "resize shortest edge to 96 (bicubic), crop centre 84 x 84, mean 0.485/0.456/0.406, std 0.5/0.5/0.5"
     )
+
+
+def test_efficientnets_steps_are_added_up() -> None:
+    said = {"size": {"height": 8, "width": 8}, "image_mean": [0.1] * 3, "image_std": [0.5] * 3, "rescale_offset": True}
+    how = from_hugging_face({**said, "rescale_factor": 1 / 127.5}, "EfficientNetImageProcessor")
+    assert how.mean == pytest.approx((1.1,) * 3)  # ((x / 127.5 - 1) - 0.1) / 0.5 / 0.5
+    assert how.std == (0.25,) * 3
+    how = from_hugging_face({**said, "include_top": False, "do_normalize": False}, "EfficientNetImageProcessor")
+    assert (how.mean, how.std) == ((1.0,) * 3, (1.0,) * 3)
+
+
+def test_mobilevit_flips_and_normalises_nothing() -> None:
+    how = from_hugging_face({"do_normalize": True, "image_mean": [0.5] * 3}, "MobileViTImageProcessor")
+    assert (how.mean, how.std, how.bgr) == ((0.0,) * 3, (1.0,) * 3, True)
+    assert how.describe().endswith("channels blue, green, red")
+    assert not from_hugging_face({"do_flip_channel_order": False}, "MobileViTImageProcessor").bgr
+    with pytest.raises(ValueError, match="only a resize"):
+        to_hugging_face(how)
+
+
+@pytest.mark.parametrize(
+    ("size", "crop_pct", "resize"),
+    [({"shortest_edge": 65}, 0.9, 72), ({"height": 65, "width": 65}, 0.9, 72), ({"shortest_edge": 65}, None, 65)],
+)
+def test_poolformer_resizes_by_its_crop(size: dict[str, int], crop_pct: float | None, resize: int) -> None:
+    how = from_hugging_face({"size": size, "crop_pct": crop_pct}, "PoolFormerImageProcessor")
+    assert (how.resize, how.crop) == (resize, (224, 224))
+
+
+def test_poolformers_crop_is_checked() -> None:
+    with pytest.raises(ValueError, match="crop_pct must be greater than 0"):
+        from_hugging_face({"crop_pct": 0}, "PoolFormerImageProcessor")

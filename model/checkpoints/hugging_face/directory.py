@@ -43,9 +43,9 @@ def read_hugging_face(directory: Path) -> Blueprint:
             config = replace(family.config(raw, 0), **changes)
         else:
             family, key_map = ARCHITECTURES[architecture]
-            labels = _labels(raw)
+            labels = read_labels(raw)
             config = family.config(raw, len(labels))
-    preprocessing_file, processor = _processor(directory)
+    preprocessing_file, processor = read_processor(directory)
     with config_errors(preprocessing_file):
         preprocessing = from_hugging_face(processor, family.processor)
         input_size(preprocessing)
@@ -63,8 +63,12 @@ def read_hugging_face(directory: Path) -> Blueprint:
     )
 
 
-def _processor(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """Read the image processor: that of processor_config.json if that has it, as transformers looks for it."""
+def read_processor(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """Read the image processor: that of processor_config.json if that has it, as transformers looks for it.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
     file = directory / "processor_config.json"
     if file.is_file():
         nested = read_json(file).get("image_processor")
@@ -91,8 +95,12 @@ def _architecture(raw: dict[str, Any], path: Path) -> str:
     raise CheckpointError(f"{path}: {what}; supported are {', '.join(ARCHITECTURES)}, and timm's plain vit and deit models")
 
 
-def _labels(raw: dict[str, Any]) -> tuple[str, ...]:
-    """`id2label` in class order; without it, as many `LABEL_i` as `num_labels` says (transformers' default is 2)."""
+def read_labels(raw: dict[str, Any]) -> tuple[str, ...]:
+    """Return `id2label` in class order; without it, as many `LABEL_i` as `num_labels` says (transformers' default is 2).
+
+    Raises:
+        ValueError: they are not numbered from 0, or contradict `num_labels`.
+    """
     by_id = raw.get("id2label")
     if by_id is None:
         return placeholders(integer(raw, "num_labels", 2))

@@ -34,3 +34,7 @@ CONVNEXT = replace(
     supported={**PROCESSOR.supported, "do_center_crop": (False,)},
 )
 """Keys of the ConvNext processor, which crops by crop_pct; a second crop is not supported."""
+
+POOLFORMER = replace(PROCESSOR, honoured=_HONOURED | {"crop_pct"})
+EFFICIENTNET = replace(PROCESSOR, honoured=_HONOURED | {"rescale_offset", "include_top"})
+MOBILEVIT = replace(PROCESSOR, honoured=_HONOURED | {"do_flip_channel_order"})

@@ -96,9 +96,9 @@ def _read(file: WeightsFile, key_map: KeyMap, key: str, shape: tuple[int, ...]) 
     sources = key_map.sources(key)
     if key in key_map.slices:
         first, last, count = key_map.slices[key]
-        return torch.cat(_read_floats(file, sources[0]).chunk(count)[first:last])
+        return torch.cat(read_floats(file, sources[0]).chunk(count)[first:last])
     part = (shape[0] // len(sources), *shape[1:])
-    return torch.cat([_read_floats(file, key).view(part) if key in file.shapes else torch.zeros(part) for key in sources])
+    return torch.cat([read_floats(file, key).view(part) if key in file.shapes else torch.zeros(part) for key in sources])
 
 
 def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
@@ -109,7 +109,7 @@ def build(config: ViTConfig, state: dict[str, Tensor]) -> VisionTransformer:
     return model.eval().requires_grad_(False)
 
 
-def _read_floats(file: WeightsFile, key: str) -> Tensor:
+def read_floats(file: WeightsFile, key: str) -> Tensor:
     """One tensor in float32; refuses what is not plain finite numbers."""
     stored = file.read(key)
     if stored.is_quantized or not stored.is_floating_point():

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.checkpoints.blueprint import integer, side, truth
-from model.checkpoints.known_keys import check_keys
+from model.checkpoints.known_keys import KnownKeys, check_keys
 from model.checkpoints.timm.config_keys import CONFIG, MODEL_ARGS, PRETRAINED_CFG
 
 _INPUT_SIZE = [3, 224, 224]
@@ -28,8 +28,12 @@ class TimmConfig:
     """Side of what the model takes, in pixels."""
 
 
-def read_config(content: dict[str, Any]) -> TimmConfig:
+def read_config(content: dict[str, Any], model_args: KnownKeys = MODEL_ARGS) -> TimmConfig:
     """Check and sort the content of a config.json, as timm's `load_model_config_from_path` does.
+
+    Args:
+        content: content of the file.
+        model_args: the arguments that are known of the architecture.
 
     Raises:
         KeyError, ValueError, TypeError: a key that is not known, or a value that is wrong.
@@ -38,7 +42,7 @@ def read_config(content: dict[str, Any]) -> TimmConfig:
     pretrained, arguments = _object(raw, "pretrained_cfg"), _object(raw, "model_args")
     check_keys(raw, CONFIG)
     check_keys(pretrained, PRETRAINED_CFG, "pretrained_cfg")
-    check_keys(arguments, MODEL_ARGS, "model_args")
+    check_keys(arguments, model_args, "model_args")
     picture_size = _picture_size(pretrained, arguments)
     image_size = side(arguments["img_size"], "model_args.img_size") if "img_size" in arguments else picture_size
     return TimmConfig(raw, pretrained, arguments, _num_classes(raw, pretrained, arguments), picture_size, image_size)

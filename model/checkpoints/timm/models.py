@@ -74,7 +74,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         check_choices(said.arguments, config, plain_mean=name.plain_mean)
         _check_pooling(raw, said.arguments, config)
         named = bool(raw.get("label_names") or pretrained.get("label_names"))
-        labels = _labels(raw, pretrained, num_classes) if num_classes else ()
+        labels = read_labels(raw, pretrained, num_classes) if num_classes else ()
         preprocessing = from_timm(pretrained, said.picture_size)
     return Blueprint(
         name=directory.resolve().name,
@@ -86,7 +86,7 @@ def read_timm_directory(directory: Path) -> Blueprint:
         weights=weights.path,
         resampling="antialias",
         interpolates=bool(said.arguments.get("dynamic_img_size")),
-        trained_on=None if named else _trained_on(raw, pretrained, num_classes),
+        trained_on=None if named else read_trained_on(raw, pretrained, num_classes),
         problem_type=raw.get("problem_type"),
     )
 
@@ -193,7 +193,12 @@ def _check_pooling(raw: dict[str, Any], arguments: dict[str, Any], config: ViTCo
         )
 
 
-def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> tuple[str, ...]:
+def read_labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> tuple[str, ...]:
+    """Return `label_names` in class order; without them, placeholders.
+
+    Raises:
+        ValueError: there are not as many as classes.
+    """
     names = raw.get("label_names") or pretrained.get("label_names")
     if names is None:
         return placeholders(num_classes)
@@ -209,7 +214,7 @@ def _labels(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -
     return as_labels(names, "label_names")
 
 
-def _trained_on(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> TrainedOn | None:
+def read_trained_on(raw: dict[str, Any], pretrained: dict[str, Any], num_classes: int) -> TrainedOn | None:
     """Return what a configuration says of the classes; timm keeps the parent's tag in a fine-tune, also of other classes."""
     if pretrained.get("num_classes", num_classes) != num_classes:
         return None

@@ -31,6 +31,7 @@ async def test_model_is_described(client: httpx.AsyncClient) -> None:
         "activation": "softmax",
         "image_size": 28,
         "patch_size": 7,
+        "served_by": "vit-serve",
         "parameters": 31_562,
         "output_size": 10,
         "device": "cpu",

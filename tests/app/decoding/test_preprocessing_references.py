@@ -16,6 +16,12 @@ from transformers.image_transforms import convert_to_rgb
 from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.convnext.image_processing_pil_convnext import ConvNextImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.efficientnet.image_processing_pil_efficientnet import EfficientNetImageProcessorPil
+from transformers.models.mobilenet_v1.image_processing_pil_mobilenet_v1 import MobileNetV1ImageProcessorPil
+from transformers.models.mobilenet_v2.image_processing_pil_mobilenet_v2 import MobileNetV2ImageProcessorPil
+from transformers.models.mobilevit.image_processing_pil_mobilevit import MobileViTImageProcessorPil
+from transformers.models.poolformer.image_processing_pil_poolformer import PoolFormerImageProcessorPil
+from transformers.models.pvt.image_processing_pil_pvt import PvtImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from app.pixels import Pixels
@@ -48,7 +54,8 @@ def loaded(image_bytes: bytes) -> Image.Image:
 
 def hugging_face(processor: Any) -> tuple[Preprocessing, Callable[[Image.Image], Any]]:
     content = {**processor.to_dict(), "image_processor_type": type(processor).__name__}
-    raw = type(processor)(**{**processor.to_dict(), "do_rescale": False, "do_normalize": False})
+    steps = ("do_rescale", "do_normalize", "include_top", "do_flip_channel_order")
+    raw = type(processor)(**{**processor.to_dict(), **dict.fromkeys(steps, False)})
     preprocessing = from_hugging_face(json.loads(json.dumps(content)))
     return preprocessing, lambda image: np.asarray(raw(image, return_tensors="np")["pixel_values"][0])
 
@@ -77,6 +84,15 @@ LIBRARIES = {
     "BitImageProcessor": hugging_face(BitImageProcessorPil(size={"shortest_edge": 72}, crop_size={"height": 65, "width": 65})),
     "ConvNextImageProcessor": hugging_face(ConvNextImageProcessorPil(size={"shortest_edge": 64}, crop_pct=0.875)),
     "ConvNextImageProcessor-384": hugging_face(ConvNextImageProcessorPil(size={"shortest_edge": 384})),
+    "MobileNetV1ImageProcessor": hugging_face(MobileNetV1ImageProcessorPil(size={"shortest_edge": 72}, crop_size=65)),
+    "MobileNetV2ImageProcessor": hugging_face(MobileNetV2ImageProcessorPil(size={"shortest_edge": 72}, crop_size=65)),
+    "MobileViTImageProcessor": hugging_face(MobileViTImageProcessorPil(size={"shortest_edge": 72}, crop_size=65)),
+    "EfficientNetImageProcessor": hugging_face(EfficientNetImageProcessorPil(size={"height": 64, "width": 64}, resample=0)),
+    "PvtImageProcessor": hugging_face(PvtImageProcessorPil(size={"height": 64, "width": 64})),
+    "PoolFormerImageProcessor": hugging_face(PoolFormerImageProcessorPil(size={"shortest_edge": 65}, crop_size=65)),
+    "PoolFormerImageProcessor-square": hugging_face(
+        PoolFormerImageProcessorPil(size={"height": 65, "width": 65}, crop_size=65)
+    ),
     "timm-center": timm(65, crop_pct=0.9, crop_mode="center", interpolation="bicubic"),
     "timm-squash": timm(65, crop_pct=0.9, crop_mode="squash", interpolation="bilinear"),
     "torchvision": torchvision(72, 65),

@@ -1,0 +1,41 @@
+"""Every model of the table in docs/models.md that a library runs: its library's logits, from a JPEG's bytes to the numbers."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.library_references import library_references, measure
+from tests.support.models import ROOT
+from tests.support.references import Reference, compare, photographs
+
+REFERENCES = library_references()
+TORCH = 1e-4
+OPENVINO = 1e-3
+"""Tolerances as a part of the largest logit."""
+DEFAULTS = 0.005
+"""Tolerance with quick decoding."""
+NEIGHBOURS = 1e-5
+"""Tolerance between an image alone and in a batch, by OpenVINO, which computes both in the same way."""
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
+@pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.library}: {reference.name}")
+def test_logits_equal_the_librarys(reference: Reference, tmp_path: Path) -> None:
+    found = measure(reference, tmp_path / "model")
+    assert found.largest_logit > 0.2
+    assert found.spread > 0.05
+    assert max(found.alone, found.batch, found.neighbours) <= TORCH
+    assert found.openvino <= OPENVINO
+    assert found.openvino_neighbours <= NEIGHBOURS
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
+def test_defaults_answer_as_the_library_does(tmp_path: Path) -> None:
+    (default,) = compare(REFERENCES[0], tmp_path / "model", photographs(), {"engine": "openvino"})
+    assert default.difference <= DEFAULTS
+
+
+def test_the_table_in_the_docs_has_every_model() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    for reference in REFERENCES:
+        assert f"| {reference.library} | {reference.name} |" in page
