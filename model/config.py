@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from model.rotary_positions import RotaryKind
+
 Pooling = Literal["token", "avg", "token+avg", "map"]
 """Input of the head: the class token, the mean of the patch tokens, both concatenated (as in DINOv2 classifiers), or attention
 pooling (as in SigLIP)."""
@@ -61,6 +63,8 @@ class ViTConfig:
     activation: Activation = "gelu"
     swiglu: bool = False
     """Gated MLP (Shazeer, https://arxiv.org/abs/2002.05202), as in DINOv2's giant."""
+    mlp_norm: bool = False
+    """A norm before the last layer of a gated MLP, as in EVA-02."""
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6
     layer_scale: bool = False
@@ -75,8 +79,10 @@ class ViTConfig:
     pos_embed_coverage: PosEmbedCoverage = "all"
     relative_positions: bool = False
     """A learned bias of the attention scores in each block (`relative_positions.py`), as in BEiT."""
+    rope: RotaryKind | None = None
+    """Rotary position embedding (`rotary_positions.py`), as in DINOv3 and EVA-02; None for none."""
     rope_theta: float | None = None
-    """Base of the rotary position embedding (`rotary_positions.py`), as in DINOv3; None for none."""
+    """Base of its periods; None for that of its kind."""
     pre_norm: bool = False
     """A norm before the first block, as in CLIP."""
     final_norm: bool = True
@@ -102,8 +108,10 @@ class ViTConfig:
             raise ValueError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
-        if self.rope_theta is not None and not (self.rope_theta > 0 and self.embed_dim // self.num_heads % 4 == 0):
-            raise ValueError("a rotary position embedding needs rope_theta above 0 and heads whose width is a multiple of 4")
+        if self.rope is not None and self.embed_dim // self.num_heads % 4:
+            raise ValueError("a rotary position embedding needs heads whose width is a multiple of 4")
+        if self.rope_theta is not None and not self.rope_theta > 0:
+            raise ValueError(f"rope_theta must be greater than 0, not {self.rope_theta}")
         if self.relative_positions and (self.num_prefix_tokens != 1 or not self.class_token):
             raise ValueError("relative positions need a class token, and no other token beside the patches")
         if "token" in self.pooling and not self.class_token:

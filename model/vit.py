@@ -117,7 +117,7 @@ class EncoderBlock(nn.Module):
         self.attn = Attention(config)
         self.ls1 = LayerScale(config.embed_dim) if config.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
-        self.mlp = (SwiGlu if config.swiglu else Mlp)(config.embed_dim, config.mlp_dim, config.activation)
+        self.mlp = SwiGlu(config) if config.swiglu else Mlp(config.embed_dim, config.mlp_dim, config.activation)
         self.ls2 = LayerScale(config.embed_dim) if config.layer_scale else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -135,9 +135,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=config.qkv_bias)
         self.proj = nn.Linear(width, width)
         self.rel_pos = RelativePositions(config.grid_size, heads) if config.relative_positions else None
-        self.rope = None
-        if config.rope_theta is not None:
-            self.rope = RotaryPositions(config.grid_size, width // heads, config.num_prefix_tokens, config.rope_theta)
+        self.rope = _rotary_positions(config) if config.rope is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens, width = x.shape
@@ -166,21 +164,28 @@ class Mlp(nn.Module):
 class SwiGlu(nn.Module):
     """A gated MLP: one half of the first layer, activated, multiplies the other: (B, T, D) -> (B, T, D)."""
 
-    def __init__(self, embed_dim: int, mlp_dim: int, activation: Activation) -> None:
+    def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(embed_dim, 2 * mlp_dim)
-        self.fc2 = nn.Linear(mlp_dim, embed_dim)
-        self.activation = _ACTIVATIONS[activation]
+        self.fc1 = nn.Linear(config.embed_dim, 2 * config.mlp_dim)
+        self.norm = nn.LayerNorm(config.mlp_dim, eps=config.layer_norm_eps) if config.mlp_norm else nn.Identity()
+        self.fc2 = nn.Linear(config.mlp_dim, config.embed_dim)
+        self.activation = _ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.fc2(self.activation(gate) * value)
+        return self.fc2(self.norm(self.activation(gate) * value))
 
 
 def _head(config: ViTConfig) -> nn.Module:
     if config.num_classes:
         return nn.Linear(config.head_dim, config.num_classes)
     return nn.Linear(config.head_dim, config.projection_dim, bias=False) if config.projection_dim else nn.Identity()
+
+
+def _rotary_positions(config: ViTConfig) -> RotaryPositions:
+    assert config.rope is not None
+    head_dim = config.embed_dim // config.num_heads
+    return RotaryPositions(config.rope, config.grid_size, head_dim, config.num_prefix_tokens, config.rope_theta)
 
 
 def _attention_pool(config: ViTConfig) -> AttentionPool:

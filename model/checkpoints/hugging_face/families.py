@@ -120,6 +120,7 @@ def _dinov3(family: Family, raw: dict[str, Any], num_classes: int) -> ViTConfig:
         layer_scale=True,
         reg_tokens=integer(raw, "num_register_tokens", 0),
         pos_embed_coverage="none",
+        rope="dinov3",
         rope_theta=number(raw, "rope_theta", 100.0),
     )
 

@@ -34,17 +34,25 @@ _SEPARATE_BIASES = KeyMap(
     },
     ignored_endings=(".relative_position_index",),
     renames=(_GAMMA,),
-    zeros=(".attn.k_bias",),
+    zeros=(".attn.k_bias", ".attn.k_proj.bias"),
 )
-"""BEiT and DINOv3, whose keys have no bias."""
+"""BEiT, DINOv3 and EVA-02, whose keys have no bias."""
 
-_GATED = {"blocks.*.mlp.fc1": ("blocks.*.mlp.fc1_g", "blocks.*.mlp.fc1_x")}
+_SEPARATE_GATE = {"blocks.*.mlp.fc1": ("blocks.*.mlp.fc1_g", "blocks.*.mlp.fc1_x")}
+_SEPARATE_PROJECTIONS = {
+    f"blocks.*.attn.qkv.{kind}": tuple(f"blocks.*.attn.{name}_proj.{kind}" for name in "qkv") for kind in ("weight", "bias")
+}
 
 
 def _key_map(name: TimmName) -> KeyMap:
-    if not (name.dinov3 or name.relative_positions):
+    if name.rope is None and not name.relative_positions:
         return _VIT
-    return replace(_SEPARATE_BIASES, names={**_SEPARATE_BIASES.names, **(_GATED if name.swiglu else {})})
+    names = dict(_SEPARATE_BIASES.names)
+    if name.separate_projections:
+        names |= _SEPARATE_PROJECTIONS
+    if name.separate_projections or (name.dinov3 and name.swiglu):
+        names |= _SEPARATE_GATE
+    return replace(_SEPARATE_BIASES, names=names)
 
 
 def read_timm_directory(directory: Path) -> Blueprint:
@@ -142,7 +150,8 @@ def _config(name: TimmName, weights: WeightsFile, num_classes: int, image_size: 
         **sizes(name.sizes, arguments, gated=name.size == "giant_dinov2"),
         activation=activation(arguments, name.activation),
         swiglu=name.swiglu,
-        qkv_bias=bool({"blocks.0.attn.qkv.bias", "blocks.0.attn.q_bias"} & shapes.keys()),
+        mlp_norm=name.separate_projections,
+        qkv_bias=any(f"blocks.0.attn.{key}" in shapes for key in ("qkv.bias", "q_bias", "q_proj.bias")),
         layer_norm_eps=layer_norm_eps(arguments, name.layer_norm_eps),
         layer_scale="blocks.0.ls1.gamma" in shapes,
         class_token=class_token,
@@ -151,7 +160,7 @@ def _config(name: TimmName, weights: WeightsFile, num_classes: int, image_size: 
         reg_tokens=reg_tokens,
         pos_embed_coverage=_pos_embed_coverage(weights, (image_size // patch_size) ** 2 if patch_size > 0 else 0, prefix),
         relative_positions=name.relative_positions,
-        rope_theta=100.0 if name.dinov3 else None,
+        rope=name.rope,
         pre_norm="norm_pre.weight" in shapes,
         final_norm=fc_norm or name.size != "intern300m",
         pooling=pooling(arguments, _pooling(name, weights)),

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 
 from model.config import Activation
+from model.rotary_positions import RotaryKind
 
 SIZES = {
     # name: embed_dim, depth, num_heads, mlp_dim (timm, vision_transformer.py, deit.py, beit.py and eva.py)
@@ -32,10 +33,14 @@ SIZES = {
     "giantopt": (1536, 40, 16, 6144),
     "gigantic": (1664, 48, 16, 8192),
     "7b": (4096, 40, 32, 8192),
+    "eva02_tiny": (192, 12, 3, 512),
+    "eva02_small": (384, 12, 6, 1024),
+    "eva02_base": (768, 12, 12, 2048),
+    "eva02_large": (1024, 24, 16, 2730),
 }
 
 _NAME = re.compile(
-    r"(?P<family>vit|deit|deit3|eva|beit|beitv2)_(?P<size>7b|[a-z]+(?:\d+m2?)?)(?P<plus>_plus)?(?:_distilled)?_patch(?P<patch>\d+)"
+    r"(?P<family>vit|deit|deit3|eva|eva02|beit|beitv2)_(?P<size>7b|[a-z]+(?:\d+m2?)?)(?P<plus>_plus)?(?:_distilled)?_patch(?P<patch>\d+)"
     r"(?P<choices>(?:_(?:clip|quickgelu|plus|gap|map|reg\d+|dinov[23]|qkvb|siglip|36x1))*)(?:_(?P<image>\d+))?(?P<miil>_miil)?"
 )
 """`vit_base_patch16_clip_quickgelu_224`, `deit_tiny_distilled_patch16_224`, `vit_small_patch14_reg4_dinov2`, ..."""
@@ -43,6 +48,7 @@ _NAME = re.compile(
 _FLEXIVIT = re.compile(r"flexivit_(?P<size>small|base|large)")
 
 _EVA_SIZES = ("large",)  # the other ones have another architecture
+_EVA02_SIZES = tuple(name for name in SIZES if name.startswith("eva02"))
 _BEIT_SIZES = ("base", "large")
 
 _GELU_TANH = re.compile(
@@ -52,7 +58,7 @@ _GELU_TANH = re.compile(
 
 SUPPORTED = (
     "vit_<size>_patch<P>_[clip_][siglip_][gap_][reg<N>_]<pixels>, vit_<size>_patch14_[reg4_]dinov2, vit_<size>_patch16_dinov3, "
-    "deit_*, deit3_*, beit_*, beitv2_*, eva_large_*, flexivit_*"
+    "deit_*, deit3_*, beit_*, beitv2_*, eva_large_*, eva02_<size>_patch14_<pixels>, flexivit_*"
 )
 
 
@@ -61,7 +67,7 @@ class TimmName:
     """Parts of an architecture's name."""
 
     family: str
-    """`vit`, `deit`, `deit3`, `eva`, `beit`, `beitv2` or `flexivit`."""
+    """`vit`, `deit`, `deit3`, `eva`, `eva02`, `beit`, `beitv2` or `flexivit`."""
     size: str
     """Key of `SIZES`."""
     patch_size: int
@@ -76,8 +82,13 @@ class TimmName:
 
     @property
     def dinov3(self) -> bool:
-        """True for DINOv3, with rotary positions."""
+        """True for DINOv3."""
         return "dinov3" in self.choices
+
+    @property
+    def rope(self) -> RotaryKind | None:
+        """Kind of rotary positions; None for none."""
+        return "dinov3" if self.dinov3 else "eva02" if self.family == "eva02" else None
 
     @property
     def relative_positions(self) -> bool:
@@ -87,7 +98,12 @@ class TimmName:
     @property
     def swiglu(self) -> bool:
         """True for a gated MLP."""
-        return self.size in ("giant_dinov2", "small_plus", "huge_plus", "7b")
+        return self.size in ("giant_dinov2", "small_plus", "huge_plus", "7b") or self.family == "eva02"
+
+    @property
+    def separate_projections(self) -> bool:
+        """True for the larger EVA-02: queries, keys and values by layers of their own, and a norm within the MLP."""
+        return self.size in ("eva02_base", "eva02_large")
 
     @property
     def layer_norm_eps(self) -> float:
@@ -113,8 +129,9 @@ def parse(architecture: str) -> TimmName:
         raise _unsupported(architecture)
     choices = frozenset(match["choices"].split("_")[1:])
     size = _size_of(match["size"], choices | ({"plus"} if match["plus"] else set()))
-    fits = {"eva": _EVA_SIZES, "beit": _BEIT_SIZES, "beitv2": _BEIT_SIZES}.get(match["family"], tuple(SIZES))
-    if size not in fits or ("map" in choices and size != "so150m"):
+    size = f"eva02_{size}" if match["family"] == "eva02" and "clip" not in choices else size
+    fits = {"eva": _EVA_SIZES, "eva02": _EVA02_SIZES, "beit": _BEIT_SIZES, "beitv2": _BEIT_SIZES}
+    if size not in fits.get(match["family"], SIZES) or ("map" in choices and size != "so150m"):
         raise _unsupported(architecture)
     found = TimmName(match["family"], size, int(match["patch"]), choices, _image_size(match["image"], choices), "gelu")
     return TimmName(found.family, size, found.patch_size, choices, found.image_size, _activation(name, found))
