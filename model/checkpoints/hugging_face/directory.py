@@ -92,7 +92,8 @@ def _architecture(raw: dict[str, Any], path: Path) -> str:
     for pattern, reason in _WHY_NOT.items():
         if re.fullmatch(pattern, architecture or ""):
             raise CheckpointError(f"{path}: {architecture} {reason}")
-    raise CheckpointError(f"{path}: {what}; supported are {', '.join(ARCHITECTURES)}, and timm's plain vit and deit models")
+    others = "docs/models.md has the encoders, and the models that transformers or timm run"
+    raise CheckpointError(f"{path}: {what}; supported are {', '.join(ARCHITECTURES)}; {others}")
 
 
 def read_labels(raw: dict[str, Any]) -> tuple[str, ...]:
