@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from model.checkpoints.hugging_face.processor_defaults import EVERY_PROCESSOR, IMAGE_PROCESSORS
 from model.checkpoints.hugging_face.processor_keys import CONVNEXT, EFFICIENTNET, MOBILEVIT, POOLFORMER, PROCESSOR
 from model.checkpoints.known_keys import check_keys
 
@@ -18,139 +19,7 @@ IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 _PILLOW_FILTERS: tuple[Interpolation, ...] = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """Pillow's filters in the order of their numbers; `resample` in preprocessor_config.json is such a number."""
 
-_IMAGE_PROCESSORS: dict[str, dict[str, Any]] = {
-    "MobileNetV1": {
-        "resample": 2,
-        "default_to_square": False,
-        "size": {"shortest_edge": 256},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-    "MobileNetV2": {
-        "resample": 2,
-        "default_to_square": False,
-        "size": {"shortest_edge": 256},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-    "MobileViT": {
-        "resample": 3,
-        "default_to_square": False,
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 256, "width": 256},
-        "do_flip_channel_order": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-    "EfficientNet": {
-        "resample": 3,
-        "size": {"height": 346, "width": 346},
-        "do_center_crop": False,
-        "crop_size": {"height": 289, "width": 289},
-        "rescale_offset": False,
-        "include_top": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-    "Pvt": {
-        "resample": 3,
-        "size": {"height": 224, "width": 224},
-        "do_center_crop": False,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    },
-    "PoolFormer": {
-        "resample": 3,
-        "default_to_square": False,
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "crop_pct": 0.9,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    },
-    "ViT": {
-        "resample": 2,
-        "size": {"height": 224, "width": 224},
-        "do_center_crop": False,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-    "DeiT": {
-        "resample": 3,
-        "size": {"height": 256, "width": 256},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-    "ConvNext": {
-        "resample": 3,
-        "default_to_square": False,
-        "size": {"shortest_edge": 384},
-        "do_center_crop": False,
-        "crop_pct": 224 / 256,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-    "Bit": {
-        "resample": 3,
-        "default_to_square": False,
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    },
-    "CLIP": {
-        "resample": 3,
-        "default_to_square": False,
-        "size": {"shortest_edge": 224},
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    },
-    "DINOv3ViT": {
-        "resample": 2,
-        "size": {"height": 224, "width": 224},
-        "do_center_crop": False,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-    },
-    "Siglip": {
-        "resample": 3,
-        "default_to_square": False,
-        "size": {"height": 224, "width": 224},
-        "do_center_crop": False,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-    "Beit": {
-        "resample": 3,
-        "size": {"height": 224, "width": 224},
-        "do_center_crop": False,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-    },
-}
-"""Defaults of each Hugging Face image processor for keys its file omits (transformers, models/*/image_processing_*.py)."""
-
 _PROCESSOR_KEYS = {"ConvNext": CONVNEXT, "PoolFormer": POOLFORMER, "EfficientNet": EFFICIENTNET, "MobileViT": MOBILEVIT}
-
-_EVERY_PROCESSOR: dict[str, Any] = {
-    "do_resize": True,
-    "default_to_square": True,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_normalize": True,
-}
-"""Defaults of all image processors (transformers, image_processing_utils.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +110,7 @@ def from_hugging_face(config: dict[str, Any], default_processor: str = "ViTImage
     """
     family, defaults = _image_processor(config, default_processor)
     check_keys(config, _PROCESSOR_KEYS.get(family, PROCESSOR))
-    config = {**_EVERY_PROCESSOR, **defaults, **config}
+    config = {**EVERY_PROCESSOR, **defaults, **config}
     square = _flag(config, "default_to_square")
     resize = _size(config["size"], square=square, key="size") if _flag(config, "do_resize") else None
     crop = _crop(config)
@@ -326,12 +195,12 @@ def to_hugging_face(preprocessing: Preprocessing) -> dict[str, Any]:
 def _image_processor(config: dict[str, Any], default: str) -> tuple[str, dict[str, Any]]:
     key = "feature_extractor_type" if config.get("image_processor_type") is None else "image_processor_type"
     name = config.get(key) or default
-    for family, defaults in _IMAGE_PROCESSORS.items():
+    for family, defaults in IMAGE_PROCESSORS.items():
         if name in {
             f"{family}{kind}" for kind in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
         }:
             return family, defaults
-    supported = ", ".join(f"{family}ImageProcessor" for family in _IMAGE_PROCESSORS)
+    supported = ", ".join(f"{family}ImageProcessor" for family in IMAGE_PROCESSORS)
     raise ValueError(f"{key} {name!r} is not supported; supported are {supported}")
 
 

@@ -40,7 +40,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What transformers' classes of one `model_type` have in common."""
+    """Defaults and readers that transformers' classes of one `model_type` have in common."""
 
     model_type: str
     keys: KnownKeys

@@ -17,7 +17,7 @@ class FileError(Exception):
 
 
 class MissingFile(FileError):
-    """There is nothing at the path."""
+    """Missing file: nothing is at the path."""
 
 
 def exists(path: Path) -> bool:

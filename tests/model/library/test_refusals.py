@@ -1,4 +1,4 @@
-"""What no library is asked to run, and why: each is one sentence."""
+"""Models that no library is asked to run, each refused by one sentence."""
 
 import importlib
 from importlib.util import find_spec
