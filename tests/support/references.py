@@ -341,6 +341,8 @@ class Comparison:
     largest_logit: float
     difference: float
     """Largest difference of a logit over the largest logit of its image."""
+    spread: float
+    """Largest difference between the library's logits of two images, over the largest logit: near 0 it would prove nothing."""
 
 
 async def our_logits(model: Path, settings: dict[str, Any], images: list[bytes]) -> NDArray[np.float32]:
@@ -357,7 +359,7 @@ def compare(reference: Reference, directory: Path, images: list[bytes], *ways: d
     for settings in ways:
         logits = run(our_logits(model, {**settings, **dict(reference.settings)}, images))
         off = (np.abs(logits - expected).max(axis=1) / largest).max()
-        comparisons.append(Comparison(float(largest.max()), float(off)))
+        comparisons.append(Comparison(float(largest.max()), float(off), float(np.ptp(expected, axis=0).max() / largest.max())))
     return comparisons
 
 

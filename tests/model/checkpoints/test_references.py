@@ -22,6 +22,7 @@ from timm.data.config import resolve_data_config  # isort: skip
 from timm.data.transforms_factory import create_transform  # isort: skip
 
 from app.decoding.image import ImageDecoder
+from app.engines.pixel_model import engine_model
 from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from model.preprocessing import Preprocessing, from_hugging_face, from_timm
 
@@ -36,6 +37,7 @@ DEFAULT_TOLERANCE = 0.005
 def test_logits_equal_the_librarys(reference: Reference, tmp_path: Path) -> None:
     (exact,) = compare(reference, tmp_path / "model", [photograph(), photographs()[0]], EXACT)
     assert exact.largest_logit > 0.2
+    assert exact.spread > 0.01
     assert exact.difference <= TOLERANCE
 
 
@@ -46,6 +48,30 @@ def test_defaults_answer_as_the_library_does(name: str, tmp_path: Path) -> None:
     reference = next(reference for reference in REFERENCES if reference.name == name)
     (default,) = compare(reference, tmp_path / "model", photographs(), {})
     assert default.difference <= DEFAULT_TOLERANCE
+
+
+FAMILIES = (
+    "SigLIP",
+    "CLIP",
+    "BEiT, relative positions",
+    "I-JEPA",
+    "DINOv2, 4 registers",
+    "eva02_tiny",
+    "siglip_224",
+    "dinov3_qkvb",
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_image_in_a_batch_of_eight_is_as_alone(name: str, tmp_path: Path) -> None:
+    path, _ = next(reference for reference in REFERENCES if name in reference.name).write(tmp_path / "model")
+    checkpoint = load_checkpoint(path)
+    model = engine_model(checkpoint)
+    size = checkpoint.model.config.image_size
+    images = torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        together, alone = model(images), torch.cat([model(image[None]) for image in images])
+    np.testing.assert_allclose(together, alone, rtol=0, atol=1e-5 * float(alone.abs().max()))
 
 
 def test_the_table_in_the_docs_has_every_model() -> None:
