@@ -15,8 +15,6 @@ from model.preprocessing import from_hugging_face
 _WHY_NOT = {
     r"Data2VecVisionModel": "is an encoder without a classifier, and gives no features of a whole image; "
     "serve a fine-tune of it (Data2VecVisionForImageClassification)",
-    r"(CLIP|MetaClip2)(Vision)?Model(WithProjection)?": "compares images with texts and has no classes of its own; "
-    "serve a fine-tune of it (…ForImageClassification), or its image encoder saved as CLIPVisionModel",
     r"Siglip2(ForImageClassification|Model|VisionModel)": "(NaFlex) takes images of any shape in patches, and only squares are "
     "served; use a SigLIP 2 checkpoint of a fixed size, whose model_type is siglip",
     r"(ViT|Beit|Data2VecVision)For(MaskedImageModeling|SemanticSegmentation)": "is of another task, not image classification; "

@@ -69,10 +69,11 @@ class Family:
             wrong = f"model_type {raw['model_type']!r} does not fit the architecture"
             raise ValueError(f"{wrong}, whose type is {self.model_type!r}")
         if self.vision_config is not None:
-            raw = raw.get("vision_config") or {}
-            if not isinstance(raw, dict):
+            vision = raw.get("vision_config") or {}
+            if not isinstance(vision, dict):
                 raise ValueError("vision_config must be an object")
-            check_keys(raw, self.vision_config, "vision_config")
+            check_keys(vision, self.vision_config, "vision_config")
+            raw = vision | {"projection_dim": integer(raw, "projection_dim", 512)}  # the outer one counts
         if integer(raw, "num_channels", 3) != 3:
             raise ValueError(f"num_channels is {raw['num_channels']!r}, but images have three channels")
         return self.read(self, raw, num_classes)
@@ -139,6 +140,10 @@ def _beit(family: Family, raw: dict[str, Any], num_classes: int) -> ViTConfig:
     )
 
 
+def _projected(family: Family, raw: dict[str, Any], num_classes: int) -> ViTConfig:
+    return _plain(family, raw, num_classes, pre_norm=True, projection_dim=integer(raw, "projection_dim", 512))
+
+
 VIT = Family("vit", keys.VIT, _plain, "ViTImageProcessor")
 DEIT = Family("deit", keys.VIT, partial(_plain, dist_token=True), "DeiTImageProcessor")
 TWO_HEADS = Family("deit", keys.VIT, partial(_plain, dist_token=True, head_dist=True), "DeiTImageProcessor")
@@ -200,10 +205,21 @@ ARCHITECTURES: dict[str, tuple[Family, Callable[[ViTConfig], KeyMap]]] = {
 
 
 _SIGLIP_VISION = replace(SIGLIP, model_type="siglip_vision_model", keys=keys.VISION_CONFIG, vision_config=None)
-_CLIP_VISION = replace(CLIP, model_type="clip_vision_model", keys=keys.VISION_CONFIG, vision_config=None)
+_CLIP_VISION, _METACLIP2_VISION = (
+    replace(family, model_type=f"{family.model_type}_vision_model", keys=keys.VISION_CONFIG, vision_config=None)
+    for family in (CLIP, METACLIP2)
+)
 DINOV3 = Family("dinov3_vit", keys.DINOV3, _dinov3, "DINOv3ViTImageProcessor", layer_norm_eps=1e-5, interpolates=True)
 
-ENCODERS: dict[str, tuple[Family, dict[str, Any], Callable[[ViTConfig], KeyMap]]] = {
+_Encoder = tuple[Family, dict[str, Any], Callable[[ViTConfig], KeyMap]]
+
+
+def _contrastive_encoder(family: Family, read: Callable[[Family, dict[str, Any], int], ViTConfig] = _plain) -> _Encoder:
+    changes = {"pre_norm": True, "pooling": "token", "final_norm": True}
+    return replace(family, read=read), changes, lambda _: clip_encoder_key_map()
+
+
+ENCODERS: dict[str, _Encoder] = {
     "ViTModel": (VIT, {}, lambda _: vit_key_map("")),
     "DeiTModel": (DEIT, {}, lambda _: vit_key_map("")),
     "ViTMSNModel": (MSN, {}, lambda _: vit_key_map("")),
@@ -214,7 +230,12 @@ ENCODERS: dict[str, tuple[Family, dict[str, Any], Callable[[ViTConfig], KeyMap]]
     "DINOv3ViTModel": (DINOV3, {}, lambda config: dinov3_key_map(gated=config.swiglu)),
     "SiglipVisionModel": (_SIGLIP_VISION, {"pooling": "map"}, lambda _: siglip_encoder_key_map()),
     "SiglipModel": (SIGLIP, {"pooling": "map"}, lambda _: siglip_encoder_key_map()),
-    "CLIPVisionModel": (_CLIP_VISION, {"pooling": "token", "final_norm": True}, lambda _: clip_encoder_key_map()),
+    "CLIPVisionModel": _contrastive_encoder(_CLIP_VISION),
+    "CLIPVisionModelWithProjection": _contrastive_encoder(_CLIP_VISION, _projected),
+    "CLIPModel": _contrastive_encoder(CLIP, _projected),
+    "MetaClip2VisionModel": _contrastive_encoder(_METACLIP2_VISION),
+    "MetaClip2VisionModelWithProjection": _contrastive_encoder(_METACLIP2_VISION, _projected),
+    "MetaClip2Model": _contrastive_encoder(METACLIP2, _projected),
 }
 """Classes without a classifier, each with its family, what differs from the family's classifier, and the names of its tensors.
 The output is what the class gives as `pooler_output`, or the class token or mean where that is a layer for

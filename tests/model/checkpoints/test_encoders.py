@@ -40,6 +40,11 @@ def class_token(output: Any) -> Tensor:
     return tokens[:, 0]
 
 
+def projected(output: Any) -> Tensor:
+    features: Tensor = output.image_embeds
+    return features
+
+
 def mean(output: Any) -> Tensor:
     tokens: Tensor = output.last_hidden_state
     return tokens.mean(dim=1)
@@ -58,6 +63,11 @@ ENCODERS: dict[str, tuple[dict[str, Any], Callable[[Any], Tensor]]] = {
     "SiglipVisionModel": (PLAIN, pooled),
     "SiglipModel": (NESTED, pooled),
     "CLIPVisionModel": (PLAIN, pooled),
+    "CLIPVisionModelWithProjection": (PLAIN | {"projection_dim": 40}, projected),
+    "CLIPModel": (NESTED | {"projection_dim": 48}, pooled),
+    "MetaClip2VisionModel": (PLAIN, pooled),
+    "MetaClip2VisionModelWithProjection": (PLAIN | {"projection_dim": 40}, projected),
+    "MetaClip2Model": (NESTED, pooled),
 }
 
 
@@ -68,7 +78,7 @@ def save(name: str, directory: Path) -> Any:
     model.save_pretrained(directory)
     processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}}
     (directory / "preprocessor_config.json").write_text(json.dumps(processor))
-    return model.vision_model if architecture == "SiglipModel" else model
+    return model.get_image_features if architecture in {"SiglipModel", "CLIPModel", "MetaClip2Model"} else model
 
 
 @pytest.mark.parametrize("name", ENCODERS)

@@ -140,7 +140,6 @@ def timm_folder(**arguments: Any) -> Callable[[Path], None]:
         (with_files("model.safetensors"), r"config.json is missing: if model.safetensors is a state dict"),
         (with_files("labels.txt"), r"config.json is missing$"),
         (encoder("Data2VecVisionModel"), "Data2VecVisionModel is an encoder without a classifier, and gives no features"),
-        (encoder("CLIPVisionModelWithProjection"), "CLIPVisionModelWithProjection compares images with texts"),
         (encoder("ViTForMaskedImageModeling"), "ViTForMaskedImageModeling is of another task, not image classification"),
         (timm_folder(num_classes=3, in_chans=1), "model_args.in_chans 1 is not supported"),
     ],
