@@ -26,8 +26,7 @@ lint: $(VENV)/installed-dev
 
 # the tables of docs/models.md
 references: $(VENV)/installed-dev
-	@$(BIN)/python -m tests.support.references
-	@$(BIN)/python -m tests.support.library_references
+	@$(BIN)/python -m tests.support.comparison
 
 # strict, because otherwise a failed lookup passes
 audit: $(VENV)/audit/installed

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import save_file
 
 from model.checkpoints.checkpoint import load_checkpoint
-from tests.support.references import randomise
+from tests.support.weights import randomise
 
 State = dict[str, torch.Tensor]
 

@@ -1,30 +1,11 @@
-"""Comparison with models that transformers and timm run for the service: `python -m tests.support.library_references`.
-
-Each is small, has lively random weights and measured statistics of BatchNorm, is saved by its own library, and is asked
-about the same JPEG bytes: by its library with its own preprocessing, and by the service's decoder and engines.
-"""
+"""Small models that transformers and timm run for the service, each saved and answered by its own library."""
 
 import json
-import sys
-import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from app.decoding.image import ImageDecoder
-from app.engines.openvino import OpenVinoEngine
-from app.engines.pixel_model import engine_model
-from app.engines.torch_cpu import TorchCpuEngine
-from app.pixels import Pixels
-from app.process.logs import configure_logging
-from model.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from tests.support.models import encode, random_image
-from tests.support.references import Answer, Reference, _library_logits, photograph, timm_answer
+from tests.support.references import Answer, Fill, Reference, timm_answer
+from tests.support.weights import measure_batch_norm
 
 import timm  # isort: skip
 import transformers  # isort: skip
@@ -37,50 +18,16 @@ CLASSES = 11
 """Classes of each model."""
 
 
-def lively(model: Any, size: int) -> Any:
-    """Fill a model so that its answers depend on the image, and measure the statistics of its BatchNorm."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            _enliven(parameter, generator)
-        for module in model.modules():
-            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-                module.reset_running_stats()
-                module.momentum = None  # the plain mean of all batches
-        model.train()
-        torch.manual_seed(0)  # of dropout
-        model(torch.cat([_noise(detail, size, generator) for detail in (8, 16, 32, size)]))
-    return model.eval()
-
-
-def _noise(detail: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    """Return normalised images between soft colours and the noise on which engines are compared at the start."""
-    images = torch.randn(4, 3, detail, detail, generator=generator)
-    return torch.nn.functional.interpolate(images, size=(size, size), mode="bilinear")
-
-
-def _enliven(parameter: torch.Tensor, generator: torch.Generator) -> None:
-    if parameter.dim() >= 2 and parameter.numel() > max(parameter.shape):
-        fan_in = parameter[0].numel()
-        parameter.normal_(0.0, (1.5 / fan_in) ** 0.5, generator=generator)
-    elif bool((parameter == 1).all()):
-        parameter.normal_(1.0, 0.1, generator=generator)
-    elif bool((parameter == 0).all()):
-        parameter.normal_(0.0, 0.1, generator=generator)
-    else:  # the scale of a branch, near zero at first
-        parameter.uniform_(0.2, 1.0, generator=generator)
-
-
 def _transformers(family: str, processor: str, told: dict[str, Any], **config: Any) -> Reference:
     module = processor.lower().replace("mobilenetv", "mobilenet_v")
     path = f"transformers.models.{module}.image_processing_pil_{module}"
     architecture = f"{family}ForImageClassification"
 
-    def write(directory: Path) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         made = getattr(__import__(path, fromlist=["x"]), f"{processor}ImageProcessorPil")(**told)
         config_class = getattr(transformers, f"{family}Config")
         model = getattr(transformers, architecture)(config_class(num_labels=CLASSES, **config))
-        lively(model, 64).save_pretrained(directory)
+        measure_batch_norm(fill(model), 64).save_pretrained(directory)
         content = {**made.to_dict(), "image_processor_type": f"{processor}ImageProcessor"}
         (directory / "preprocessor_config.json").write_text(json.dumps(content))
         return directory, lambda image: model(**made(image, return_tensors="pt")).logits[0]
@@ -124,9 +71,9 @@ def transformers_references() -> list[Reference]:
 def _timm(architecture: str, size: int = 96, **arguments: Any) -> Reference:
     overlay = {"input_size": (3, size, size)}
 
-    def write(directory: Path) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         made = timm.create_model(architecture, num_classes=CLASSES, pretrained_cfg_overlay=overlay, **arguments)
-        model = lively(made, size)
+        model = measure_batch_norm(fill(made), size)
         save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
         return directory, timm_answer(model)
 
@@ -134,8 +81,8 @@ def _timm(architecture: str, size: int = 96, **arguments: Any) -> Reference:
 
 
 def _timm_file(architecture: str) -> Reference:
-    def write(directory: Path) -> tuple[Path, Answer]:
-        model = lively(timm.create_model(architecture, num_classes=CLASSES), 224)
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
+        model = measure_batch_norm(fill(timm.create_model(architecture, num_classes=CLASSES)), 224)
         directory.mkdir(exist_ok=True)
         save_file(model.state_dict(), directory / "bare.safetensors")
         return directory / "bare.safetensors", timm_answer(model)
@@ -146,11 +93,11 @@ def _timm_file(architecture: str) -> Reference:
 def _timm_wrapper(architecture: str) -> Reference:
     said: dict[str, Any] = {"input_size": [3, 96, 96], "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.25] * 3}
 
-    def write(directory: Path) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         told: dict[str, Any] = {"num_labels": CLASSES, "pretrained_cfg": said}
         config = transformers.TimmWrapperConfig(architecture=architecture, **told)
         model: Any = transformers.TimmWrapperForImageClassification(config)
-        lively(model, 96).save_pretrained(directory)
+        measure_batch_norm(fill(model), 96).save_pretrained(directory)
         transform = create_transform(**resolve_data_config(pretrained_cfg=said))
         return directory, lambda image: model(transform(image)[None]).logits[0]
 
@@ -184,80 +131,3 @@ def timm_references() -> list[Reference]:
 
 def library_references() -> list[Reference]:
     return [*transformers_references(), *timm_references()]
-
-
-def jpegs() -> list[bytes]:
-    """Return eight JPEGs of different sizes and contents."""
-    return [photograph(), *(encode(random_image(seed, 120 + 16 * seed, 180 - 8 * seed), "JPEG") for seed in range(1, 8))]
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """Largest differences of logits, each as a part of the largest logit."""
-
-    largest_logit: float
-    spread: float
-    """Largest difference between two images: near 0 it would show nothing."""
-    alone: float
-    """Difference of torch from the library, image by image."""
-    batch: float
-    """Difference of torch from the library, in a batch of eight."""
-    neighbours: float
-    """Difference between an image alone and in a batch, in torch."""
-    openvino: float
-    """Difference of OpenVINO from the library, alone and in a batch."""
-    openvino_neighbours: float
-
-
-def pixels_of(checkpoint: Checkpoint, images: list[bytes]) -> list[Pixels]:
-    decoder = ImageDecoder(checkpoint.preprocessing, formats=frozenset({"jpeg"}), max_bytes=10**8, max_pixels=10**7, exact=True)
-    return [decoder.decode(image) for image in images]
-
-
-def measure(reference: Reference, directory: Path) -> Measured:
-    """Write a model with its library, and compare the service's answers with its."""
-    path, answer = reference.write(directory)
-    images = jpegs()
-    expected = np.stack([_library_logits(answer, image) for image in images])
-    settings: dict[str, Any] = dict(reference.settings)
-    checkpoint = load_checkpoint(path, **settings)
-    pixels = pixels_of(checkpoint, images)
-    largest = float(np.abs(expected).max())
-
-    def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-        return float(np.abs(one - other).max()) / largest
-
-    def answers(engine: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        alone = np.concatenate([engine.run([image], use_all_cores=True) for image in pixels])
-        return alone, engine.run(pixels, use_all_cores=False)
-
-    model: Callable[[], Any] = lambda: engine_model(checkpoint)  # noqa: E731
-    alone, batch = answers(TorchCpuEngine(model(), dtype="float32", max_batch_size=8, threads=1))
-    converted = OpenVinoEngine(model(), dtype="float32", max_batch_size=8, threads=1, cache=directory.parent / "cache")
-    openvino_alone, openvino_batch = answers(converted)
-    return Measured(
-        largest_logit=largest,
-        spread=float((expected.max(axis=0) - expected.min(axis=0)).max()) / largest,
-        alone=difference(alone, expected),
-        batch=difference(batch, expected),
-        neighbours=difference(alone, batch),
-        openvino=max(difference(openvino_alone, expected), difference(openvino_batch, expected)),
-        openvino_neighbours=difference(openvino_alone, openvino_batch),
-    )
-
-
-def main() -> None:
-    configure_logging("error", "text")
-    columns = ("library", "model", "largest logit", "between images", "torch", "OpenVINO", "alone and in a batch")
-    sys.stdout.write(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n")
-    for reference in library_references():
-        with tempfile.TemporaryDirectory() as directory:
-            found = measure(reference, Path(directory) / "model")
-        differences = (max(found.alone, found.batch), found.openvino, found.openvino_neighbours)
-        row = (reference.library, reference.name, f"{found.largest_logit:.2f}", f"{found.spread:.2f}")
-        sys.stdout.write(f"| {' | '.join(row)} | {' | '.join(f'{value:.1e}' for value in differences)} |\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

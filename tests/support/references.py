@@ -1,29 +1,15 @@
-"""Comparison with transformers, timm and torchvision: `python -m tests.support.references [NAME ...]` prints the table.
-
-Each has random weights of a fixed seed, is saved by its own library, loaded from disk by the service, and asked about the
-same JPEG bytes: by its library with its own preprocessing, and through `Classifier`.
-"""
+"""Models of transformers, timm and torchvision that vit-serve runs itself, each saved and answered by its own library."""
 
 import argparse
-import io
 import json
-import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
-from app.process.logs import configure_logging
-from app.serving.offline import run, running_classifier
-from app.settings import read_settings
-from benchmarks.photographs import sized
-from tests.support.models import ROOT, encode, random_image
 from tests.support.torchvision_operators import declare_missing_operators
 
 declare_missing_operators()
@@ -47,6 +33,9 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 Answer = Callable[[Image.Image], torch.Tensor]
 """Classification of an RGB image by the library, as logits (K,)."""
 
+Fill = Callable[[Any], Any]
+"""Function that fills a model with weights and returns it (`weights.py`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -54,24 +43,10 @@ class Reference:
 
     library: str
     name: str
-    write: Callable[[Path], tuple[Path, Answer]]
-    """Function that saves the model below a folder and returns its path and the library's classification."""
+    write: Callable[[Path, Fill], tuple[Path, Answer]]
+    """Function that fills a model, saves it below a folder, and returns its path and the library's classification."""
     settings: tuple[tuple[str, Any], ...] = ()
     """Settings of the service besides the path."""
-
-
-def randomise(model: Any) -> Any:
-    """Fill with weights as wide as trained ones; libraries start heads and tokens at zero and LayerScale near zero."""
-    generator = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        with torch.no_grad():
-            if "gamma" in name or "lambda" in name:
-                parameter.uniform_(0.2, 1.0, generator=generator)
-            elif "norm" in name or ".ln" in name:
-                parameter.normal_(1.0 if name.endswith("weight") else 0.0, 0.1, generator=generator)
-            else:
-                parameter.normal_(0.0, 0.04, generator=generator)
-    return model.eval()
 
 
 def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -> Reference:
@@ -81,11 +56,11 @@ def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -
 
     nested = architecture.startswith(("CLIP", "MetaClip2", "Siglip"))  # the image encoder has a configuration of its own
 
-    def write(directory: Path) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         said = {**small, **sizes, **changes}
         labels = said.pop("num_labels")
         config = library_config(vision_config=said, num_labels=labels) if nested else library_config(**said, num_labels=labels)
-        model = randomise(getattr(transformers, architecture)(config))
+        model = fill(getattr(transformers, architecture)(config))
         model.save_pretrained(directory)
         content = {**processor.to_dict(), "image_processor_type": type(processor).__name__.removesuffix("Pil")}
         (directory / "preprocessor_config.json").write_text(json.dumps(content))
@@ -95,8 +70,8 @@ def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -
 
 
 def timm_hub(architecture: str, **arguments: Any) -> Reference:
-    def write(directory: Path) -> tuple[Path, Answer]:
-        model = randomise(timm.create_model(architecture, num_classes=11, **arguments))
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
+        model = fill(timm.create_model(architecture, num_classes=11, **arguments))
         save_for_hf(model, str(directory), safe_serialization=True)
         return directory, timm_answer(model)
 
@@ -105,8 +80,8 @@ def timm_hub(architecture: str, **arguments: Any) -> Reference:
 
 
 def timm_file(architecture: str) -> Reference:
-    def write(directory: Path) -> tuple[Path, Answer]:
-        model = randomise(timm.create_model(architecture, num_classes=11))
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
+        model = fill(timm.create_model(architecture, num_classes=11))
         directory.mkdir(exist_ok=True)
         save_file(model.state_dict(), directory / "bare.safetensors")
         return directory / "bare.safetensors", timm_answer(model)
@@ -117,8 +92,8 @@ def timm_file(architecture: str) -> Reference:
 def timm_script(architecture: str, name: str, saved: Callable[[dict[str, torch.Tensor]], Any]) -> Reference:
     """Return a reference with a file as a training script saves it."""
 
-    def write(directory: Path) -> tuple[Path, Answer]:
-        model = randomise(timm.create_model(architecture, num_classes=11))
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
+        model = fill(timm.create_model(architecture, num_classes=11))
         directory.mkdir(exist_ok=True)
         torch.save(saved(model.state_dict()), directory / "model_best.pth.tar")
         return directory / "model_best.pth.tar", timm_answer(model)
@@ -129,8 +104,8 @@ def timm_script(architecture: str, name: str, saved: Callable[[dict[str, torch.T
 def timm_flat(architecture: str, **said: Any) -> Reference:
     """Return a reference with the config.json of timm's versions until 2022, read by timm itself."""
 
-    def write(directory: Path) -> tuple[Path, Answer]:
-        save_for_hf(randomise(timm.create_model(architecture, num_classes=11)), str(directory), safe_serialization=True)
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
+        save_for_hf(fill(timm.create_model(architecture, num_classes=11)), str(directory), safe_serialization=True)
         labels = [f"label {index}" for index in range(11)]
         flat = {"architecture": architecture, "num_classes": 11, "num_features": 192, "labels": labels, **said}
         (directory / "config.json").write_text(json.dumps(flat))
@@ -141,10 +116,10 @@ def timm_flat(architecture: str, **said: Any) -> Reference:
 
 
 def timm_wrapper(architecture: str, pretrained_cfg: dict[str, Any]) -> Reference:
-    def write(directory: Path) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         said: dict[str, Any] = {"num_labels": 11, "pretrained_cfg": pretrained_cfg}
         config = transformers.TimmWrapperConfig(architecture=architecture, **said)
-        model = randomise(transformers.TimmWrapperForImageClassification(config))
+        model = fill(transformers.TimmWrapperForImageClassification(config))
         model.save_pretrained(directory)
         transform = create_transform(**resolve_data_config(pretrained_cfg=pretrained_cfg))
         return directory, lambda image: model(transform(image)[None]).logits[0]
@@ -158,8 +133,8 @@ def timm_answer(model: Any) -> Answer:
 
 
 def torchvision_file(architecture: str, weights: Any, **arguments: Any) -> Reference:
-    def write(directory: Path) -> tuple[Path, Answer]:
-        model = randomise(getattr(torchvision.models, architecture)(num_classes=11, **arguments))
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
+        model = fill(getattr(torchvision.models, architecture)(num_classes=11, **arguments))
         directory.mkdir(exist_ok=True)
         torch.save(model.state_dict(), directory / "model.pth")
         transform = weights.transforms(antialias=True)
@@ -317,73 +292,3 @@ def script_references() -> list[Reference]:
         timm_script(tiny, "Lightning", lambda state: {"state_dict": prefixed("model.", state), "global_step": 7}),
         timm_script(tiny, "head behind dropout", head_behind_dropout),
     ]
-
-
-def photograph() -> bytes:
-    """A JPEG with something at every scale, and no side that is a multiple of anything."""
-    image = Image.blend(random_image(5, 333, 250).resize((333, 251)), random_image(6, 32, 24).resize((333, 251)), 0.6)
-    return encode(image, "JPEG", quality=92)
-
-
-def photographs() -> list[bytes]:
-    """Real photographs of 500 pixels."""
-    return list(sized(ROOT / "tests" / "photographs", 500, views=1))
-
-
-EXACT: dict[str, Any] = {"dtype": "float32", "device": "cpu", "engine": "torch", "exact_decode": True}
-"""Settings that give the library's own pixels, in its own arithmetic."""
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Largest differences of a model's answers from its library's."""
-
-    largest_logit: float
-    difference: float
-    """Largest difference of a logit over the largest logit of its image."""
-    spread: float
-    """Largest difference between the library's logits of two images, over the largest logit: near 0 it would prove nothing."""
-
-
-async def our_logits(model: Path, settings: dict[str, Any], images: list[bytes]) -> NDArray[np.float32]:
-    async with running_classifier(read_settings(model=str(model), **settings)) as classifier:
-        return np.stack([(await classifier.classify(image)).logits for image in images])
-
-
-def compare(reference: Reference, directory: Path, images: list[bytes], *ways: dict[str, Any]) -> list[Comparison]:
-    """Write a model with its library, and compare its answers with the service's, by each way of setting it."""
-    model, answer = reference.write(directory)
-    expected = np.stack([_library_logits(answer, image) for image in images])
-    largest = np.abs(expected).max(axis=1)
-    comparisons = []
-    for settings in ways:
-        logits = run(our_logits(model, {**settings, **dict(reference.settings)}, images))
-        off = (np.abs(logits - expected).max(axis=1) / largest).max()
-        comparisons.append(Comparison(float(largest.max()), float(off), float(np.ptp(expected, axis=0).max() / largest.max())))
-    return comparisons
-
-
-def _library_logits(answer: Answer, image_bytes: bytes) -> NDArray[np.float32]:
-    with Image.open(io.BytesIO(image_bytes)) as image, torch.no_grad():
-        logits: NDArray[np.float32] = answer(image.convert("RGB")).numpy()
-    return logits
-
-
-def main() -> None:
-    configure_logging("error", "text")
-    versions = f"transformers {transformers.__version__}, timm {timm.__version__}, torchvision {torchvision.__version__}"
-    sys.stdout.write(f"torch {torch.__version__}, {versions}; float32 on a CPU\n\n")
-    sys.stdout.write("| library | model | largest logit | exact decoding, torch | all defaults |\n|---|---|---|---|---|\n")
-    asked = sys.argv[1:]
-    for reference in references():
-        if asked and not any(word in reference.name for word in asked):
-            continue
-        with tempfile.TemporaryDirectory() as directory:
-            exact, default = compare(reference, Path(directory) / "model", [photograph(), *photographs()], EXACT, {})
-        row = (reference.library, reference.name, f"{exact.largest_logit:.2f}", f"{exact.difference:.1e}")
-        sys.stdout.write(f"| {' | '.join(row)} | {default.difference:.2%} |\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()

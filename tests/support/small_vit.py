@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
-from tests.support.references import randomise
+from tests.support.weights import randomise
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 32, "width": 32})
 

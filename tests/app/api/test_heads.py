@@ -10,9 +10,10 @@ import transformers
 from PIL import Image
 
 from tests.app.conftest import OpenClient
+from tests.support.comparison import EXACT
 from tests.support.models import png, random_image
-from tests.support.references import EXACT, randomise
 from tests.support.small_vit import PROCESSOR, write_small_vit
+from tests.support.weights import randomise
 
 import timm  # isort: skip
 from timm.models import save_for_hf  # isort: skip

@@ -12,7 +12,7 @@ import transformers
 from torch import Tensor
 
 from model.checkpoints.checkpoint import load_checkpoint
-from tests.support.references import randomise
+from tests.support.weights import randomise
 
 import timm  # isort: skip
 

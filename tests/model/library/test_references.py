@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.library_references import library_references, measure
+from tests.support.comparison import difference_by_default, measure
+from tests.support.library_references import library_references
 from tests.support.models import ROOT
-from tests.support.references import Reference, compare, photographs
+from tests.support.references import Reference
+from tests.support.weights import lively
 
 REFERENCES = library_references()
 TORCH = 1e-4
@@ -21,18 +23,17 @@ NEIGHBOURS = 1e-5
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.library}: {reference.name}")
 def test_logits_equal_the_librarys(reference: Reference, tmp_path: Path) -> None:
-    found = measure(reference, tmp_path / "model")
+    found = measure(reference, tmp_path / "model", lively)
     assert found.largest_logit > 0.2
     assert found.spread > 0.05
-    assert max(found.alone, found.batch, found.neighbours) <= TORCH
+    assert max(found.torch, found.torch_neighbours) <= TORCH
     assert found.openvino <= OPENVINO
     assert found.openvino_neighbours <= NEIGHBOURS
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
 def test_defaults_answer_as_the_library_does(tmp_path: Path) -> None:
-    (default,) = compare(REFERENCES[0], tmp_path / "model", photographs(), {"engine": "openvino"})
-    assert default.difference <= DEFAULTS
+    assert difference_by_default(REFERENCES[0], tmp_path / "model", engine="openvino") <= DEFAULTS
 
 
 def test_the_table_in_the_docs_has_every_model() -> None:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from model.checkpoints.hugging_face.config_keys import DINOV2_WITH_REGISTERS, VIT
-from tests.support.references import randomise
+from tests.support.weights import randomise
 
 SMALL: dict[str, Any] = {
     "hidden_size": 32,

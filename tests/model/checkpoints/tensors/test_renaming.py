@@ -21,7 +21,7 @@ from model.checkpoints import torchvision as torchvision_models
 from model.checkpoints.checkpoint import CheckpointError, load_checkpoint
 from model.checkpoints.timm import names as timm_names
 from tests.support.checkpoints import State, assert_same_logits, lightning, save_hugging_face_vit
-from tests.support.references import randomise
+from tests.support.weights import randomise
 
 TIMM, TORCHVISION = "timm/vit_tiny_patch16_224", "torchvision/vit_b_16"
 

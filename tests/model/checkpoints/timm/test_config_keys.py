@@ -15,7 +15,7 @@ import transformers
 from model.checkpoints.blueprint import input_size
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from tests.support.preprocessing import IMAGE, our_pixels
-from tests.support.references import randomise
+from tests.support.weights import randomise
 
 import timm  # isort: skip
 from timm.data.config import resolve_model_data_config

@@ -1,0 +1,156 @@
+"""Comparison with transformers, timm and torchvision: `python -m tests.support.comparison [NAME ...]` prints the tables.
+
+Each model is saved by its own library, with two sets of random weights, loaded from disk by the service, and asked about the
+same JPEG bytes: by its library with its own preprocessing, and by the service's decoder and engines.
+"""
+
+import io
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from app.decoding.image import ImageDecoder
+from app.engines.openvino import OpenVinoEngine
+from app.engines.pixel_model import engine_model
+from app.engines.torch_cpu import TorchCpuEngine
+from app.pixels import Pixels
+from app.process.logs import configure_logging
+from app.serving.offline import run, running_classifier
+from app.settings import read_settings
+from benchmarks.photographs import sized
+from model.checkpoints.checkpoint import Checkpoint, load_checkpoint
+from tests.support.library_references import library_references
+from tests.support.models import ROOT, encode, random_image
+from tests.support.references import Answer, Fill, Reference, references
+from tests.support.weights import lively, randomise
+
+EXACT: dict[str, Any] = {"dtype": "float32", "device": "cpu", "engine": "torch", "exact_decode": True}
+"""Settings that give the library's own pixels, in its own arithmetic."""
+
+
+def photograph() -> bytes:
+    """A JPEG with something at every scale, and no side that is a multiple of anything."""
+    image = Image.blend(random_image(5, 333, 250).resize((333, 251)), random_image(6, 32, 24).resize((333, 251)), 0.6)
+    return encode(image, "JPEG", quality=92)
+
+
+def photographs() -> list[bytes]:
+    """Real photographs of 500 pixels."""
+    return list(sized(ROOT / "tests" / "photographs", 500, views=1))
+
+
+def jpegs() -> list[bytes]:
+    """Return eight JPEGs of different sizes and contents: three photographs, four of noise, and one of both kinds of detail."""
+    noise = (encode(random_image(seed, 120 + 16 * seed, 180 - 8 * seed), "JPEG") for seed in range(1, 5))
+    return [photograph(), *photographs()[:3], *noise]
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Largest differences of logits, each as a part of the largest logit."""
+
+    largest_logit: float
+    spread: float
+    """Largest difference between two images: near 0 it would show nothing."""
+    torch: float
+    """Difference of torch from the library, alone and in a batch of eight."""
+    torch_neighbours: float
+    """Difference between an image alone and in a batch, in torch."""
+    openvino: float
+    openvino_neighbours: float
+
+
+def measure(reference: Reference, directory: Path, fill: Fill) -> Measured:
+    """Write a model with its library, and compare the engines' answers with its, from the same JPEG bytes."""
+    path, answer = reference.write(directory, fill)
+    images = jpegs()
+    expected = _library_logits(answer, images)
+    settings: dict[str, Any] = dict(reference.settings)
+    checkpoint = load_checkpoint(path, **settings)
+    pixels = _pixels(checkpoint, images)
+    largest = float(np.abs(expected).max())
+
+    def differences(engine: Any) -> tuple[float, float]:
+        alone = np.concatenate([engine.run([image], use_all_cores=True) for image in pixels])
+        together = engine.run(pixels, use_all_cores=False)
+        off = max(float(np.abs(logits - expected).max()) for logits in (alone, together))
+        return off / largest, float(np.abs(alone - together).max()) / largest
+
+    options: dict[str, Any] = {"dtype": "float32", "max_batch_size": 8, "threads": 1}
+    by_torch = differences(TorchCpuEngine(engine_model(checkpoint), **options))
+    by_openvino = differences(OpenVinoEngine(engine_model(checkpoint), **options, cache=directory.parent / "cache"))
+    spread = float(np.ptp(expected, axis=0).max()) / largest
+    return Measured(largest, spread, *by_torch, *by_openvino)
+
+
+def difference_by_default(reference: Reference, directory: Path, **settings: Any) -> float:
+    """Write a model, and compare the service's answers, on photographs, with its library's.
+
+    Returns:
+        The largest difference of a logit over the largest logit of its image.
+    """
+    path, answer = reference.write(directory, randomise)
+    images = photographs()
+    expected = _library_logits(answer, images)
+    logits = run(_service_logits(path, settings | dict(reference.settings), images))
+    return float((np.abs(logits - expected).max(axis=1) / np.abs(expected).max(axis=1)).max())
+
+
+async def _service_logits(model: Path, settings: dict[str, Any], images: list[bytes]) -> NDArray[np.float32]:
+    async with running_classifier(read_settings(model=str(model), **settings)) as classifier:
+        return np.stack([(await classifier.classify(image)).logits for image in images])
+
+
+def _library_logits(answer: Answer, images: list[bytes]) -> NDArray[np.float32]:
+    logits = []
+    for image_bytes in images:
+        with Image.open(io.BytesIO(image_bytes)) as image, torch.no_grad():
+            logits.append(answer(image.convert("RGB")).numpy())
+    return np.stack(logits)
+
+
+def _pixels(checkpoint: Checkpoint, images: list[bytes]) -> list[Pixels]:
+    decoder = ImageDecoder(checkpoint.preprocessing, formats=frozenset({"jpeg"}), max_bytes=10**8, max_pixels=10**7, exact=True)
+    return [decoder.decode(image) for image in images]
+
+
+def _write_table(chosen: Iterable[Reference]) -> None:
+    columns = (
+        "library",
+        "model",
+        "random weights: torch",
+        "OpenVINO",
+        "lively: torch",
+        "OpenVINO",
+        "between images",
+        "all defaults",
+    )
+    sys.stdout.write(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n")
+    for reference in chosen:
+        with tempfile.TemporaryDirectory() as directory:
+            plain, alive = (measure(reference, Path(directory) / fill.__name__, fill) for fill in (randomise, lively))
+            default = difference_by_default(reference, Path(directory) / "default")
+        small = (plain.torch, plain.openvino, alive.torch, alive.openvino)
+        row = (reference.library, reference.name, *(f"{value:.1e}" for value in small), f"{alive.spread:.2f}", f"{default:.2%}")
+        sys.stdout.write(f"| {' | '.join(row)} |\n")
+        sys.stdout.flush()
+
+
+def main() -> None:
+    configure_logging("error", "text")
+    asked = sys.argv[1:]
+    for table in (references(), library_references()):
+        _write_table(reference for reference in table if not asked or any(word in reference.name for word in asked))
+        sys.stdout.write("\n")
+
+
+if __name__ == "__main__":
+    main()
