@@ -5,6 +5,10 @@ ServiceError                  a request cannot be answered
 ├── Unauthorized              no valid API key
 ├── MalformedRequest          the body is not what it says it is, or holds no image
 ├── InvalidParameter          a parameter is out of its range
+├── ModelNotFound             no model of this name or version is served
+├── NotAcceptable             the answer cannot be written as the client asks
+├── UnsupportedMediaType      the body is of a media type or encoding that is not read
+├── NotSupported              a part of a protocol that is not offered here
 ├── UrlTooLong                the URL has too many bytes
 ├── HeaderTooLarge            too many header fields, or bytes of them
 ├── RequestTooSlow            the request arrives too slowly, or not at all
@@ -26,7 +30,7 @@ EngineDead                    the device cannot be used any more; the batcher st
 """
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Self
 
 _MAX_SENTENCE = 2000
 _NO_TEXT = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]+")
@@ -46,6 +50,11 @@ class ServiceError(Exception):
     code: ClassVar[str]
     """Stable identifier of the kind of error, for programs."""
 
+    def at(self, place: str) -> Self:
+        """Put the place in front of the message, such as the image of several that it is about."""
+        self.args = (f"{place}: {self}",)
+        return self
+
 
 class Unauthorized(ServiceError):
     """No valid API key was sent."""
@@ -63,6 +72,30 @@ class InvalidParameter(ServiceError):
     """A parameter is out of its range."""
 
     code = "invalid_parameter"
+
+
+class ModelNotFound(ServiceError):
+    """No model of this name or version is served."""
+
+    code = "model_not_found"
+
+
+class NotAcceptable(ServiceError):
+    """The answer cannot be written in a media type that the client accepts."""
+
+    code = "not_acceptable"
+
+
+class UnsupportedMediaType(ServiceError):
+    """The body is of a media type or an encoding that is not read."""
+
+    code = "unsupported_media_type"
+
+
+class NotSupported(ServiceError):
+    """A part of a protocol that is not offered here."""
+
+    code = "not_supported"
 
 
 class UrlTooLong(ServiceError):

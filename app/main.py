@@ -13,9 +13,9 @@ from app import __version__
 from app.api import docs
 from app.api import metrics as metrics_route
 from app.api.middleware import HeadAsGet, PlainErrorsAsProblems, RequestContext, UnhandledErrors
-from app.api.native import WIRES
 from app.api.payloads.images import BodyLimits
 from app.api.problems import common_problem_responses, install_problem_handlers
+from app.api.protocols.select import wires_of
 from app.api.request_log import RequestLog
 from app.api.state import AppState
 from app.auth.access import Access
@@ -45,7 +45,7 @@ def create_app(
         on_failure: called with the reason if the model cannot be loaded or its engine dies.
 
     Raises:
-        StartError: the file of API keys cannot be used, or a limit has nothing to count by.
+        StartError: the file of API keys cannot be used, a limit has nothing to count by, or two protocols claim one path.
     """
     state = _state(settings, load)
     app = FastAPI(
@@ -60,14 +60,14 @@ def create_app(
         redoc_url=None,
     )
     app.state.vit_serve = state
-    _add_routes(app, settings)
-    install_problem_handlers(app, WIRES)
+    _add_routes(app, state)
+    install_problem_handlers(app, state.wires)
     _add_middleware(app, state)
     return app
 
 
 def _state(settings: Settings, load: Callable[[Settings, Metrics], Classifier]) -> AppState:
-    metrics = Metrics()
+    metrics, wires = Metrics(), wires_of(settings)
     return AppState(
         settings,
         metrics,
@@ -75,8 +75,8 @@ def _state(settings: Settings, load: Callable[[Settings, Metrics], Classifier]) 
         access=Access(settings, metrics),
         body_limits=BodyLimits(settings.max_image_bytes, settings.max_request_bytes, settings.max_images_per_request),
         slices=TimeSlices(),
-        request_log=RequestLog(polled=WIRES.health_paths | {metrics_route.PATH}),
-        wires=WIRES,
+        request_log=RequestLog(polled=wires.health_paths | {metrics_route.PATH}),
+        wires=wires,
     )
 
 
@@ -92,21 +92,21 @@ async def _lifespan(state: AppState, on_failure: Callable[[str], None], _: FastA
         state.request_log.close()
 
 
-def _add_routes(app: FastAPI, settings: Settings) -> None:
-    for wire in WIRES.wires:
+def _add_routes(app: FastAPI, state: AppState) -> None:
+    for wire in state.wires.wires:
         app.router.routes.extend(wire.direct_routes)
-    for wire in WIRES.wires:
+    for wire in state.wires.wires:
         for router in wire.routers:
             app.include_router(router)
-    if settings.docs:
+    if state.settings.docs:
         app.include_router(docs.router)
-    if settings.metrics and settings.metrics_port is None:
+    if state.settings.metrics and state.settings.metrics_port is None:
         app.include_router(metrics_route.router)
 
 
 def _add_middleware(app: FastAPI, state: AppState) -> None:
     """Add middleware from the innermost to the outermost."""
-    app.add_middleware(UnhandledErrors, wires=WIRES)
+    app.add_middleware(UnhandledErrors, wires=state.wires)
     if state.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -115,9 +115,9 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
-    app.add_middleware(PlainErrorsAsProblems, wires=WIRES)
+    app.add_middleware(PlainErrorsAsProblems, wires=state.wires)
     app.add_middleware(HeadAsGet)
-    app.add_middleware(RequestContext, service=state.service, metrics=state.metrics, log=state.request_log)
+    app.add_middleware(RequestContext, service=state.service, metrics=state.metrics, log=state.request_log, wires=state.wires)
 
 
 async def _start(service: Service, on_failure: Callable[[str], None]) -> None:

@@ -1,8 +1,10 @@
 """Prometheus metrics, with units in their names. Values of labels come from fixed sets, never from a client."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import (
@@ -43,7 +45,7 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.requests = Counter(
-            "vit_http_requests", "Answered HTTP requests.", ("method", "route", "status"), registry=registry
+            "vit_http_requests", "Answered HTTP requests.", ("method", "route", "status", "protocol"), registry=registry
         )
         self.request_seconds = Histogram(
             "vit_http_request_seconds",
@@ -113,10 +115,25 @@ class _MetricsOfModels:
         self.queued_images = gauge("vit_queued_images", "Images that wait for a batch.")
 
 
+@dataclass(slots=True)
+class Statistics:
+    """Sums over all images of one model since the start."""
+
+    images: int = 0
+    failed: int = 0
+    batches: int = 0
+    decode_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+    last_ms: int = 0
+    """Time of the last image, in milliseconds since 1970; 0 for none."""
+
+
 class ModelMetrics:
     """Metrics of one model."""
 
     def __init__(self, metrics: _MetricsOfModels, name: str) -> None:
+        self.statistics = Statistics()
         self._images = partial(metrics.images.labels, name)
         self._batches = partial(metrics.batches.labels, name)
         self._decode_seconds = metrics.decode_seconds.labels(name)
@@ -137,9 +154,11 @@ class ModelMetrics:
             raise
         except ServiceError as error:
             self._images(error.code).inc()
+            self.statistics.failed += 1
             raise
         except Exception:
             self._images("internal_error").inc()
+            self.statistics.failed += 1
             raise
         else:
             self._images("ok").inc()
@@ -164,9 +183,15 @@ class ModelMetrics:
         else:
             self._batches("ok").inc()
             self._batch_size.observe(size)
+            self.statistics.batches += 1
 
     def observe_timings(self, decode_s: float, queue_s: float, inference_s: float) -> None:
         """Observe the seconds that one image spent in each step."""
         self._decode_seconds.observe(decode_s)
         self._queue_seconds.observe(queue_s)
         self._inference_seconds.observe(inference_s)
+        sums = self.statistics
+        sums.images, sums.last_ms = sums.images + 1, time.time_ns() // 1_000_000
+        sums.decode_s += decode_s
+        sums.queue_s += queue_s
+        sums.inference_s += inference_s

@@ -54,6 +54,21 @@ def expand_path(value: Any) -> str:
     return expanded
 
 
+def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse names of models that cannot stand in a path."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
+            raise ValueError(f"{name!r} cannot be a model's name: letters, digits, '.', '_' and '-' can, up to 128")
+    return names
+
+
+def check_route(path: str | None) -> str | None:
+    """Refuse what is not the path of a route."""
+    if path is not None and not re.fullmatch(r"/[A-Za-z0-9._~:/-]{0,1023}", path):
+        raise ValueError("it must be a path that begins with '/', of letters, digits and '._~:/-'")
+    return path
+
+
 def check_seconds(seconds: float) -> float:
     if seconds < _SHORTEST_S:
         raise ValueError(f"it must be at least {_SHORTEST_S} s")

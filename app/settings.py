@@ -4,7 +4,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -29,6 +29,8 @@ _RENAMED = {
 }
 """Former names and their replacements: a limit that is silently ignored is worse than a failed start."""
 
+Protocol = Literal["predict", "v2", "huggingface", "v1", "torchserve", "sagemaker", "mlflow", "vertex"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "heic", "tiff"]
 RateLimitNotation = Annotated[str, AfterValidator(values.check_rate_limit)]
 Port = Annotated[int, BeforeValidator(values.check_port), Field(ge=0, le=65_535)]
@@ -41,6 +43,13 @@ _PIXELS_PER_S = 14_000_000
 
 def _pixels_in_time(request_timeout_s: float, max_image_pixels: int) -> int:
     return max(max_image_pixels, min(8 * max_image_pixels, int(_PIXELS_PER_S * request_timeout_s)))
+
+
+def _platform_port() -> str:
+    """Return the port that Vertex AI or SageMaker asks for, else ours."""
+    if os.environ.get("AIP_MODE") == "PREDICTION" and (port := os.environ.get("AIP_HTTP_PORT")):
+        return port
+    return os.environ.get("SAGEMAKER_BIND_TO_PORT") or "8000"
 
 
 def _workers() -> int:
@@ -172,6 +181,28 @@ class Settings(BaseSettings):
         le=_MAX_WORKERS,
         description="Cores for inference on a CPU. Default: the number of CPU cores.",
     )
+    protocols: Annotated[
+        frozenset[Protocol],
+        NoDecode,
+        BeforeValidator(values.lower_case),
+        BeforeValidator(values.split_list),
+        BeforeValidator(values.require_value),
+    ] = Field(
+        frozenset(PROTOCOLS),
+        min_length=1,
+        description="Wire protocols that are served, beside `/model` and `/health`. Default: all.",
+    )
+    model_aliases: Annotated[
+        tuple[str, ...], NoDecode, AfterValidator(values.check_names), BeforeValidator(values.split_list)
+    ] = Field((), description="Further names of the model, in protocols that name it.")
+    vertex_predict_route: Annotated[str | None, AfterValidator(values.check_route)] = Field(
+        default_factory=lambda: os.environ.get("AIP_PREDICT_ROUTE") or None,
+        description="Path of Vertex AI's predictions. Default: `AIP_PREDICT_ROUTE`.",
+    )
+    vertex_health_route: Annotated[str | None, AfterValidator(values.check_route)] = Field(
+        default_factory=lambda: os.environ.get("AIP_HEALTH_ROUTE") or None,
+        description="Path of Vertex AI's health probe. Default: `AIP_HEALTH_ROUTE`.",
+    )
     api_keys: Annotated[
         tuple[SecretStr, ...], NoDecode, BeforeValidator(values.split_list), BeforeValidator(values.require_value)
     ] = Field((), description="API keys for `/predict`, `/predict/batch` and `/model`. Default: no key is needed.")
@@ -198,7 +229,11 @@ class Settings(BaseSettings):
     host: Annotated[str, AfterValidator(values.parse_host)] = Field(
         "127.0.0.1", description="Address to listen on; `0.0.0.0` in the container."
     )
-    port: Port = Field(8000, description="Port to listen on; 0 takes a free one.")
+    port: Port = Field(
+        default_factory=_platform_port,
+        validate_default=True,
+        description="Port to listen on; 0 takes a free one. Default: that of Vertex AI or SageMaker, else 8000.",
+    )
     max_connections: int = Field(
         512,
         ge=1,

@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.problems import framework_problem, internal_error, problem_headers, problem_of
+from app.api.problems import framework_problem, internal_error, problem_headers, problem_of, render_unread
 from app.api.request_log import RequestLog
 from app.api.wire import Wires
 from app.errors import ServiceError
@@ -37,11 +37,12 @@ class RequestContext:
     `Connection: close` while the service drains; counts, times and logs every request.
     """
 
-    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics, log: RequestLog) -> None:
+    def __init__(self, app: ASGIApp, service: Service, metrics: Metrics, log: RequestLog, wires: Wires) -> None:
         self._app = app
         self._service = service
         self._metrics = metrics
         self._log = log
+        self._protocol = wires.protocol
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -76,7 +77,8 @@ class RequestContext:
     def _record(self, scope: Scope, status: int, total_s: float, state: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        self._metrics.requests.labels(method, route, str(status)).inc()
+        protocol = state.get("protocol") or self._protocol(scope["path"])
+        self._metrics.requests.labels(method, route, str(status), protocol).inc()
         self._metrics.request_seconds.labels(route).observe(total_s)
         self._log.write(method, route, status, state.get("problem_code"), _milliseconds(state.get("timings"), total_s))
 
@@ -97,7 +99,8 @@ class UnhandledErrors:
             return
         refusal = scope.get("refusal")
         if isinstance(refusal, ServiceError):
-            response = self._wires.render(scope["path"], problem_of(refusal), problem_headers(refusal))
+            render = self._wires.at(scope["path"]).render if scope["path"] else render_unread
+            response = render(problem_of(refusal), problem_headers(refusal))
             await response(scope, receive, send)
             return
         started = False

@@ -2,14 +2,22 @@
 
 from app.api import health, model, predict
 from app.api.problems import render_problem
-from app.api.wire import Wire, Wires
+from app.api.wire import Wire
 
 NATIVE = Wire(
+    name="predict",
     routers=(predict.router, model.router, health.router),
     direct_routes=predict.DIRECT_ROUTES,
     health_paths=health.PATHS,
     render=render_problem,
+    paths=frozenset({"/predict", "/predict/batch", "/model", *health.PATHS}),
 )
 
-WIRES = Wires((NATIVE,))
-"""All wires of the service."""
+WITHOUT_PREDICT = Wire(
+    name=NATIVE.name,
+    routers=(model.router, health.router),
+    health_paths=NATIVE.health_paths,
+    render=NATIVE.render,
+    paths=NATIVE.paths,
+)
+"""What is left of it where `VIT_PROTOCOLS` leaves it out: the description of the model, and probes."""

@@ -1,21 +1,17 @@
 """POST /predict and POST /predict/batch."""
 
-import asyncio
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
 from app import errors
 from app.api.answers import answer, write_result, write_results
+from app.api.classify import classify_all
 from app.api.dependencies import AdmittedDep, while_connected
 from app.api.direct_route import DirectRoute
-from app.api.payloads.body import Image
 from app.api.payloads.images import read_image, read_images
 from app.api.problems import problem_headers, problem_responses
 from app.api.schemas import PredictBatchBody, PredictBody, Ranking
-from app.decoding.limits import check_work
-from app.serving.classifier import Classifier
-from app.serving.results import Classification, longest
 
 router = APIRouter(tags=["predict"])
 
@@ -98,33 +94,11 @@ async def predict_batch(request: Request, admitted: AdmittedDep, ranking: Rankin
     classifier.check_classes()
     async with state.service.uploading(admitted.deadline):
         images = await read_images(admitted.body, state.body_limits)
-    encoded = [image for image in images if isinstance(image, bytes)]
-    await state.slices.work(check_work(encoded, state.settings.max_image_pixels, state.settings.max_request_pixels))
-    outcomes = await while_connected(request, _classify_all(classifier, images, admitted.deadline))
-    request.state.timings = longest([outcome.timings for outcome in outcomes if isinstance(outcome, Classification)])
+    outcomes = await classify_all(request, admitted, images)
     results = await state.slices.work(write_results(outcomes, ranking.top_k, ranking.vectors))
     refusals = [outcome for outcome in outcomes if isinstance(outcome, errors.Refused)]
     headers = problem_headers(max(refusals, key=lambda refusal: refusal.retry_after_s)) if refusals else None
     return answer(classifier, results, headers)
-
-
-async def _classify_all(
-    classifier: Classifier, images: list[Image], deadline: float
-) -> list[Classification | errors.ServiceError]:
-    """Return the classification or error of each image, in order. Any exception but a ServiceError fails the request."""
-    request = object()
-
-    async def classify(image: Image) -> Classification | errors.ServiceError:
-        if isinstance(image, errors.ServiceError):
-            return image
-        try:
-            return await classifier.classify(image, deadline, request)
-        except errors.ServiceError as error:
-            return error
-
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(classify(image)) for image in images]
-    return [task.result() for task in tasks]
 
 
 DIRECT_ROUTES = (DirectRoute("/predict", predict), DirectRoute("/predict/batch", predict_batch))

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
@@ -19,10 +20,13 @@ from app.api.wire import Wires
 _STATUS: dict[type[errors.ServiceError], int] = {
     errors.MalformedRequest: 400,
     errors.Unauthorized: 401,
+    errors.ModelNotFound: 404,
+    errors.NotAcceptable: 406,
     errors.RequestTooSlow: 408,
     errors.ImageTooLarge: 413,
     errors.UrlTooLong: 414,
     errors.UnsupportedImageFormat: 415,
+    errors.UnsupportedMediaType: 415,
     errors.UndecodableImage: 422,
     errors.InvalidParameter: 422,
     errors.RateLimited: 429,
@@ -31,6 +35,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.InferenceFailed: 500,
     errors.InternalError: 500,
     errors.NoClasses: 501,
+    errors.NotSupported: 501,
     errors.TooManyConnections: 503,
     errors.NotReady: 503,
     errors.Draining: 503,
@@ -77,7 +82,12 @@ def problem_headers(error: errors.ServiceError) -> dict[str, str]:
 
 def render_problem(problem: Problem, headers: Mapping[str, str]) -> Response:
     """Return a problem as a response, the native wire's way."""
-    return _ProblemResponse(problem, headers)
+    return ErrorResponse(problem, problem.model_dump(), problem.status, headers, _MEDIA_TYPE)
+
+
+def render_unread(problem: Problem, headers: Mapping[str, str]) -> Response:
+    """Return a problem whose request could not be read, so its protocol is unknown: with `error` for those that have it."""
+    return ErrorResponse(problem, {**problem.model_dump(), "error": problem.detail}, problem.status, headers, _MEDIA_TYPE)
 
 
 def problem_responses(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, Any]]:
@@ -135,11 +145,18 @@ def _problem(status: int, code: str, detail: str) -> Problem:
     )
 
 
-class _ProblemResponse(Response):
-    """Response that leaves its code in the request's state, for the log."""
+class ErrorResponse(Response):
+    """Response to an error in a protocol's own form. It leaves the problem's code in the request's state, for the log."""
 
-    def __init__(self, problem: Problem, headers: Mapping[str, str]) -> None:
-        super().__init__(problem.model_dump_json(), problem.status, headers, _MEDIA_TYPE)
+    def __init__(
+        self,
+        problem: Problem,
+        content: Any,
+        status: int,
+        headers: Mapping[str, str],
+        media_type: str = "application/json",
+    ) -> None:
+        super().__init__(to_json(content), status, headers, media_type)
         self._code = problem.code
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -14,33 +15,50 @@ from app.api.schemas import Problem
 class Wire:
     """A wire protocol."""
 
+    name: str
+    """Name in `VIT_PROTOCOLS` and in the label `protocol` of metrics."""
     routers: tuple[APIRouter, ...]
-    health_paths: frozenset[str]
-    """Paths of health probes: answered ahead of other requests, and also when all connections are busy."""
     render: Callable[[Problem, Mapping[str, str]], Response]
     """Makes the response to an error, also to one raised outside the routes: keys, limits, 404, 500."""
+    health_paths: frozenset[str] = frozenset()
+    """Paths of health probes: answered ahead of other requests, and also when all connections are busy."""
     direct_routes: tuple[Route, ...] = ()
     """Routes that come before all routers."""
-    prefix: str = ""
-    """Path under which it renders errors, such as `/v2`; empty for all paths."""
-
-    def owns(self, path: str) -> bool:
-        """Return True for the prefix and the paths below it."""
-        return path == self.prefix or path.startswith(f"{self.prefix}/")
+    paths: frozenset[str] = frozenset()
+    """Paths under which it renders errors."""
+    prefixes: tuple[str, ...] = ()
+    """Beginnings of further such paths, such as `/v2`: the prefix itself and all below it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wires:
     """All wires of an application. The first that owns a path renders its errors, and the last those of all other paths."""
 
     wires: tuple[Wire, ...]
 
-    @property
+    @cached_property
     def health_paths(self) -> frozenset[str]:
         """Health paths of all wires."""
         return frozenset().union(*(wire.health_paths for wire in self.wires))
 
+    @cached_property
+    def _by_path(self) -> dict[str, Wire]:
+        return {path: wire for wire in reversed(self.wires) for path in wire.paths}
+
+    @cached_property
+    def _by_prefix(self) -> tuple[tuple[str, Wire], ...]:
+        return tuple((f"{prefix}/", wire) for wire in self.wires for prefix in wire.prefixes)
+
+    def at(self, path: str) -> Wire:
+        """Return the wire of a path."""
+        if wire := self._by_path.get(path):
+            return wire
+        return next((wire for prefix, wire in self._by_prefix if f"{path}/".startswith(prefix)), self.wires[-1])
+
+    def protocol(self, path: str) -> str:
+        """Return the name of the wire of a path, for metrics."""
+        return self.at(path).name
+
     def render(self, path: str, problem: Problem, headers: Mapping[str, str]) -> Response:
         """Return the response to an error at a path."""
-        wire = next((wire for wire in self.wires if wire.owns(path)), self.wires[-1])
-        return wire.render(problem, headers)
+        return self.at(path).render(problem, headers)

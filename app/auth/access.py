@@ -44,7 +44,9 @@ class Access:
             return
         key = await self._keys.identify(sent_key(request.headers))
         if key is None:
-            raise Unauthorized("Send a valid API key as `Authorization: Bearer <key>` or `X-API-Key: <key>`.")
+            raise Unauthorized(
+                "Send a valid API key as `Authorization: Bearer <key>`, as `X-API-Key: <key>`, or as the password of `Basic`."
+            )
         if self._per_key is not None:
             self._take(self._per_key, key, "key")
 

@@ -1,6 +1,7 @@
 """ApiKeys: the valid API keys, from the settings and from a file that is reloaded while the service runs."""
 
 import asyncio
+import base64
 import hmac
 import os
 import re
@@ -34,10 +35,27 @@ _log = structlog.get_logger(__name__)
 
 
 def sent_key(headers: Headers) -> bytes:
-    """Return the bytes of the key in `X-API-Key` or, without that, in `Authorization: Bearer`; empty if there is none."""
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    sent = headers.get("x-api-key") or (token.strip(" \t") if scheme.lower() == "bearer" else "")
-    return sent.encode("latin-1")  # the reverse of how Starlette decodes headers
+    """Return the key of a request as it was sent: `X-API-Key`, else `Authorization: Bearer`, else the password of `Basic`.
+
+    Empty if there is none.
+    """
+    if key := headers.get("x-api-key"):
+        return key.encode("latin-1")  # the reverse of how Starlette decodes headers
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return credentials.strip(" \t").encode("latin-1")
+        case "basic" if len(credentials) <= 4 * MAX_KEY_BYTES:
+            return _password(credentials.strip(" \t"))
+    return b""
+
+
+def _password(credentials: str) -> bytes:
+    """Return the password of RFC 7617's credentials, or nothing if they are broken."""
+    try:
+        return base64.b64decode(credentials.encode("latin-1"), validate=True).partition(b":")[2]
+    except ValueError:
+        return b""
 
 
 class ApiKeys:

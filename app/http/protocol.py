@@ -150,7 +150,7 @@ class HttpProtocol(ClosableConnection):
             if state is not State.HEAD:
                 self.new_scope([])  # an empty request to refuse
             self.expect_100_continue = False
-            path, raw_path = self.scope.get("path", "/"), self.scope.get("raw_path", b"/")  # unknown until the head is complete
+            path, raw_path = self.scope.get("path", ""), self.scope.get("raw_path", b"")  # unknown until the head is complete
             refused = {**self.scope, "method": "", "path": path, "raw_path": raw_path, "query_string": b"", "refusal": error}
             self._begin(cast(HTTPScope, refused), keep_alive=False)
 

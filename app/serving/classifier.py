@@ -11,7 +11,7 @@ import structlog
 
 from app.decoding import Decoder
 from app.errors import DeadlineExceeded, InferenceFailed, NoClasses
-from app.metrics import ModelMetrics
+from app.metrics import ModelMetrics, Statistics
 from app.pixels import Pixels
 from app.serving.admission import Admission
 from app.serving.batching import Batcher
@@ -122,6 +122,11 @@ class Classifier:
     def why_not_ready(self) -> str | None:
         """Reason why no image can be classified now, in one sentence; None if one can."""
         return self._decoder.why_not_ready if self._batcher.alive else "The inference worker has died."
+
+    @property
+    def statistics(self) -> Statistics:
+        """Sums over all images since the start."""
+        return self._metrics.statistics
 
     def describe(self) -> ModelDescription:
         """Return the description of the model with its current batch size."""

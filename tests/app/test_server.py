@@ -20,6 +20,8 @@ from tests.support.server import Server, metric, running_server, wait_for_metric
 
 LIMITS = httpx.Limits(max_connections=200)
 
+_GONE = 'vit_http_requests_total{method="POST",protocol="predict",route="/predict",status="499"}'
+
 
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint: Path) -> Iterator[Server]:
@@ -173,7 +175,7 @@ async def test_disconnect_removes_the_queued_image(tiny_checkpoint: Path) -> Non
         writer.close()
         await wait_for_metric(server, "vit_queued_images", 0)
         await wait_for_metric(server, 'vit_images_total{outcome="cancelled"}', 1)
-        await wait_for_metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}', 1)
+        await wait_for_metric(server, _GONE, 1)
         assert metric(server, "vit_inflight_requests") == 0
         assert reader.at_eof() or not await reader.read()
 
@@ -188,13 +190,13 @@ async def test_declared_size_is_refused_before_the_body(server: Server) -> None:
 
 
 async def test_aborted_upload_is_forgotten(server: Server) -> None:
-    before = metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}')
+    before = metric(server, _GONE)
     _, writer = await connect(server)
     writer.write(head("POST /predict", 5000) + b"half")
     await wait_for_metric(server, "vit_inflight_requests", 1)
     writer.close()
     await wait_for_metric(server, "vit_inflight_requests", 0)
-    assert metric(server, 'vit_http_requests_total{method="POST",route="/predict",status="499"}') == before + 1
+    assert metric(server, _GONE) == before + 1
 
 
 async def test_pipelined_requests_are_answered_in_order(server: Server) -> None:

@@ -20,7 +20,8 @@ from tests.support.models import encode, random_image
 from tests.support.server import running_server
 
 _MIB = 2**20
-_PREDICTED = 'vit_http_requests_total{method="POST",route="/predict",status="200"}'
+_REFUSED = 'vit_http_requests_total{method="POST",protocol="predict",route="/predict",status="429"}'
+_PREDICTED = 'vit_http_requests_total{method="POST",protocol="predict",route="/predict",status="200"}'
 _IDLE = {"vit_inflight_images": 0.0, "vit_queued_images": 0.0, "vit_inflight_requests": 0.0, "vit_inflight_bytes": 0.0}
 
 
@@ -50,7 +51,10 @@ def soak(
         images=answered,
         timed=[(0.0, 0.1)] * 10,
     )
-    counted = {_PREDICTED: 150.0, 'vit_http_requests_total{method="POST",route="/predict",status="429"}': float(refused)}
+    counted = {
+        _PREDICTED: 150.0,
+        'vit_http_requests_total{method="POST",protocol="predict",route="/predict",status="429"}': float(refused),
+    }
     before, after = Moment(Usage(0, 16, 20), {_PREDICTED: 50.0}), Moment(Usage(0, files, threads), _IDLE | counted | metrics)
     return Soak(10.0, tally, resident_bytes, before, after, exit_status, latencies_s, health_s, 0, lost_while_idle)
 
@@ -91,7 +95,7 @@ def test_fault_misses_its_goal(run: Soak, what: str) -> None:
 
 def test_unseen_fault_is_in_counters() -> None:
     run = soak(vanished=1)
-    fault = {'vit_http_requests_total{method="POST",route="/predict",status="500"}': 1.0}
+    fault = {'vit_http_requests_total{method="POST",protocol="predict",route="/predict",status="500"}': 1.0}
     run = replace(run, after=Moment(run.after.usage, {**run.after.metrics, **fault}))
     assert missed(run) == ["5xx other than 503"]
 

@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app.api.middleware import UnhandledErrors
-from app.api.native import WIRES
+from app.api.native import NATIVE
 from app.api.problems import install_problem_handlers
 from app.api.wire import Wires
 from app.http.connections import Connections
@@ -24,6 +24,8 @@ from app.server import server_error
 PATIENCE_S = 30
 BIG = 50_000_000
 """Size of a body that exceeds any socket buffer."""
+
+_NATIVE = Wires((NATIVE,))
 
 Peer = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -90,7 +92,7 @@ def get(path: str) -> bytes:
 
 
 @asynccontextmanager
-async def open_wire(limits: HttpLimits, wires: Wires = WIRES) -> AsyncIterator[Wire]:
+async def open_wire(limits: HttpLimits, wires: Wires = _NATIVE) -> AsyncIterator[Wire]:
     """Serve, and close all connections that the test left open."""
     wire = Wire(limits)
     app = FastAPI(openapi_url=None)

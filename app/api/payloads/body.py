@@ -7,6 +7,7 @@ from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
 
+from app.api.payloads.compression import inflated
 from app.errors import ImageTooLarge, MalformedRequest, ServiceError, UnsupportedImageFormat
 from app.http.numbers import whole_number
 from app.http.time_slices import TimeSlices
@@ -35,24 +36,30 @@ class Body:
         self._request = request
         self._reserve_bytes = reserve_bytes
         self.slices = slices
+        self._may_be_compressed = False
         self.media_type, self.parameters = _content_type(request.headers)
+
+    def allow_compression(self) -> None:
+        """Take bodies with `Content-Encoding: gzip` or `deflate` too; all limits are on what they inflate to."""
+        self._may_be_compressed = True
 
     async def chunks(self, max_bytes: int) -> AsyncIterator[bytes]:
         """Yield the body chunk by chunk. A declared length over the limit is refused before the first chunk.
 
         Raises:
             ImageTooLarge: more than `max_bytes`.
-            MalformedRequest: the declared length is not a number.
+            MalformedRequest: the declared length is not a number, or a compressed body is broken.
             QueueFull: more than `reserve_bytes` allows.
-            UnsupportedImageFormat: the body is compressed.
+            UnsupportedImageFormat: the body is compressed, and may not be.
+            UnsupportedMediaType: it is compressed in another way.
         """
-        headers = self._request.headers
-        if any(encoding.lower() != "identity" for encoding in headers.getlist("content-encoding")):
+        codings = _codings(self._request.headers)
+        if codings and not self._may_be_compressed:
             raise UnsupportedImageFormat("Compressed request bodies are not taken; send it without Content-Encoding.")
-        if (_declared_length(headers) or 0) > max_bytes:
+        if (_declared_length(self._request.headers) or 0) > max_bytes:
             raise too_large(max_bytes)
         received = 0
-        async for chunk in self._request.stream():
+        async for chunk in inflated(self._request.stream(), codings) if codings else self._request.stream():
             received += len(chunk)
             if received > max_bytes:
                 raise too_large(max_bytes)
@@ -84,6 +91,12 @@ def _content_type(headers: Headers) -> tuple[bytes, dict[bytes, bytes]]:
         raise MalformedRequest(f"The Content-Type is longer than {_MAX_CONTENT_TYPE_BYTES} bytes.")
     media_type, parameters = parse_options_header(sent[0] if sent else "")
     return media_type.lower(), parameters
+
+
+def _codings(headers: Headers) -> list[str]:
+    """Return the codings that compress the body, in the order of their application."""
+    named = (coding.strip().lower() for value in headers.getlist("content-encoding") for coding in value.split(","))
+    return [coding for coding in named if coding != "identity"]
 
 
 def _declared_length(headers: Headers) -> int | None:

@@ -9,8 +9,8 @@ from app.api.payloads.json_object import read_json
 from app.api.payloads.multipart import read_multipart
 from app.errors import InvalidParameter, MalformedRequest, ServiceError
 
-_SINGLE_NAMES = frozenset({b"image", b"file", b"data"})
-_BATCH_NAMES = frozenset({b"images", *_SINGLE_NAMES})
+SINGLE_NAMES = frozenset({b"image", b"file", b"data"})
+_BATCH_NAMES = frozenset({b"images", *SINGLE_NAMES})
 
 _FRAMING_BYTES = 64 * 1024
 """Maximum size of part headers, JSON punctuation and other fields beside the image."""
@@ -30,8 +30,13 @@ class BodyLimits:
     """Maximum number of images in one body."""
 
 
-async def read_image(body: Body, limits: BodyLimits) -> bytes:
+async def read_image(body: Body, limits: BodyLimits, part_names: frozenset[bytes] = SINGLE_NAMES) -> bytes:
     """Read the one image of `POST /predict`: multipart, raw, or base64 in JSON.
+
+    Args:
+        body: the body.
+        limits: its limits.
+        part_names: names of a multipart part that is the image.
 
     Raises:
         MalformedRequest: a broken body, or not exactly one image in it.
@@ -41,10 +46,10 @@ async def read_image(body: Body, limits: BodyLimits) -> bytes:
     """
     match body.media_type:
         case b"multipart/form-data":
-            image = await _image_part(body, limits.max_image_bytes)
+            image = await _image_part(body, limits.max_image_bytes, part_names)
         case b"application/json":
             bound = _base64_length(limits.max_image_bytes) + _FRAMING_BYTES
-            content = await read_json(body, bound, _max_values(images=1))
+            content = await read_json(body, bound, max_values(images=1))
             if "image" not in content:
                 raise _no_image()
             image = await body.slices.work(decode_image(content["image"], limits.max_image_bytes))
@@ -76,7 +81,7 @@ async def read_images(body: Body, limits: BodyLimits) -> list[Image]:
                 body, _BATCH_NAMES, limits.max_request_bytes, limits.max_images, limits.max_image_bytes, too_many
             )
         case b"application/json":
-            content = await read_json(body, limits.max_request_bytes, _max_values(limits.max_images))
+            content = await read_json(body, limits.max_request_bytes, max_values(limits.max_images))
             encoded = _list_of_images(content)
             if len(encoded) > limits.max_images:
                 raise too_many
@@ -88,9 +93,9 @@ async def read_images(body: Body, limits: BodyLimits) -> list[Image]:
     return [MalformedRequest("The image is empty.") if image == b"" else image for image in images]
 
 
-async def _image_part(body: Body, max_image_bytes: int) -> bytes:
+async def _image_part(body: Body, max_image_bytes: int, names: frozenset[bytes]) -> bytes:
     too_many = MalformedRequest("There is more than one image; send several to /predict/batch.")
-    images = await read_multipart(body, _SINGLE_NAMES, max_image_bytes + _FRAMING_BYTES, 1, max_image_bytes, too_many)
+    images = await read_multipart(body, names, max_image_bytes + _FRAMING_BYTES, 1, max_image_bytes, too_many)
     if not images:
         raise _no_image()
     if isinstance(images[0], ServiceError):
@@ -109,7 +114,7 @@ def _no_image() -> MalformedRequest:
     return MalformedRequest("There is no image: send it as multipart part `image`, as the raw body, or as base64 in JSON.")
 
 
-def _max_values(images: int) -> int:
+def max_values(images: int) -> int:
     """Return the maximum number of values in a JSON body with so many images."""
     return _OTHER_VALUES + 8 * images
 

@@ -7,8 +7,8 @@ string: `{"image": "/9j/4AAQ..."}` is parsed as `{"0": "1"}`. A string is unesca
 import codecs
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 from app.api.payloads.body import Body
 from app.errors import MalformedRequest
@@ -20,7 +20,9 @@ _STEP_BYTES = 32 * 1024
 _BYTES_PER_VALUE = 1024
 """Maximum bytes of skeleton for each value: brackets, digits, and blanks."""
 
-_MAX_KEY_BYTES = 1024
+_MAX_TEXT_BYTES = 1024
+
+_MAX_DIGITS = 40
 
 _LONGEST_ESCAPE = len(rb"\u0041")
 
@@ -28,6 +30,8 @@ _CHARACTERS = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}
 """The longest valid part of a string (RFC 8259, section 7) that cuts no escape. The text is valid UTF-8 already."""
 
 _QUOTE, _BACKSLASH = b'"\\'
+
+Number = TypeVar("Number", int, float)
 
 
 class JsonString:
@@ -48,14 +52,14 @@ class JsonString:
             block = self._blocks.pop()
             yield _unescaped(block).encode("utf-8", "surrogatepass") if b"\\" in block else bytes(block)
 
-    def key(self) -> str:
-        """Return the string as a key of an object.
+    def text(self, what: str) -> str:
+        """Return a short string.
 
         Raises:
-            MalformedRequest: it is too long.
+            MalformedRequest: it is too long to be a `what`.
         """
-        if len(self._blocks[0]) > _MAX_KEY_BYTES:
-            raise MalformedRequest(f"A key in the JSON body is longer than {_MAX_KEY_BYTES} bytes.")
+        if len(self._blocks[0]) > _MAX_TEXT_BYTES:
+            raise MalformedRequest(f"{what} in the JSON body is longer than {_MAX_TEXT_BYTES} bytes.")
         return _unescaped(self._blocks[0])
 
 
@@ -64,29 +68,37 @@ def _unescaped(escaped: bytearray) -> str:
     return text
 
 
-async def read_json(body: Body, max_bytes: int, max_values: int) -> dict[str, Any]:
-    """Read a body that is a JSON object. Its strings become `JsonString`, also in lists; its numbers, which are unused, None.
+async def read_json(body: Body, max_bytes: int, max_values: int, *, numbers: bool = False) -> dict[str, Any]:
+    """Read a body that is a JSON object. Its strings become `JsonString`, also in lists.
 
     Args:
         body: the body.
         max_bytes: maximum size of the body.
         max_values: maximum number of values, at any depth.
+        numbers: read numbers too; else they become None.
 
     Raises:
-        MalformedRequest: not valid JSON, not an object, a key twice in one object, or too many values.
+        MalformedRequest: not valid JSON, not an object, a key twice in one object, too many values, or a very long number.
         ImageTooLarge, UnsupportedImageFormat, QueueFull: as `Body.chunks`.
     """
-    reader = _Reader(max_values)
+    reader = JsonReader(max_values, numbers=numbers)
     async for chunk in body.chunks(max_bytes):
         await body.slices.work(reader.feed(chunk))
-    return reader.finish()
+    return reader.finish_object()
 
 
-class _Reader:
-    """Splits JSON into a skeleton and its strings, while it arrives."""
+class JsonReader:
+    """Splits JSON into a skeleton and its strings, while it arrives.
 
-    def __init__(self, max_values: int) -> None:
+    Args:
+        max_values: maximum number of values, at any depth.
+        numbers: read numbers too; else they become None.
+    """
+
+    def __init__(self, max_values: int, *, numbers: bool = False) -> None:
         self._max_values = max_values
+        self._parse_int: Callable[[str], int | None] = _short(int) if numbers else _skip
+        self._parse_float: Callable[[str], float | None] = _short(float) if numbers else _skip
         self._decoder: codecs.IncrementalDecoder | None = None
         self._unread = b""  # the first bytes, which tell the encoding, or a partial escape
         self._skeleton = bytearray()
@@ -98,26 +110,37 @@ class _Reader:
             self._read(chunk[start : start + _STEP_BYTES], is_last=False)
             yield
 
-    def finish(self) -> dict[str, Any]:
-        self._read(b"", is_last=True)
-        # each value but the first follows one of these, so this bounds what json.loads builds
-        if sum(self._skeleton.count(character) for character in (b"[", b"{", b",")) > self._max_values:
-            raise _far_too_much()
-        if self._in_string or not self._skeleton.isascii():
-            raise _invalid()
-        try:
-            content = json.loads(
-                self._skeleton.decode(),
-                object_pairs_hook=self._object,
-                parse_int=_number,
-                parse_float=_number,
-                parse_constant=_no_number,
-            )
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise _invalid() from error
+    def finish_object(self) -> dict[str, Any]:
+        """Return the body, which has ended.
+
+        Raises:
+            MalformedRequest: see `read_json`.
+        """
+        content = self.finish()
         if not isinstance(content, dict):
             raise MalformedRequest("The JSON body must be an object.")
         return content
+
+    def finish(self) -> Any:
+        """Return the body as `finish_object` does, whatever value it is."""
+        self._read(b"", is_last=True)
+        # each value but the first follows one of these, so this bounds what json.loads builds
+        if sum(self._skeleton.count(character) for character in (b"[", b"{", b",")) > self._max_values:
+            raise far_too_much()
+        if self._in_string or not self._skeleton.isascii():
+            raise invalid()
+        try:
+            return self._value(
+                json.loads(
+                    self._skeleton.decode(),
+                    object_pairs_hook=self._object,
+                    parse_int=self._parse_int,
+                    parse_float=self._parse_float,
+                    parse_constant=_no_number,
+                )
+            )
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise invalid() from error
 
     def _read(self, data: bytes, *, is_last: bool) -> None:
         if self._decoder is None:
@@ -129,7 +152,7 @@ class _Reader:
         try:
             text = self._unread + self._decoder.decode(data, is_last).encode()
         except UnicodeDecodeError as error:
-            raise _invalid() from error
+            raise invalid() from error
         self._unread, position = b"", 0
         while position < len(text):
             position = self._read_string(text, position) if self._in_string else self._read_skeleton(text, position)
@@ -137,15 +160,18 @@ class _Reader:
     def _read_skeleton(self, text: bytes, position: int) -> int:
         quote = text.find(b'"', position)
         end = len(text) if quote < 0 else quote
-        self._skeleton += text[position:end]
-        if len(self._skeleton) > _BYTES_PER_VALUE * self._max_values or len(self._strings) > 2 * self._max_values:
-            raise _far_too_much()
+        self._add_skeleton(text[position:end])
         if quote < 0:
             return end
         self._skeleton += b'"%d"' % len(self._strings)
         self._strings.append(JsonString())
         self._in_string = True
         return quote + 1
+
+    def _add_skeleton(self, part: bytes) -> None:
+        self._skeleton += part
+        if len(self._skeleton) > _BYTES_PER_VALUE * self._max_values or len(self._strings) > 2 * self._max_values:
+            raise far_too_much()
 
     def _read_string(self, text: bytes, position: int) -> int:
         end = _CHARACTERS.match(text, position).end()  # type: ignore[union-attr] # it also matches nothing
@@ -158,10 +184,10 @@ class _Reader:
         if text[end] == _BACKSLASH and len(text) - end < _LONGEST_ESCAPE:
             self._unread = text[end:]
             return len(text)
-        raise _invalid()
+        raise invalid()
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        content = {self._strings[int(key)].key(): self._value(value) for key, value in pairs}
+        content = {self._strings[int(key)].text("A key"): self._value(value) for key, value in pairs}
         if len(content) < len(pairs):
             raise MalformedRequest("The JSON body has a key twice in one object.")
         return content
@@ -172,17 +198,26 @@ class _Reader:
         return [self._value(each) for each in value] if isinstance(value, list) else value
 
 
-def _number(_: str) -> None:
+def _skip(_: str) -> None:
     """Skip a number: int() refuses long ones, and is slow."""
 
 
+def _short(parse: Callable[[str], Number]) -> Callable[[str], Number]:
+    def parse_short(text: str) -> Number:
+        if len(text) > _MAX_DIGITS:
+            raise MalformedRequest(f"A number in the JSON body has more than {_MAX_DIGITS} digits.")
+        return parse(text)
+
+    return parse_short
+
+
 def _no_number(_: str) -> None:
-    raise _invalid()  # NaN and Infinity are valid in Python alone
+    raise invalid()  # NaN and Infinity are valid in Python alone
 
 
-def _invalid() -> MalformedRequest:
+def invalid() -> MalformedRequest:
     return MalformedRequest("The body is not valid JSON.")
 
 
-def _far_too_much() -> MalformedRequest:
+def far_too_much() -> MalformedRequest:
     return MalformedRequest("The JSON body holds far more than images.")

@@ -213,9 +213,9 @@ async def test_metrics_count_what_happened(client: httpx.AsyncClient) -> None:
     await client.get("/nowhere/2")
     lines = (await client.get("/metrics")).text.splitlines()
     for line in (
-        'vit_http_requests_total{method="POST",route="/predict",status="200"} 1.0',
-        'vit_http_requests_total{method="POST",route="/predict",status="415"} 1.0',
-        'vit_http_requests_total{method="GET",route="unmatched",status="404"} 2.0',
+        'vit_http_requests_total{method="POST",protocol="predict",route="/predict",status="200"} 1.0',
+        'vit_http_requests_total{method="POST",protocol="predict",route="/predict",status="415"} 1.0',
+        'vit_http_requests_total{method="GET",protocol="predict",route="unmatched",status="404"} 2.0',
         'vit_images_total{model="tiny-dinov2",outcome="ok"} 1.0',
         'vit_images_total{model="tiny-dinov2",outcome="unsupported_image_format"} 1.0',
         'vit_inference_seconds_count{model="tiny-dinov2"} 1.0',

@@ -22,7 +22,7 @@ _CLIENTS = 64
 _REQUESTS = 1500
 _MAX_BATCH_SIZE = 8
 
-_GONE = 'vit_http_requests_total{method="POST",route="/predict",status="499"}'
+_GONE = 'vit_http_requests_total{method="POST",protocol="predict",route="/predict",status="499"}'
 _CANCELLED = 'vit_images_total{outcome="cancelled"}'
 _WAVES, _WAVE = 4, 60
 _LARGE_BATCH = 64

@@ -185,7 +185,7 @@ def test_refusals_keep_the_order_of_requests(server: Server) -> None:
 def test_refusals_are_counted_by_reason(server: Server) -> None:
     names = (
         'vit_http_refused_total{reason="url_too_long"}',
-        'vit_http_requests_total{method="other",route="unmatched",status="414"}',
+        'vit_http_requests_total{method="other",protocol="predict",route="unmatched",status="414"}',
     )
     before = [metric(server, name) for name in names]
     talk(server, request("GET /" + "a" * 100_000))

@@ -342,7 +342,13 @@ async def test_probe_overtakes_other_requests() -> None:
         await wire.until(lambda: wire.held == crowd)
 
 
-TERSE = Wire((), frozenset({"/v2/live"}), lambda problem, _: Response(f"terse {problem.code}", problem.status), prefix="/v2")
+TERSE = Wire(
+    "terse",
+    (),
+    lambda problem, _: Response(f"terse {problem.code}", problem.status),
+    health_paths=frozenset({"/v2/live"}),
+    prefixes=("/v2",),
+)
 
 
 @pytest.mark.parametrize(("path", "terse"), [("/v2/infer", True), ("/v2", True), ("/v2x", False), ("/", False)])

@@ -1,0 +1,71 @@
+"""Choice of the wires by the settings, without two of them on one path."""
+
+from dataclasses import replace
+
+import structlog
+
+from app.api.native import NATIVE, WITHOUT_PREDICT
+from app.api.protocols import huggingface, invocations, tensorflow, torchserve
+from app.api.protocols.probes import probe_wire
+from app.api.protocols.v2 import routes as v2
+from app.api.protocols.vertex import vertex_wire
+from app.api.wire import Wire, Wires
+from app.errors import StartError
+from app.settings import Settings
+
+_log = structlog.get_logger(__name__)
+
+
+def wires_of(settings: Settings) -> Wires:
+    """Return the wires that `VIT_PROTOCOLS` names, the native one last: it renders the errors at unknown paths.
+
+    Raises:
+        StartError: none of them classifies, or a path of Vertex AI belongs to another protocol.
+    """
+    protocols = settings.protocols
+    native = NATIVE if "predict" in protocols else WITHOUT_PREDICT
+    wires = [wire for name, wire in _WIRES.items() if name in protocols]
+    if {"sagemaker", "mlflow", "torchserve"} & protocols:
+        wires.append(invocations.WIRE)
+    wires += [
+        probe_wire(path, next(name for name in owners if name in protocols))
+        for path, owners in _PROBES.items()
+        if protocols.intersection(owners)
+    ]
+    if "vertex" not in protocols or (settings.vertex_predict_route is None and settings.vertex_health_route is None):
+        if protocols == {"vertex"}:
+            raise StartError("VIT_PROTOCOLS: vertex alone needs AIP_PREDICT_ROUTE or VIT_VERTEX_PREDICT_ROUTE")
+        return Wires((*wires, native))
+    return Wires(_with_vertex(settings, wires, native))
+
+
+_WIRES: dict[str, Wire] = {
+    "v2": v2.WIRE,
+    "huggingface": huggingface.WIRE,
+    "v1": tensorflow.WIRE,
+    "torchserve": torchserve.WIRE,
+}
+
+_PROBES = {
+    "/": ("v1", "huggingface"),
+    "/health": ("huggingface", "mlflow"),
+    "/ping": ("sagemaker", "torchserve", "mlflow"),
+    "/version": ("mlflow",),
+}
+"""Paths of probes and the protocols that ask there."""
+
+
+def _with_vertex(settings: Settings, wires: list[Wire], native: Wire) -> tuple[Wire, ...]:
+    """Add Vertex AI's paths. Its predictions may take the place of `/predict`, and its probe that of another probe."""
+    predict_route, health_route = settings.vertex_predict_route, settings.vertex_health_route
+    if predict_route == "/predict" and native is NATIVE:
+        _log.warning("POST /predict speaks Vertex AI's protocol, not the service's own", why="AIP_PREDICT_ROUTE")
+        native = replace(native, direct_routes=native.direct_routes[1:])
+    taken = {getattr(route, "path", "") for wire in (*wires, native) for router in wire.routers for route in router.routes}
+    probes = {path for wire in (*wires, native) for path in wire.health_paths}
+    if predict_route in taken - {"/predict"} or predict_route == health_route:
+        raise StartError(f"AIP_PREDICT_ROUTE: {predict_route} belongs to another protocol; choose another path")
+    if health_route in taken - probes:
+        raise StartError(f"AIP_HEALTH_ROUTE: {health_route} belongs to another protocol; choose another path")
+    vertex = vertex_wire(predict_route, None if health_route in probes else health_route)
+    return (vertex, *wires, native)

@@ -1,0 +1,128 @@
+"""KServe's protocol v1 and TensorFlow Serving's REST API, which share their paths under `/v1/models`.
+
+https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol and
+https://www.tensorflow.org/tfx/serving/api_rest
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from app.api.classify import classify_each
+from app.api.dependencies import Admitted, AdmittedDep, ServiceDep, check_client
+from app.api.protocols import json_images as values
+from app.api.protocols.errors import IMAGE, declared, json_body, render_error
+from app.api.protocols.model_names import VERSION, check_name, check_served, served_names
+from app.api.protocols.scores import json_response, write_rows
+from app.api.state import state_of
+from app.api.wire import Wire
+from app.errors import InvalidParameter, MalformedRequest
+from app.http.time_slices import Steps
+from app.serving.classifier import Classifier
+from app.serving.results import Classification
+
+router = APIRouter(tags=["v1"], responses=declared("error"))
+
+_KNOWN = [Depends(check_client)]
+_SIGNATURE = "serving_default"
+_BODY = json_body({"instances": [{"b64": IMAGE}]})
+
+
+@router.get("/v1/models", dependencies=_KNOWN)
+async def models(request: Request, service: ServiceDep) -> dict[str, Any]:
+    """List the model and its aliases, in the forms of KServe and of OpenAI."""
+    names = served_names(state_of(request.app), service.ready_classifier())
+    data = [{"id": name, "object": "model", "created": 0, "owned_by": "vit-serve"} for name in names]
+    return {"models": names, "object": "list", "data": data}
+
+
+@router.get("/v1/models/{name}", dependencies=_KNOWN)
+@router.get("/v1/models/{name}/versions/{version}", dependencies=_KNOWN)
+async def status(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
+    """Tell that the model is ready, in the forms of KServe, TensorFlow Serving and OpenAI."""
+    check_served(served_names(state_of(request.app), service.ready_classifier()), name, version)
+    available = {"version": VERSION, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
+    openai = {"id": name, "object": "model", "created": 0, "owned_by": "vit-serve"}
+    return {"name": name, "ready": True, "model_version_status": [available], **openai}
+
+
+@router.get("/v1/models/{name}/metadata", dependencies=_KNOWN)
+@router.get("/v1/models/{name}/versions/{version}/metadata", dependencies=_KNOWN)
+async def metadata(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
+    """Describe the model's one signature, as TensorFlow Serving does."""
+    classifier = service.ready_classifier()
+    check_served(served_names(state_of(request.app), classifier), name, version)
+    numbers = _tensor("DT_FLOAT", (-1, len(classifier.model.labels)))
+    signature = {
+        "inputs": {"image": _tensor("DT_STRING", (-1,))},
+        "outputs": dict.fromkeys(_outputs(classifier), numbers),
+        "method_name": "tensorflow/serving/predict",
+    }
+    signatures = {_SIGNATURE: signature}
+    spec = {"name": name, "version": VERSION, "signature_name": ""}
+    metadata = {"signature_def": {"signature_def": signatures, "signatureDef": signatures}}
+    return {"model_spec": spec, "modelSpec": spec, "metadata": metadata}  # as TensorFlow Serving has it, and OpenVINO's server
+
+
+@router.post("/v1/models/{name}:predict", openapi_extra=_BODY)
+@router.post("/v1/models/{name}/versions/{version}:predict", openapi_extra=_BODY)
+async def predict(request: Request, admitted: AdmittedDep, name: str, version: str | None = None) -> Response:
+    """Classify `instances`, answered row by row, or `inputs`, answered column by column."""
+    admitted.classifier.check_classes()
+    check_name(admitted, name, version)
+    content = await values.read_object(admitted)
+    signature = content.get("signature_name")
+    if signature is not None and values.as_text(signature, "signature_name") != _SIGNATURE:
+        raise InvalidParameter(f"There is only the signature {_SIGNATURE!r}.")
+    if ("instances" in content) == ("inputs" in content):
+        raise MalformedRequest("Send the images in base64 as `instances` or as `inputs`, and not both.")
+    if "instances" in content:
+        return await answer_instances(request, admitted, content["instances"])
+    images = await values.decode_each(admitted, _columns(content["inputs"]), "input")
+    classifications = await classify_each(request, admitted, images, "input")
+    return json_response(await admitted.state.slices.work(_write_outputs(admitted.classifier, classifications)))
+
+
+async def answer_instances(request: Request, admitted: Admitted, instances: Any) -> Response:
+    """Answer a list of images with `{"predictions": [...]}`, in order."""
+    images = await values.decode_each(admitted, values.as_list(instances, "instances"), "instance")
+    classifications = await classify_each(request, admitted, images, "instance")
+    rows = await admitted.state.slices.work(write_rows(_row(each) for each in classifications))
+    return json_response(b'{"predictions":%b}' % rows)
+
+
+def _columns(inputs: Any) -> list[Any]:
+    """Return the images of `inputs`: a list, one image, or the column of the one input."""
+    if isinstance(inputs, dict) and len(inputs) == 1 and isinstance(next(iter(inputs.values())), list):
+        (inputs,) = inputs.values()
+    return inputs if isinstance(inputs, list) else [inputs]
+
+
+def _outputs(classifier: Classifier) -> tuple[str, ...]:
+    return ("logits",) if classifier.model.activation == "none" else ("probabilities", "logits")
+
+
+def _row(classification: Classification) -> dict[str, list[float]]:
+    logits = {"logits": classification.logits.tolist()}
+    return (
+        logits if classification.probabilities is None else {"probabilities": classification.probabilities.tolist(), **logits}
+    )
+
+
+def _write_outputs(classifier: Classifier, classifications: Sequence[Classification]) -> Steps[bytes]:
+    columns = []
+    for name in _outputs(classifier):
+        rows = yield from write_rows(getattr(each, name).tolist() for each in classifications)
+        columns.append(b"%b:%b" % (to_json(name), rows))
+    return b'{"outputs":{%b}}' % b",".join(columns)
+
+
+def _tensor(dtype: str, shape: Sequence[int]) -> dict[str, Any]:
+    sizes = {"dim": [{"size": str(size), "name": ""} for size in shape], "unknown_rank": False}
+    return {"dtype": dtype, "tensor_shape": sizes, "tensorShape": sizes, "name": ""}
+
+
+WIRE = Wire("v1", (router,), render_error, prefixes=("/v1/models",))

@@ -1,0 +1,76 @@
+"""TorchServe's inference API with its `image_classifier`: https://pytorch.org/serve/inference_api.html"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from app.api.classify import classify_each
+from app.api.dependencies import Admitted, AdmittedDep
+from app.api.payloads.images import SINGLE_NAMES, read_image
+from app.api.problems import ErrorResponse
+from app.api.protocols import json_images as values
+from app.api.protocols.errors import IMAGE, declared, json_body
+from app.api.protocols.model_names import check_name
+from app.api.protocols.scores import json_response, ranked
+from app.api.schemas import Problem
+from app.api.wire import Wire
+from app.serving.results import Classification
+
+router = APIRouter(tags=["torchserve"], responses=declared("type", "message", code="integer"))
+
+_CLASSES = 5
+_BODY = json_body({"data": IMAGE})
+_PART_NAMES = SINGLE_NAMES | {b"body"}
+
+_STATUS = {415: 400, 422: 400}
+_TYPES = {
+    400: "BadRequestException",
+    401: "InvalidKeyException",
+    404: "ModelNotFoundException",
+    405: "MethodNotAllowedException",
+    413: "RequestTooLargeException",
+    429: "TooManyRequestsException",
+    501: "NotImplementedException",
+    503: "ServiceUnavailableException",
+    504: "InferenceTimeoutException",
+}
+
+
+@router.put("/predictions/{name}", openapi_extra=_BODY)
+@router.post("/predictions/{name}", openapi_extra=_BODY)
+@router.put("/predictions/{name}/{version}", openapi_extra=_BODY)
+@router.post("/predictions/{name}/{version}", openapi_extra=_BODY)
+async def predict(request: Request, admitted: AdmittedDep, name: str, version: str | None = None) -> Response:
+    """Classify an image: the raw body, a part `data` or `body`, or base64 in JSON."""
+    admitted.classifier.check_classes()
+    check_name(admitted, name, version)
+    (classification,) = await classify_each(request, admitted, [await _read(admitted)], "image")
+    return json_response(to_json(_by_label(classification)))
+
+
+async def _read(admitted: Admitted) -> Any:
+    if admitted.body.media_type == b"application/json":
+        content = await values.read_object(admitted)
+        return (await values.decode_each(admitted, [content], "image"))[0]
+    async with admitted.state.service.uploading(admitted.deadline):
+        return await read_image(admitted.body, admitted.state.body_limits, _PART_NAMES)
+
+
+def _by_label(classification: Classification) -> dict[str, float]:
+    """Return score by label, best first; of classes with one label the best."""
+    best: dict[str, float] = {}
+    for row in ranked(classification, _CLASSES):
+        best.setdefault(row["label"], row["score"])
+    return best
+
+
+def _render(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
+    status = _STATUS.get(problem.status, problem.status)
+    kind = _TYPES.get(status, "InternalServerException" if status >= 500 else "BadRequestException")
+    return ErrorResponse(problem, {"code": status, "type": kind, "message": problem.detail}, status, headers)
+
+
+WIRE = Wire("torchserve", (router,), _render, prefixes=("/predictions",))

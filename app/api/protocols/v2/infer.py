@@ -1,0 +1,86 @@
+"""Inference of the protocol: from a request's tensors to those of its answer."""
+
+import re
+from dataclasses import replace
+
+from fastapi import Request
+from starlette.responses import Response
+
+from app.api.classify import classify_each, classify_tensor
+from app.api.dependencies import Admitted
+from app.api.payloads.compression import deflated
+from app.api.protocols.model_names import check_served, served_name, served_names
+from app.api.protocols.v2.describe import takes_pixels, with_pixels
+from app.api.protocols.v2.request import InferRequest, header_length, read_request
+from app.api.protocols.v2.response import Written, asked_outputs, write_response
+from app.errors import MalformedRequest
+from app.http.numbers import whole_number
+
+SAGEMAKER_MEDIA_TYPE = "application/vnd.sagemaker-triton.binary+json"
+"""Media type of a binary request on SageMaker, whose parameter has the length of the JSON."""
+
+_LENGTH_HEADER = "Inference-Header-Content-Length"
+_COMPRESSED_BYTES = 16 * 1024
+"""Size from which an answer is compressed for a client that takes several encodings, as many libraries say by themselves."""
+
+
+async def answer_infer(request: Request, admitted: Admitted, name: str, version: str | None) -> Response:
+    """Answer a request to the model `name`."""
+    admitted.classifier.check_classes()
+    names = with_pixels(served_names(admitted.state, admitted.classifier))
+    check_served(names, name, version)
+    admitted.body.allow_compression()
+    written = await _answer(request, admitted, name, header_length(request.headers.get(_LENGTH_HEADER)))
+    headers = {} if written.json_bytes is None else {_LENGTH_HEADER: str(written.json_bytes)}
+    media_type = "application/json" if written.json_bytes is None else "application/octet-stream"
+    content = written.content
+    if coding := _coding(request.headers.get("accept-encoding", ""), len(content)):
+        content, headers["Content-Encoding"] = await admitted.state.slices.work(deflated(content, coding)), coding
+    return Response(content, 200, headers, media_type)
+
+
+async def answer_sagemaker(request: Request, admitted: Admitted) -> Response:
+    """Answer a binary request as Triton's container does on SageMaker."""
+    length = whole_number(admitted.body.parameters.get(b"json-header-size", b"").decode("latin-1"))
+    if length is None:
+        raise MalformedRequest("The media type must have a parameter json-header-size, a whole number.")
+    written = await _answer(request, admitted, served_name(admitted.classifier), length)
+    if written.json_bytes is None:
+        return Response(written.content, media_type="application/json")
+    return Response(written.content, media_type=f"{SAGEMAKER_MEDIA_TYPE};json-header-size={written.json_bytes}")
+
+
+async def _answer(request: Request, admitted: Admitted, name: str, json_bytes: int | None) -> Written:
+    pixels = takes_pixels(name)
+    asked = await read_request(admitted, json_bytes, raw_pixels=pixels)
+    outputs = asked_outputs(asked, admitted.classifier, pixels=pixels)
+    admitted = _with_deadline(request, admitted, asked)
+    if asked.pixels:
+        classifications = await classify_tensor(request, admitted, asked.pixels, "image")
+    else:
+        classifications = await classify_each(request, admitted, asked.images, "image")
+    return await admitted.state.slices.work(write_response(name, asked.id, outputs, classifications))
+
+
+def _with_deadline(request: Request, admitted: Admitted, asked: InferRequest) -> Admitted:
+    if not asked.timeout_us:
+        return admitted
+    return replace(admitted, deadline=min(admitted.deadline, request.state.arrival + asked.timeout_us / 1e6))
+
+
+def _coding(accepted: str, size: int) -> str | None:
+    """Return the coding of an answer: gzip or deflate, the first of the best quality; None to leave it as it is."""
+    named = re.findall(r"(gzip|deflate|identity|br|zstd|\*)\s*(?:;\s*q=([0-9.]{1,5}))?\s*(?:,|$)", accepted.lower()[:200])
+    qualities = {coding: _quality(quality) for coding, quality in named}
+    offered = [coding for coding in qualities if coding in ("gzip", "deflate") and qualities[coding] > 0]
+    if not offered or (len(named) > 1 and size < _COMPRESSED_BYTES):
+        return None
+    best = max(offered, key=lambda coding: qualities[coding])
+    return best if qualities[best] >= qualities.get("identity", 0.0) else None
+
+
+def _quality(sent: str) -> float:
+    try:
+        return float(sent or 1)
+    except ValueError:
+        return 0.0

@@ -1,0 +1,69 @@
+"""Vertex AI's custom containers, with its own schema for image classification, on the paths that `AIP_*` names.
+
+https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from app.api.classify import classify_each
+from app.api.dependencies import AdmittedDep, ServiceDep
+from app.api.protocols import json_images as values
+from app.api.protocols.errors import IMAGE, declared, json_body, render_error
+from app.api.protocols.scores import json_response, scores, write_rows
+from app.api.wire import Wire
+from app.errors import InvalidParameter
+from app.serving.results import Classification
+
+_PARAMETERS = frozenset({"maxPredictions", "confidenceThreshold"})
+_MAX_PREDICTIONS = 10
+_BODY = json_body({"instances": [{"content": IMAGE}], "parameters": {"maxPredictions": 2}})
+
+
+def vertex_wire(predict_route: str | None, health_route: str | None) -> Wire:
+    """Return the wire with these paths; without one of them that part is left out."""
+    router = APIRouter(tags=["vertex"], responses=declared("error"))
+    if predict_route is not None:
+        router.add_api_route(predict_route, _predict, methods=["POST"], openapi_extra=_BODY)
+    if health_route is not None:
+        router.add_api_route(health_route, _health, methods=["GET"])
+    health = frozenset() if health_route is None else frozenset({health_route})
+    paths = health if predict_route is None else health | {predict_route}
+    return Wire("vertex", (router,), render_error, health_paths=health, paths=paths)
+
+
+async def _health(service: ServiceDep) -> dict[str, str]:
+    """Answer 200 while images can be classified."""
+    service.ready_classifier()
+    return {"status": "ready"}
+
+
+async def _predict(request: Request, admitted: AdmittedDep) -> Response:
+    """Classify `instances`, in Google's schema for image classification."""
+    admitted.classifier.check_classes()
+    content = await values.read_object(admitted)
+    predict = _prediction(values.as_object(content.get("parameters"), "parameters"))
+    images = await values.decode_each(admitted, values.as_list(content.get("instances"), "instances"), "instance")
+    classifications = await classify_each(request, admitted, images, "instance")
+    return json_response(b'{"predictions":%b}' % await admitted.state.slices.work(write_rows(map(predict, classifications))))
+
+
+def _prediction(parameters: dict[str, Any]) -> Callable[[Classification], dict[str, Any]]:
+    values.refuse_unknown(parameters, _PARAMETERS, "the parameter")
+    most = values.as_count(parameters.get("maxPredictions", _MAX_PREDICTIONS), "maxPredictions")
+    least = parameters.get("confidenceThreshold", 0.0)
+    if not isinstance(least, int | float) or isinstance(least, bool):
+        raise InvalidParameter("`confidenceThreshold` must be a number.")
+
+    def predict(classification: Classification) -> dict[str, Any]:
+        ranked = classification.ranked(most)
+        confidences = scores(classification)
+        kept = ranked if "confidenceThreshold" not in parameters else ranked[confidences[ranked] >= np.float32(least)]
+        labels = [classification.labels[index] for index in kept]
+        return {"ids": [str(index) for index in kept], "displayNames": labels, "confidences": confidences[kept].tolist()}
+
+    return predict
