@@ -21,6 +21,9 @@ _MAX_REQUEST_BYTES = 64 * 2**20
 _MAX_INFLIGHT_BYTES = 256 * 2**20
 _MAX_WORKERS = 256
 
+_OF_CLIENTS = frozenset({"SERVE_URL", "SERVE_API_KEY"})
+"""Variables of the client package, which begin as ours do."""
+
 _RENAMED = {
     "VIT_DECODE_THREADS": "VIT_DECODE_WORKERS",
     "VIT_MAX_QUEUE_BYTES": "VIT_MAX_INFLIGHT_BYTES",
@@ -309,7 +312,7 @@ def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     sentences = []
     for variable, value in environment.items():
         name = variable.upper().removeprefix(_PREFIX)
-        if name in ("", variable.upper(), *known) or values.is_set_by_cluster(name, value):
+        if name in ("", variable.upper(), *known, *_OF_CLIENTS) or values.is_set_by_cluster(name, value):
             continue
         nearest = difflib.get_close_matches(name, known, n=1)
         advice = f"did you mean {_PREFIX}{nearest[0]}?" if nearest else "docs/settings.md lists all settings"

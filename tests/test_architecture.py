@@ -4,12 +4,14 @@ import ast
 import inspect
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from fastapi import APIRouter
 from fastapi.routing import APIRoute
 
-from app.api import docs, health, metrics, model, predict
+from app.api import docs, metrics
+from app.api.protocols.select import wires_of
+from app.settings import read_settings
 
 ROOT = Path(__file__).parent.parent
 WIRE = ("app.api", "app.auth", "app.http", "fastapi", "starlette")
@@ -52,7 +54,8 @@ OUT_OF_REACH = {
         "fastapi",
         "torch",
     ),
-    "app/api/payloads": ("app.auth", "app.decoding", "app.engines", "model", "numpy", "torch"),
+    "app/api/protocols": ("app.cli", "app.decoding.pool", "app.main", "app.server", "torch"),
+    "app/api/payloads": ("app.api.protocols", "app.auth", "app.decoding", "app.engines", "model", "numpy", "torch"),
     "app/process": ("app.settings", "httpx", "model", "torch", *WIRE),
     "app/api": ("app.cli", "app.main", "app.server"),
     "app/errors.py": ("app.settings", "http", "model", *WIRE),
@@ -113,10 +116,17 @@ def test_only_engines_import_torch_and_openvino() -> None:
     assert {name for name in modules("app") if "openvino" in imported(name)} == {"app.engines.int8", "app.engines.openvino"}
 
 
-@pytest.mark.parametrize("api", [predict, model, health, metrics, docs], ids=lambda api: api.__name__)
-def test_routes_use_no_threads(api: ModuleType) -> None:
+ROUTERS = [
+    router
+    for wire in wires_of(read_settings(vertex_predict_route="/v", vertex_health_route="/h")).wires
+    for router in wire.routers
+]
+
+
+@pytest.mark.parametrize("router", [*ROUTERS, metrics.router, docs.router], ids=lambda router: str(router.routes[0].path))
+def test_routes_use_no_threads(router: APIRouter) -> None:
     calls = []
-    for route in api.router.routes:
+    for route in router.routes:
         assert isinstance(route, APIRoute)
         dependants = [route.dependant]
         while dependants:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]  # has no types
 
-from app.settings import Settings
+from app.settings import Settings, read_settings
 from tests.support.models import ROOT
 
 _OUTSIDE = {"compile", "model", "cache_dir", "api_keys_file"}
@@ -153,7 +153,7 @@ def test_pod_is_probed_on_health_routes() -> None:
     pod = _kubernetes("Deployment")["template"]
     (container,) = pod["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports["http"] == Settings.model_fields["port"].default
+    assert ports["http"] == read_settings().port
     paths = {kind: container[kind]["httpGet"] for kind in ("startupProbe", "livenessProbe", "readinessProbe")}
     assert paths["readinessProbe"]["path"] == "/health/ready"
     assert {paths["startupProbe"]["path"], paths["livenessProbe"]["path"]} == {"/health/live"}

@@ -27,11 +27,15 @@ def blocks(language: str) -> list[str]:
 MADE = {
     "cache_dir": "`~/.cache/vit-serve`",
     "max_batch_size": "by the engine",
+    "port": "`8000`",
+    "protocols": "all",
+    "vertex_predict_route": "`AIP_PREDICT_ROUTE`",
+    "vertex_health_route": "`AIP_HEALTH_ROUTE`",
     "max_request_pixels": "14,000,000 for each second of `VIT_REQUEST_TIMEOUT_S`, at most 8 times `VIT_MAX_IMAGE_PIXELS`",
     "max_inflight_bytes": "`268435456`",
     "max_request_bytes": "`67108864`",
 }
-"""Defaults computed at the start; all others of the kind are numbers of cores."""
+"""Defaults computed at the start, or too long for the table; all others of the kind are numbers of cores."""
 
 
 def written(default: Any) -> str:

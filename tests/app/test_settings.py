@@ -12,6 +12,7 @@ def test_defaults_are_safe() -> None:
     settings = read_settings()
     assert (settings.model, settings.host, settings.port) == (str(BUNDLED_MODEL), "127.0.0.1", 8000)
     assert (settings.max_queue_delay_ms, settings.library) == (0, "auto")
+    assert (len(settings.protocols), settings.model_aliases, settings.vertex_predict_route) == (8, (), None)
     assert settings.image_formats == {"jpeg", "png", "webp", "gif", "bmp"}
 
 
@@ -53,6 +54,9 @@ def test_cache_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch, xdg: str, home: 
         ("VIT_RATE_LIMIT_PER_ADDRESS", "0/minute", "VIT_RATE_LIMIT_PER_ADDRESS: a limit of 0 refuses every request"),
         ("VIT_TRUSTED_PROXIES", "*", "VIT_TRUSTED_PROXIES: '*' does not appear to be an IPv4 or IPv6 network"),
         ("VIT_TRUSTED_PROXIES", "10.0.0.1/8", "VIT_TRUSTED_PROXIES: 10.0.0.1/8 has host bits set"),
+        ("VIT_PROTOCOLS", "grpc", "VIT_PROTOCOLS: input should be 'predict', 'v2', 'huggingface', 'v1'"),
+        ("VIT_MODEL_ALIASES", "a/b", "VIT_MODEL_ALIASES: 'a/b' cannot be a model's name"),
+        ("VIT_VERTEX_PREDICT_ROUTE", "predict", "VIT_VERTEX_PREDICT_ROUTE: it must be a path that begins with '/'"),
         ("VIT_LIBRARY", "keras", "VIT_LIBRARY: input should be 'auto', 'none', 'transformers' or 'timm'"),
         ("VIT_ARCHITECTURE", "vit_b_16", "VIT_ARCHITECTURE: string should match pattern"),
     ],
