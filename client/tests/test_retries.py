@@ -1,6 +1,7 @@
 """Retries and deadlines of both clients, against servers that misbehave."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from client.tests.clocks import FakeTime
 from client.tests.conftest import MakeClient
 from client.tests.driver import AnyClient
 from client.tests.scripted_server import OK, Reply, answering, problem
-from vit_serve_client import ConnectionFailed, NotReady, Overloaded, RateLimited, Timeout, VitError
+from vit_serve_client import ConnectionFailed, NotReady, Overloaded, RateLimited, Timeout, VitClient, VitError
 
 HTML = Reply(502, b"<html>Bad Gateway</html>", {"Content-Type": "text/html; charset=utf-8"})
 CUT = Reply(cut=True)
@@ -130,11 +131,12 @@ def test_readiness_of_something_else_is_an_error(make_client: MakeClient) -> Non
         make_client(server.url).ready()
 
 
-def test_closed_folder_ends_its_retries(make_client: MakeClient, folder: Any) -> None:
+def test_closed_folder_ends_its_retries(folder: Path) -> None:
     (folder / "a.png").write_bytes(b"image")
     (folder / "b.png").write_bytes(b"image")
-    with answering(OK, problem(429, "queue_full", Retry_After="3600")) as server:
-        outcomes = make_client(server.url, timeout=7200, max_retries=9).classify_folder(folder, concurrency=2)
+    busy = problem(429, "queue_full", Retry_After="3600")
+    with answering(OK, busy) as server, VitClient(server.url, timeout=7200, max_retries=9) as client:
+        outcomes = client.classify_folder(folder, concurrency=2)
         next(outcomes)
         server.arrived.acquire()
         server.arrived.acquire()
