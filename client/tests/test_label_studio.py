@@ -101,6 +101,7 @@ def test_other_configurations_are_refused(config: str) -> None:
         ("https://studio.example/a.png", "https://studio.example/a.png"),
         ("https://STUDIO.example:443/a.png", "https://studio.example/a.png"),
         ("//studio.example/a.png", "https://studio.example/a.png"),
+        ("https:a.png", "https://studio.example/a.png"),
     ],
 )
 def test_references_of_the_origin_resolve(reference: str, url: str) -> None:
@@ -125,7 +126,6 @@ def test_references_of_the_origin_resolve(reference: str, url: str) -> None:
         "file:///etc/passwd",
         "s3://bucket/a.png",
         "data:image/png;base64,AAAA",
-        "https:evil",
         "https://[::1/a.png",
         "https://studio.example:port/",
         "",
@@ -137,13 +137,8 @@ def test_references_of_the_origin_resolve(reference: str, url: str) -> None:
     ids=lambda value: ascii(value)[:40],
 )
 def test_other_references_are_refused(reference: object) -> None:
-    origin = Origin("https://studio.example")
-    try:
-        url = origin.resolve(reference)
-    except Refused:
-        return
-    assert (url.scheme, url.host, url.port, url.userinfo) == ("https", "studio.example", None, b"")
-    assert reference == "https:evil"  # a path in RFC 3986's old reading, on the origin all the same
+    with pytest.raises(Refused):
+        Origin("https://studio.example").resolve(reference)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ class BackendServer(ThreadingHTTPServer):
     """Server with a thread for each connection, up to `MAX_CONNECTIONS`; others are closed at once."""
 
     daemon_threads = True
+    request_queue_size = 128
 
     def __init__(self, address: tuple[str, int], backend: Backend, credentials: tuple[str, str] | None = None) -> None:
         self.backend = backend
