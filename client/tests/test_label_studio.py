@@ -272,6 +272,21 @@ def test_bodies_are_bounded(label_studio: ScriptedServer, body: bytes, headers: 
     assert label_studio.received == []
 
 
+def test_refusals_reach_who_is_still_sending(label_studio: ScriptedServer) -> None:
+    with answering(OK) as vit, backend(vit.url, Origin(label_studio.url), credentials=("studio", "secret")) as url:
+        assert httpx2.post(f"{url}/predict", content=bytes(MAX_BODY_BYTES)).status_code == 401
+        too_much = httpx2.post(f"{url}/predict", content=bytes(MAX_BODY_BYTES + 1), auth=("studio", "secret"))
+        assert too_much.status_code == 413
+
+
+def test_other_protocols_are_refused(label_studio: ScriptedServer) -> None:
+    with answering(OK) as vit, backend(vit.url, Origin(label_studio.url)) as url:
+        with socket.create_connection((httpx2.URL(url).host, httpx2.URL(url).port or 0), timeout=60) as peer:
+            peer.sendall(b"GET / HTTP/x\r\n\r\n")
+            assert b"400" in peer.makefile("rb").read()
+        assert httpx2.put(url).status_code == 501
+
+
 def test_connections_are_bounded(label_studio: ScriptedServer) -> None:
     with answering(OK) as vit, backend(vit.url, Origin(label_studio.url)) as url:
         address = (httpx2.URL(url).host, httpx2.URL(url).port or 0)

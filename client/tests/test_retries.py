@@ -11,6 +11,7 @@ from client.tests.conftest import MakeClient
 from client.tests.driver import AnyClient
 from client.tests.scripted_server import OK, Reply, answering, problem
 from vit_serve_client import ConnectionFailed, NotReady, Overloaded, RateLimited, Timeout, VitClient, VitError
+from vit_serve_client.tries import Clocks
 
 HTML = Reply(502, b"<html>Bad Gateway</html>", {"Content-Type": "text/html; charset=utf-8"})
 CUT = Reply(cut=True)
@@ -87,6 +88,22 @@ def test_silent_server_is_a_timeout(make_client: MakeClient) -> None:
         with pytest.raises(Timeout, match=r"^There was no answer within 0\.2 s\.$"):
             make_client(server.url, timeout=0.2).classify(b"image")
         assert len(server.received) == 1
+
+
+def test_slow_body_is_a_timeout(make_client: MakeClient) -> None:
+    moments = iter([0.0, 1.0, 31.0])
+    with answering(OK) as server, pytest.raises(Timeout):
+        make_client(server.url, clocks=Clocks(monotonic=lambda: next(moments, 31.0))).classify(b"image")
+    assert next(moments, None) is None
+
+
+def test_endless_answer_is_given_up(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vit_serve_client.transport.MAX_ANSWER_BYTES", len(OK.body))
+    with answering(OK, Reply(200, OK.body + b" ")) as server:
+        client = make_client(server.url)
+        assert client.classify(b"image").model == "tiny"
+        with pytest.raises(VitError, match="has more than"):
+            client.classify(b"image")
 
 
 def test_missing_server_fails_to_connect(make_client: MakeClient) -> None:

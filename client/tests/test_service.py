@@ -14,7 +14,7 @@ from client.tests.conftest import KEY, MakeClient
 from client.tests.scripted_server import OK, Reply, answering
 from tests.support.models import TINY_LABELS, png, random_image
 from tests.support.server import Server
-from vit_serve_client import AsyncVitClient, BadImage, Failure, Image, Result, Unauthorized, VitClient, VitError
+from vit_serve_client import AsyncVitClient, BadImage, Failure, Image, Result, TooLarge, Unauthorized, VitClient, VitError
 
 
 def seen(outcomes: list[Result | Failure]) -> list[str]:
@@ -69,6 +69,17 @@ def test_errors_are_those_of_the_service(make_client: MakeClient, service: Serve
     with pytest.raises(VitError) as wrong:
         client.classify(png(0), top_k=0)
     assert (type(wrong.value), wrong.value.code) == (VitError, "invalid_parameter")
+
+
+def test_too_many_bytes_are_told_apart(make_client: MakeClient, service: Server) -> None:
+    client = make_client(service.url, api_key=KEY)
+    large = bytes(11 * 2**20)
+    with pytest.raises(TooLarge) as refused:
+        client.classify(large)
+    assert (refused.value.status, refused.value.code) == (413, "image_too_large")
+    assert seen(client.classify_many([large, png(0), large]))[::2] == ["image_too_large", "image_too_large"]
+    many = [large] * 9  # more than one request may have
+    assert seen(client.classify_many(many)) == ["image_too_large"] * 9
 
 
 def test_model_is_described(make_client: MakeClient, service: Server) -> None:

@@ -7,7 +7,9 @@ import logging
 import socket
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any
 
 from vit_serve_client.label_studio.backend import Backend
@@ -17,6 +19,7 @@ log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 10 * 2**20
 MAX_CONNECTIONS = 64
 READ_TIMEOUT_S = 30.0
+DISCARD_S = 2.0
 
 
 class BackendServer(ThreadingHTTPServer):
@@ -32,6 +35,11 @@ class BackendServer(ThreadingHTTPServer):
         if ":" in address[0]:
             self.address_family = socket.AF_INET6
         super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without looking up the host's name, which may take as long as its name server does."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     @property
     def url(self) -> str:
@@ -80,12 +88,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer_with(self, route: Any) -> None:
         try:
-            status, body = route(self.path.partition("?")[0])
+            self._answer(*route(self.path.partition("?")[0]))
         except _Refusal as refusal:
-            status, body = refusal.status, {"detail": str(refusal)}
+            self._answer(refusal.status, {"detail": str(refusal)})
+            self._discard_input()
         except (TimeoutError, ConnectionError):
-            return  # the client sends nothing more
-        self._answer(status, body)
+            log.info("a client left, or sent nothing more")
 
     def _get(self, path: str) -> tuple[int, dict[str, Any]]:
         if path in ("/", "/health"):
@@ -145,6 +153,15 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refusal(408, "The body is not complete.")
         return bytes(body)
 
+    def _discard_input(self) -> None:
+        """Read what is still to come, for a while: closing before would reset the connection, and the answer be lost."""
+        end = time.monotonic() + DISCARD_S
+        self.connection.settimeout(DISCARD_S)
+        with suppress(OSError):
+            self.connection.shutdown(socket.SHUT_WR)
+            while time.monotonic() < end and self.connection.recv(2**16):
+                pass
+
     def _answer(self, status: int, body: dict[str, Any]) -> None:
         data = json.dumps(body).encode()
         self.send_response(status)
@@ -156,7 +173,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        log.info("%s %r %s", self.command, self.path.partition("?")[0], int(code) if isinstance(code, int) else code)
+        path = getattr(self, "path", "").partition("?")[0]  # none where the request could not be parsed
+        log.info("%s %r %d", self.command, path, int(code))
 
     def log_message(self, format: str, *args: Any) -> None:
         log.info("a request was refused")  # the standard library's message holds what was sent
