@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -20,6 +20,8 @@ class Reply:
     """Close the connection in the middle of the body."""
     silent: bool = False
     """Answer only when the test has ended."""
+    dripping: bool = False
+    """Send a header without end, byte by byte, until the test has ended."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +113,25 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.script.ended.wait()
             self.close_connection = True
             return
+        self.close_connection = reply.cut or reply.dripping
         self.send_response(reply.status)
+        if reply.dripping:
+            self.flush_headers()
+            self.wfile.write(b"X-Drip: ")
+            while not self.server.script.ended.wait(0.02):
+                self.wfile.write(b"a")
+            return
         for name, value in reply.headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(reply.body) + 100 * reply.cut))
         self.end_headers()
         self.wfile.write(reply.body)
-        self.close_connection = reply.cut
 
     do_POST = do_GET
+
+    def handle(self) -> None:
+        with suppress(ConnectionError):  # the client has left
+            super().handle()
 
     def log_message(self, format: str, *args: Any) -> None:
         """Stay quiet."""

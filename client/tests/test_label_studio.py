@@ -7,7 +7,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,13 @@ def predict(url: str, *images: object, config: str = CONFIG) -> list[dict[str, A
     assert answer.status_code == 200
     results: list[dict[str, Any]] = answer.json()["results"]
     return results
+
+
+def connected(url: str) -> socket.socket:
+    """Return a connection to a server."""
+    parsed = httpx2.URL(url)
+    assert parsed.port is not None
+    return socket.create_connection((parsed.host, parsed.port), timeout=60)
 
 
 @pytest.fixture
@@ -183,6 +190,17 @@ def test_fetching_is_bounded(reply: Reply) -> None:
         origin.close()
 
 
+def test_proxies_of_variables_are_not_asked(label_studio: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with answering(IMAGE) as proxy:
+        for name in ("http_proxy", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        monkeypatch.setenv("no_proxy", "")
+        origin = Origin(label_studio.url)
+        assert origin.fetch("/a.png") == b"image"
+        origin.close()
+    assert (len(label_studio.received), proxy.received) == (1, [])
+
+
 def test_slow_image_is_given_up(label_studio: ScriptedServer) -> None:
     moments = iter([0.0, 19.0, 21.0])
     origin = Origin(label_studio.url, clock=lambda: next(moments))
@@ -214,7 +232,7 @@ def test_tasks_are_predicted_in_order(label_studio: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize("config", ["", "<View/>", CONFIG.replace("cat", "bat")], ids=["none", "empty", "others"])
-def test_labels_that_the_project_lacks_are_dropped(label_studio: ScriptedServer, config: str) -> None:
+def test_labels_of_other_projects_are_dropped(label_studio: ScriptedServer, config: str) -> None:
     with answering(OK) as vit, backend(vit.url, Origin(label_studio.url)) as url:
         assert predict(url, "/a.png", config=config) == [{"result": [], "score": 0.0, "model_version": "tiny"}]
 
@@ -266,7 +284,7 @@ def test_bodies_are_bounded(label_studio: ScriptedServer, body: bytes, headers: 
     with answering(OK) as vit, backend(vit.url, Origin(label_studio.url)) as url:
         head = {"Host": "a", "Content-Length": str(len(body)), **headers}
         lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
-        with socket.create_connection((httpx2.URL(url).host, httpx2.URL(url).port or 0), timeout=60) as peer:
+        with connected(url) as peer:
             peer.sendall(f"POST /predict HTTP/1.1\r\n{lines}\r\n".encode() + body)
             assert peer.makefile("rb").readline().split()[1] == str(status).encode()
     assert label_studio.received == []
@@ -274,27 +292,32 @@ def test_bodies_are_bounded(label_studio: ScriptedServer, body: bytes, headers: 
 
 def test_refusals_reach_who_is_still_sending(label_studio: ScriptedServer) -> None:
     with answering(OK) as vit, backend(vit.url, Origin(label_studio.url), credentials=("studio", "secret")) as url:
-        assert httpx2.post(f"{url}/predict", content=bytes(MAX_BODY_BYTES)).status_code == 401
+        with connected(url) as peer:
+            peer.sendall(f"POST /predict HTTP/1.1\r\nContent-Length: {MAX_BODY_BYTES}\r\n\r\n".encode() + bytes(MAX_BODY_BYTES))
+            assert b"401" in peer.makefile("rb").readline()
         too_much = httpx2.post(f"{url}/predict", content=bytes(MAX_BODY_BYTES + 1), auth=("studio", "secret"))
         assert too_much.status_code == 413
 
 
 def test_other_protocols_are_refused(label_studio: ScriptedServer) -> None:
     with answering(OK) as vit, backend(vit.url, Origin(label_studio.url)) as url:
-        with socket.create_connection((httpx2.URL(url).host, httpx2.URL(url).port or 0), timeout=60) as peer:
+        with connected(url) as peer:
             peer.sendall(b"GET / HTTP/x\r\n\r\n")
             assert b"400" in peer.makefile("rb").read()
         assert httpx2.put(url).status_code == 501
 
 
 def test_connections_are_bounded(label_studio: ScriptedServer) -> None:
-    with answering(OK) as vit, backend(vit.url, Origin(label_studio.url)) as url:
-        address = (httpx2.URL(url).host, httpx2.URL(url).port or 0)
-        held = [socket.create_connection(address, timeout=60) for _ in range(MAX_CONNECTIONS)]
-        with socket.create_connection(address, timeout=60) as one_more:
+    with answering(OK) as vit, backend(vit.url, Origin(label_studio.url)) as url, ExitStack() as held:
+        for _ in range(MAX_CONNECTIONS):
+            held.enter_context(connected(url))
+        with connected(url) as one_more:
             assert one_more.recv(1) == b""
-        for peer in held:
-            peer.close()
+
+
+def test_connections_are_freed(label_studio: ScriptedServer) -> None:
+    with answering(OK) as vit, backend(vit.url, Origin(label_studio.url)) as url, httpx2.Client() as client:
+        assert {client.get(url).status_code for _ in range(2 * MAX_CONNECTIONS)} == {200}
 
 
 def test_password_is_asked_for(label_studio: ScriptedServer) -> None:

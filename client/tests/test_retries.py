@@ -10,7 +10,7 @@ from client.tests.clocks import FakeTime
 from client.tests.conftest import MakeClient
 from client.tests.driver import AnyClient
 from client.tests.scripted_server import OK, Reply, answering, problem
-from vit_serve_client import ConnectionFailed, NotReady, Overloaded, RateLimited, Timeout, VitClient, VitError
+from vit_serve_client import AsyncVitClient, ConnectionFailed, NotReady, Overloaded, RateLimited, Timeout, VitClient, VitError
 from vit_serve_client.tries import Clocks
 
 HTML = Reply(502, b"<html>Bad Gateway</html>", {"Content-Type": "text/html; charset=utf-8"})
@@ -95,6 +95,14 @@ def test_slow_body_is_a_timeout(make_client: MakeClient) -> None:
     with answering(OK) as server, pytest.raises(Timeout):
         make_client(server.url, clocks=Clocks(monotonic=lambda: next(moments, 31.0))).classify(b"image")
     assert next(moments, None) is None
+
+
+async def test_header_without_end_is_a_timeout() -> None:
+    with answering(Reply(dripping=True)) as server:
+        async with AsyncVitClient(server.url, timeout=0.3) as client:
+            with pytest.raises(Timeout):
+                await client.classify(b"image")
+        assert len(server.received) == 1
 
 
 def test_endless_answer_is_given_up(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
