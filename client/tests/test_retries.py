@@ -49,9 +49,10 @@ def test_waits_double_up_to_a_bound(make_client: MakeClient) -> None:
     assert len(server.received) == 7
 
 
-def test_retries_can_be_switched_off(make_client: MakeClient) -> None:
+@pytest.mark.parametrize("retries", [0, -1])
+def test_retries_can_be_switched_off(make_client: MakeClient, retries: int) -> None:
     with answering(problem(429, "queue_full"), OK) as server, pytest.raises(Overloaded):
-        make_client(server.url, max_retries=0).classify(b"image")
+        make_client(server.url, max_retries=retries).classify(b"image")
     assert len(server.received) == 1
 
 

@@ -63,7 +63,7 @@ class Tries:
         Raises:
             VitError: the error itself, where there is to be no other try.
         """
-        if self._retries_left == 0 or not is_retried(error):
+        if self._retries_left <= 0 or not is_retried(error):
             raise error
         wait_s = back_off_s(self._retries, self._clocks.random()) if error.retry_after is None else error.retry_after
         if wait_s >= self._end - self._clocks.monotonic():
