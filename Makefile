@@ -60,8 +60,8 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+$(VENV)/installed-dev: pyproject.toml client/pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]' --editable client
 	@# references for tests; without dependencies, because torchvision has no build for a CPU torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps timm torchvision
 	@touch $@ $(VENV)/installed

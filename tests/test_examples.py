@@ -3,19 +3,23 @@
 import asyncio
 import csv
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
 from examples.classify_folder import SUFFIXES, classify_all, seconds_until_retry
-from tests.support.models import ROOT, png
+from tests.support.models import ROOT, TINY_LABELS, png, random_image
 from tests.support.server import Server, running_server
+from vit_serve_client import VitClient
 
 
 @pytest.fixture(scope="module")
@@ -24,9 +28,10 @@ def server(tiny_checkpoint: Path) -> Iterator[Server]:
         yield server
 
 
-def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
 
 
 def test_one_image_is_ranked(server: Server) -> None:
@@ -69,6 +74,32 @@ def test_folder_is_classified_despite_full_queue(server: Server, tmp_path: Path)
     assert len(rows) == 13
     assert rows.pop("broken.png")["error"] == "The image is truncated or corrupt."
     assert all(row["label"].startswith("class ") and not row["error"] for row in rows.values())
+
+
+def test_images_are_classified_with_the_client(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png(0))
+    (tmp_path / "b.png").write_bytes(b"no image")
+    result = run(
+        "classify_with_client.py", tmp_path / "a.png", tmp_path / "b.png", "--url", server.url, VIT_SERVE_API_KEY="secret"
+    )
+    assert (result.returncode, result.stderr) == (1, "")
+    model, good, bad = result.stdout.splitlines()
+    assert model == "tiny-dinov2 on cpu"
+    assert good.startswith(f"{tmp_path / 'a.png'}: class ") and good.endswith("%")
+    assert "image of a known format" in bad
+
+
+def test_cvat_function_tags_images(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    cvataa = pytest.importorskip("cvat_sdk.auto_annotation")
+    from examples.cvat_function import create
+
+    monkeypatch.setenv("VIT_SERVE_API_KEY", "secret")
+    image = random_image(0)
+    with VitClient(server.url) as client, closing(create(server.url)) as function:
+        best = client.classify(image).predictions[0]
+        assert [label.name for label in function.spec.labels] == list(TINY_LABELS)
+        assert function.detect(SimpleNamespace(conf_threshold=None), image) == [cvataa.tag(best.class_index)]
+        assert function.detect(SimpleNamespace(conf_threshold=1.0), image) == []
 
 
 def test_missing_server_is_reported(tmp_path: Path) -> None:

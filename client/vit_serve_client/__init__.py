@@ -1,0 +1,37 @@
+"""Client of vit-serve, which serves a Vision Transformer over HTTP."""
+
+from vit_serve_client.async_client import AsyncVitClient
+from vit_serve_client.client import VitClient
+from vit_serve_client.errors import (
+    BadImage,
+    ConnectionFailed,
+    NotReady,
+    Overloaded,
+    RateLimited,
+    Timeout,
+    TooLarge,
+    Unauthorized,
+    VitError,
+)
+from vit_serve_client.images import SUFFIXES, Image
+from vit_serve_client.results import Failure, Model, Prediction, Result
+
+__all__ = [
+    "SUFFIXES",
+    "AsyncVitClient",
+    "BadImage",
+    "ConnectionFailed",
+    "Failure",
+    "Image",
+    "Model",
+    "NotReady",
+    "Overloaded",
+    "Prediction",
+    "RateLimited",
+    "Result",
+    "Timeout",
+    "TooLarge",
+    "Unauthorized",
+    "VitClient",
+    "VitError",
+]

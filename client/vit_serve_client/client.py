@@ -1,0 +1,165 @@
+"""Client for code without an event loop."""
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterable
+from pathlib import Path
+from threading import Event
+from typing import Self
+
+import httpx2
+
+from vit_serve_client import requests
+from vit_serve_client.answers import Answer, check, read_model, read_result, read_results
+from vit_serve_client.errors import VitError
+from vit_serve_client.folder import at_least_1, images_of, in_threads
+from vit_serve_client.images import Image, image_bytes, readable_bytes
+from vit_serve_client.results import Failure, Model, Result
+from vit_serve_client.transport import LIMITS, Body, failure_of, in_places, is_unready, sent_images, stream_arguments
+from vit_serve_client.tries import Clocks, Tries
+
+
+class VitClient:
+    """Client of one service. Threads may share it. Close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        *,
+        timeout: float = 30,
+        max_retries: int = 2,
+        http_client: httpx2.Client | None = None,
+        clocks: Clocks | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        """Make a client, without connecting.
+
+        Args:
+            base_url: URL of the service; without it `VIT_SERVE_URL`, or http://127.0.0.1:8000.
+            api_key: key of the service; without it `VIT_SERVE_API_KEY`, or none.
+            timeout: seconds for one request, all its tries and the waits between them included.
+            max_retries: most further tries of one request, where the service is busy, away or restarting.
+            http_client: client that sends the requests, for certificates or proxies. It stays open when this one is closed.
+            clocks: sources of time and chance, for tests.
+            sleep: waits before a retry, for tests.
+
+        Raises:
+            ValueError: the URL is not one of HTTP, or the key cannot be in a header.
+        """
+        self._target = requests.target(base_url, api_key)
+        self._timeout_s = timeout
+        self._max_retries = max_retries
+        self._http = http_client or httpx2.Client(limits=LIMITS)
+        self._owns_http = http_client is None
+        self._clocks = clocks or Clocks()
+        self._sleep = sleep
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        if self._owns_http:
+            self._http.close()
+
+    def classify(self, image: Image, top_k: int = 5, vectors: bool = False) -> Result:
+        """Classify one image; with `vectors` the result has the numbers of all classes.
+
+        Raises:
+            OSError: the image's file cannot be read.
+            VitError: the service refuses it, or cannot be asked.
+        """
+        return read_result(self._call(requests.predict(image_bytes(image), top_k, vectors)))
+
+    def classify_many(
+        self, images: Iterable[Image], top_k: int = 5, vectors: bool = False, *, batch_size: int = 32
+    ) -> list[Result | Failure]:
+        """Classify images in requests of at most `batch_size`, one after the other. A bad image fails alone.
+
+        Where a whole request fails, each of its images does, with the same error.
+        """
+        at_least_1("batch_size", batch_size)
+        outcomes: list[Result | Failure] = []
+        for chunk in requests.chunks(map(readable_bytes, images), batch_size):
+            outcomes += self._classify_chunk(chunk, top_k, vectors)
+        return outcomes
+
+    def classify_folder(
+        self, path: str | os.PathLike[str], concurrency: int = 8, top_k: int = 5, vectors: bool = False
+    ) -> Generator[tuple[Path, Result | Failure], None, None]:
+        """Classify all images below a folder, and yield each with its path as it finishes.
+
+        At most `concurrency` images are in memory. Closing the iterator begins no other request and no retry, and waits for
+        those under way.
+
+        Raises:
+            NotADirectoryError: it is not a folder.
+        """
+        return in_threads(
+            images_of(path, concurrency), lambda file, stop: self._outcome(file, top_k, vectors, stop), concurrency
+        )
+
+    def model(self) -> Model:
+        """Return the description of the served model."""
+        return read_model(self._call(requests.model()))
+
+    def ready(self) -> bool:
+        """Tell whether the service takes images now; asks once.
+
+        Raises:
+            VitError: what answers is not vit-serve.
+        """
+        try:
+            self._try(requests.ready(), Tries(self._timeout_s, 0, self._clocks))
+        except VitError as error:
+            if is_unready(error):
+                return False
+            raise
+        return True
+
+    def _classify_chunk(self, chunk: list[bytes | VitError], top_k: int, vectors: bool) -> list[Result | Failure]:
+        images = sent_images(chunk)
+        if not images:
+            return in_places(chunk, [])
+        try:
+            return in_places(chunk, read_results(self._call(requests.predict_batch(images, top_k, vectors)), len(images)))
+        except VitError as error:
+            return in_places(chunk, [Failure(error)] * len(images))
+
+    def _outcome(self, file: Path, top_k: int, vectors: bool, stop: Event) -> Result | Failure:
+        image = readable_bytes(file)
+        if isinstance(image, VitError):
+            return Failure(image)
+        try:
+            return read_result(self._call(requests.predict(image, top_k, vectors), stop))
+        except VitError as error:
+            return Failure(error)
+
+    def _call(self, request: requests.Request, stop: Event | None = None) -> Answer:
+        tries = Tries(self._timeout_s, self._max_retries, self._clocks)
+        while True:
+            try:
+                return self._try(request, tries)
+            except VitError as error:
+                wait_s = tries.wait_s(error)
+                if stop is not None and stop.wait(wait_s):
+                    raise
+            if stop is None:
+                self._sleep(wait_s)
+
+    def _try(self, request: requests.Request, tries: Tries) -> Answer:
+        left_s = tries.left_s()
+        try:
+            with self._http.stream(**stream_arguments(self._target, request, left_s)) as response:
+                body = Body(response, tries)
+                for chunk in response.iter_bytes():
+                    body.add(chunk)
+        except httpx2.HTTPError as error:
+            raise failure_of(error, self._target, tries) from error
+        answer = body.answer()
+        check(answer, self._clocks.wall())
+        return answer
