@@ -14,7 +14,7 @@ _STATUSES = (400, 401, 404, 405, 406, 408, 413, 414, 415, 422, 429, 431, 500, 50
 
 
 def render_error(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
-    """Return `{"error": "..."}`, as v2, KServe v1, TF Serving and Vertex AI have it."""
+    """Return `{"error": "..."}`, as v2, KServe v1 and TF Serving have it."""
     return ErrorResponse(problem, {"error": problem.detail}, _BAD_REQUEST.get(problem.status, problem.status), headers)
 
 

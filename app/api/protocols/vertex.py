@@ -3,7 +3,7 @@
 https://cloud.google.com/vertex-ai/docs/predictions/custom-container-requirements
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,28 +12,50 @@ from starlette.responses import Response
 
 from app.api.classify import classify_each
 from app.api.dependencies import AdmittedDep, ServiceDep
+from app.api.problems import ErrorResponse
 from app.api.protocols import json_images as values
-from app.api.protocols.errors import IMAGE, declared, json_body, render_error
+from app.api.protocols.errors import IMAGE, declared, json_body
 from app.api.protocols.scores import json_response, scores, write_rows
+from app.api.schemas import Problem
 from app.api.wire import Wire
 from app.errors import InvalidParameter
 from app.serving.results import Classification
 
 _PARAMETERS = frozenset({"maxPredictions", "confidenceThreshold"})
 _MAX_PREDICTIONS = 10
+_STATUSES = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    404: "NOT_FOUND",
+    405: "UNIMPLEMENTED",
+    408: "DEADLINE_EXCEEDED",
+    413: "INVALID_ARGUMENT",
+    415: "INVALID_ARGUMENT",
+    429: "RESOURCE_EXHAUSTED",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+    504: "DEADLINE_EXCEEDED",
+}
 _BODY = json_body({"instances": [{"content": IMAGE}], "parameters": {"maxPredictions": 2}})
 
 
 def vertex_wire(predict_route: str | None, health_route: str | None) -> Wire:
     """Return the wire with these paths; without one of them that part is left out."""
-    router = APIRouter(tags=["vertex"], responses=declared("error"))
+    router = APIRouter(tags=["vertex"], responses=declared(error="object"))
     if predict_route is not None:
         router.add_api_route(predict_route, _predict, methods=["POST"], openapi_extra=_BODY)
     if health_route is not None:
         router.add_api_route(health_route, _health, methods=["GET"])
     health = frozenset() if health_route is None else frozenset({health_route})
     paths = health if predict_route is None else health | {predict_route}
-    return Wire("vertex", (router,), render_error, health_paths=health, paths=paths)
+    return Wire("vertex", (router,), _render, health_paths=health, paths=paths)
+
+
+def _render(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
+    """Render an error as Google's APIs do: https://google.aip.dev/193."""
+    status = 400 if problem.status == 422 else problem.status
+    error = {"code": status, "message": problem.detail, "status": _STATUSES.get(status, "INTERNAL")}
+    return ErrorResponse(problem, {"error": error}, status, headers)
 
 
 async def _health(service: ServiceDep) -> dict[str, str]:

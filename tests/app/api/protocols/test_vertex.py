@@ -2,18 +2,26 @@
 
 from typing import Any
 
+import httpx
 import pytest
 
 from app.errors import StartError
 from app.main import create_app
 from app.settings import read_settings
-from tests.app.api.protocols.conftest import CAT, OpenService, assert_error
+from tests.app.api.protocols.conftest import CAT, OpenService
 from tests.support.predict import base64_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CAT64 = base64_of(CAT)
 ROUTE = "/v1/projects/p/locations/l/endpoints/1:predict"
+
+
+def assert_error(response: httpx.Response, status: int) -> None:
+    """Check for an error in the form of Google's APIs."""
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert (error["code"], error["status"].isupper(), isinstance(error["message"], str)) == (status, True, True)
 
 
 @pytest.fixture
