@@ -7,7 +7,8 @@ ServiceError                  a request cannot be answered
 ├── InvalidParameter          a parameter is out of its range
 ├── ModelNotFound             no model of this name or version is served
 ├── NotAcceptable             the answer cannot be written as the client asks
-├── UnsupportedMediaType      the body is of a media type or encoding that is not read
+├── UnsupportedMediaType      the body is of a media type that is not read
+│   └── UnsupportedEncoding   the body is compressed in a way that is not read
 ├── NotSupported              a part of a protocol that is not offered here
 ├── UrlTooLong                the URL has too many bytes
 ├── HeaderTooLarge            too many header fields, or bytes of them
@@ -87,9 +88,13 @@ class NotAcceptable(ServiceError):
 
 
 class UnsupportedMediaType(ServiceError):
-    """The body is of a media type or an encoding that is not read."""
+    """The body is of a media type that is not read."""
 
     code = "unsupported_media_type"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed in a way that is not read."""
 
 
 class NotSupported(ServiceError):

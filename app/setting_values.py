@@ -59,6 +59,8 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}", name):
             raise ValueError(f"{name!r} cannot be a model's name: letters, digits, '.', '_' and '-' can, up to 128")
+        if name.endswith("-pixels") or name == "stats":
+            raise ValueError(f"{name!r} cannot be a model's name: it has a meaning in protocol v2")
     return names
 
 

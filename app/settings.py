@@ -129,19 +129,19 @@ class Settings(BaseSettings):
         50_000_000, ge=256, le=10**9, description="Maximum width times height of an image; more are refused with 413."
     )  # the smallest AVIF is coded as 16 x 16
     max_images_per_request: int = Field(
-        32, ge=1, le=1024, description="Maximum images in one `POST /predict/batch`; more are refused with 422."
+        32, ge=1, le=1024, description="Maximum images in one request; more are refused with 422."
     )
     max_request_bytes: int = Field(
         default_factory=lambda given: max(_MAX_REQUEST_BYTES, given["max_image_bytes"]),
         ge=1000,
         le=2**34,
-        description="Maximum bytes of one `POST /predict/batch`; more are refused with 413.",
+        description="Maximum bytes of a request with several images; more are refused with 413.",
     )
     max_request_pixels: int = Field(
         default_factory=lambda given: _pixels_in_time(given["request_timeout_s"], given["max_image_pixels"]),
         ge=1,
         le=2**40,
-        description="Maximum pixels of all images of one `POST /predict/batch`; more are refused with 413.",
+        description="Maximum pixels of all images of one request; more are refused with 413.",
     )
     max_inflight_bytes: int = Field(
         default_factory=lambda given: max(_MAX_INFLIGHT_BYTES, given["max_request_bytes"]),
@@ -208,7 +208,7 @@ class Settings(BaseSettings):
     )
     api_keys: Annotated[
         tuple[SecretStr, ...], NoDecode, BeforeValidator(values.split_list), BeforeValidator(values.require_value)
-    ] = Field((), description="API keys for `/predict`, `/predict/batch` and `/model`. Default: no key is needed.")
+    ] = Field((), description="API keys for every route but probes, `/docs` and `/metrics`. Default: no key is needed.")
     api_keys_file: Annotated[Path, BeforeValidator(values.expand_path)] | None = Field(
         None, description="File with more API keys, one a line; reloaded while the service runs."
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from app.process.cpu import available_cpus
-from benchmarks import inside, machine
+from benchmarks import inside, machine, protocols
 from benchmarks.contenders import (
     Contender,
     check_answers,
@@ -27,7 +27,7 @@ from benchmarks.contenders import (
     wait_until_healthy,
 )
 from benchmarks.images import IMAGE_SETS, WEB
-from benchmarks.load import Load, closed_loop, open_loop
+from benchmarks.load import Load, ask, closed_loop, open_loop
 from benchmarks.measure import Samples, interleaved
 from benchmarks.models import MODELS, BenchmarkModel
 from benchmarks.peers import PEERS, Peer
@@ -71,6 +71,8 @@ def _sections(
         yield from (_engine(model, rounds, scale) for model in models)
     if "start" in only:
         yield _start(rounds)
+    if "protocols" in only:
+        yield _protocols(MODELS[0], rounds, scale)
     for model in models:
         if "peers" in only:
             yield from _service_and_peers(model, peers, rounds, scale)
@@ -243,6 +245,29 @@ def _service_by_load(model: BenchmarkModel, rounds: int, scale: float) -> Sectio
         return _by_load(model, ours, rounds, model.slice_s * scale)
 
 
+def _protocols(model: BenchmarkModel, rounds: int, scale: float) -> Section:
+    """Compare every protocol with `POST /predict` in the same form; ratios are to that."""
+    directory, images = model.directory(_WORK / "models"), _bytes(WEB.files(_WORK / "images"))
+    _WORK.mkdir(exist_ok=True)
+    settings = {"model_aliases": protocols.MODEL, "vertex_predict_route": "/vertex", "cache_dir": _WORK / "cache"}
+    loads: dict[str, list[Load]] = {}
+    with contenders(directory, (), model.peer_batch_size, images, _WORK, **settings) as (ours,):
+        found = protocols.targets(ours.target.port, directory, images)
+        cases = []
+        for name, (target, _) in found.items():
+            contender = replace(ours, name=name, target=target)
+            with contender.at_work():
+                if any(status != 200 for status, _ in ask(target)):
+                    raise SystemExit(f"{name} is not answered with 200")
+            cases.append((f"{name}, 32", _measured(loads, contender, 32, model.slice_s * scale)))
+        samples = interleaved("protocols", cases, rounds)
+    rows = []
+    for row, (name, each) in zip(load_rows(samples, loads, {}), samples.items(), strict=True):
+        ratio = each.over(samples[f"{found[name.rpartition(', ')[0]][1]}, 32"])
+        rows.append(replace(row, numbers={**row.numbers, "ratio": ratio}, shown={"x /predict": f"{ratio:.3f}", **row.shown}))
+    return Section(f"Protocols: {model.title}", "32 clients; ratio to the native request in the same form", rows)
+
+
 def _by_load(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float) -> Section:
     loads: dict[str, list[Load]] = {}
     memory = [ours.memory_mib]
@@ -277,7 +302,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [model.name for model in MODELS]
     environments = list(dict.fromkeys(peer.environment for peer in PEERS))
-    sections = ["floor", "decode", "engine", "start", "peers", "isolation", "load", "dtype"]
+    sections = ["floor", "decode", "engine", "start", "peers", "isolation", "load", "dtype", "protocols"]
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--peers", nargs="*", choices=environments, default=environments, help="none: ours alone")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)

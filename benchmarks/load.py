@@ -12,8 +12,8 @@ import socket
 import statistics
 import struct
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import cast
 
 import httptools
@@ -32,9 +32,11 @@ class Target:
     path: str
     bodies: Sequence[bytes]
     content_type: str
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def requests(self) -> list[bytes]:
-        return [head(self.path, len(body), self.content_type) + body for body in self.bodies]
+        more = "".join(f"\r\n{name}: {value}" for name, value in self.headers.items())
+        return [head(self.path, len(body), self.content_type + more) + body for body in self.bodies]
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,9 @@ def _timeout(asked_ms: str | None, longest_s: float) -> float:
 
 ServiceDep = Annotated[Service, Depends(get_service)]
 MetricsDep = Annotated[Metrics, Depends(get_metrics)]
+CHECKED = [Depends(check_client)]
+"""Dependencies of a route that needs a key and takes no images."""
+
 AdmittedDep = Annotated[Admitted, Depends(admit)]
 
 

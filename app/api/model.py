@@ -1,15 +1,15 @@
 """GET /model: description of the served model."""
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from app import errors
-from app.api.dependencies import ServiceDep, check_client
+from app.api.dependencies import CHECKED, ServiceDep
 from app.api.problems import problem_responses
 from app.serving.results import ModelDescription
 
 _ERRORS = problem_responses(errors.Unauthorized, errors.RateLimited, errors.NotReady, errors.Draining)
 
-router = APIRouter(tags=["model"], dependencies=[Depends(check_client)])
+router = APIRouter(tags=["model"], dependencies=CHECKED)
 
 
 @router.get("/model", responses=_ERRORS)

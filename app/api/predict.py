@@ -11,7 +11,7 @@ from app.api.dependencies import AdmittedDep, while_connected
 from app.api.direct_route import DirectRoute
 from app.api.payloads.images import read_image, read_images
 from app.api.problems import problem_headers, problem_responses
-from app.api.schemas import PredictBatchBody, PredictBody, Ranking
+from app.api.schemas import EXAMPLE_IMAGE, PredictBatchBody, PredictBody, Ranking
 
 router = APIRouter(tags=["predict"])
 
@@ -35,7 +35,6 @@ _ERRORS = problem_responses(
     errors.DeadlineExceeded,
 )
 
-_TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGP8z4APMOGVHbHSAA0YAQ87n0dIAAAAAElFTkSuQmCC"
 _BINARY = {"type": "string", "format": "binary"}
 _PREDICT_FORMS = {
     "multipart/form-data": {
@@ -47,7 +46,7 @@ _PREDICT_FORMS = {
             "required": ["image"],
             "properties": {"image": {"type": "string", "description": "base64, or a data: URI"}},
         },
-        "example": {"image": _TINY_PNG},
+        "example": {"image": EXAMPLE_IMAGE},
     },
     "image/*": {"schema": _BINARY},
     "application/octet-stream": {"schema": _BINARY},
@@ -66,7 +65,7 @@ _BATCH_FORMS = {
             "required": ["images"],
             "properties": {"images": {"type": "array", "items": {"type": "string"}}},
         },
-        "example": {"images": [_TINY_PNG, _TINY_PNG]},
+        "example": {"images": [EXAMPLE_IMAGE, EXAMPLE_IMAGE]},
     },
 }
 

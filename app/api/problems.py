@@ -70,6 +70,8 @@ def problem_headers(error: errors.ServiceError) -> dict[str, str]:
     match error:
         case errors.Unauthorized():
             return {"WWW-Authenticate": "Bearer"}
+        case errors.UnsupportedEncoding():
+            return {"Accept-Encoding": "gzip, deflate"}
         case errors.ImageTooLarge():
             return {"Connection": "close"}  # more of the kind may be on its way
         case errors.RateLimited():

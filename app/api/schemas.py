@@ -8,6 +8,9 @@ from pydantic_core import PydanticCustomError
 from app.http.numbers import whole_number
 from app.serving.results import Activation, Prediction
 
+EXAMPLE_IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGP8z4APMOGVHbHSAA0YAQ87n0dIAAAAAElFTkSuQmCC"
+"""A PNG of 8 x 8 pixels in base64."""
+
 
 def _count(sent: str | int) -> int:
     count = whole_number(str(sent))

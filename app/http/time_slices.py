@@ -42,6 +42,11 @@ class TimeSlices:
                     return result
                 await asyncio.sleep(0)  # the rest of the event loop runs before the next slice
 
+    async def turn(self) -> None:
+        """Wait for a turn in the queue and for the next iteration of the event loop."""
+        async with self._lock:
+            await asyncio.sleep(0)
+
     def start(self, steps: Steps[None]) -> bool:
         """Run the first slice at once, ahead of the queue, if this iteration has time for it.
 

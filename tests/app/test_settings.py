@@ -56,6 +56,7 @@ def test_cache_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch, xdg: str, home: 
         ("VIT_TRUSTED_PROXIES", "10.0.0.1/8", "VIT_TRUSTED_PROXIES: 10.0.0.1/8 has host bits set"),
         ("VIT_PROTOCOLS", "grpc", "VIT_PROTOCOLS: input should be 'predict', 'v2', 'huggingface', 'v1'"),
         ("VIT_MODEL_ALIASES", "a/b", "VIT_MODEL_ALIASES: 'a/b' cannot be a model's name"),
+        ("VIT_MODEL_ALIASES", "cats-pixels", "VIT_MODEL_ALIASES: 'cats-pixels' cannot be a model's name"),
         ("VIT_VERTEX_PREDICT_ROUTE", "predict", "VIT_VERTEX_PREDICT_ROUTE: it must be a path that begins with '/'"),
         ("VIT_LIBRARY", "keras", "VIT_LIBRARY: input should be 'auto', 'none', 'transformers' or 'timm'"),
         ("VIT_ARCHITECTURE", "vit_b_16", "VIT_ARCHITECTURE: string should match pattern"),

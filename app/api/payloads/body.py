@@ -51,7 +51,7 @@ class Body:
             MalformedRequest: the declared length is not a number, or a compressed body is broken.
             QueueFull: more than `reserve_bytes` allows.
             UnsupportedImageFormat: the body is compressed, and may not be.
-            UnsupportedMediaType: it is compressed in another way.
+            UnsupportedEncoding: it is compressed in another way.
         """
         codings = _codings(self._request.headers)
         if codings and not self._may_be_compressed:
@@ -59,7 +59,7 @@ class Body:
         if (_declared_length(self._request.headers) or 0) > max_bytes:
             raise too_large(max_bytes)
         received = 0
-        async for chunk in inflated(self._request.stream(), codings) if codings else self._request.stream():
+        async for chunk in inflated(self._request.stream(), codings, self.slices) if codings else self._request.stream():
             received += len(chunk)
             if received > max_bytes:
                 raise too_large(max_bytes)
@@ -76,6 +76,10 @@ class Body:
 
 def too_large(max_bytes: int) -> ImageTooLarge:
     return ImageTooLarge(f"The body is larger than the {max_bytes} bytes that are allowed.")
+
+
+def empty_image() -> MalformedRequest:
+    return MalformedRequest("The image is empty.")
 
 
 def image_too_large(max_bytes: int) -> ImageTooLarge:

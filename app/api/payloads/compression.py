@@ -1,11 +1,10 @@
 """Compressed bodies (RFC 9110, 8.4.1): gzip and deflate, inflated piece by piece, and deflated in steps."""
 
-import asyncio
 import zlib
 from collections.abc import AsyncIterator, Sequence
 
-from app.errors import MalformedRequest, UnsupportedMediaType
-from app.http.time_slices import Steps
+from app.errors import MalformedRequest, UnsupportedEncoding
+from app.http.time_slices import Steps, TimeSlices
 
 _PIECE_BYTES = 64 * 1024
 """Bytes inflated or deflated at once, which takes less than a millisecond."""
@@ -13,34 +12,41 @@ _PIECE_BYTES = 64 * 1024
 _WINDOW = {"gzip": 16 + zlib.MAX_WBITS, "x-gzip": 16 + zlib.MAX_WBITS, "deflate": zlib.MAX_WBITS}
 
 
-async def inflated(chunks: AsyncIterator[bytes], codings: Sequence[str]) -> AsyncIterator[bytes]:
-    """Yield a compressed body in pieces, between which the event loop runs. The caller bounds their sum.
+async def inflated(chunks: AsyncIterator[bytes], codings: Sequence[str], slices: TimeSlices) -> AsyncIterator[bytes]:
+    """Yield a compressed body in pieces, one in each iteration of the event loop. The caller bounds their sum.
 
     Raises:
-        UnsupportedMediaType: it is compressed twice, or in another way than gzip or deflate.
+        UnsupportedEncoding: it is compressed twice, or in another way than gzip or deflate.
         MalformedRequest: it is broken, ends early, or has something behind it.
     """
     if len(codings) > 1 or codings[0] not in _WINDOW:
-        raise UnsupportedMediaType("The body may be compressed once, with gzip or deflate.")
+        raise UnsupportedEncoding("The body may be compressed once, with gzip or deflate.")
     inflater = zlib.decompressobj(_WINDOW[codings[0]])
     async for chunk in chunks:
         rest = chunk
         while rest:
-            try:
-                piece = inflater.decompress(rest, _PIECE_BYTES)
-            except zlib.error:
-                raise MalformedRequest("The compressed body is broken.") from None
-            if inflater.unused_data:
-                raise MalformedRequest("The compressed body has something behind its end.")
-            rest = inflater.unconsumed_tail
+            piece, rest = _inflated(inflater, rest)
             if piece:
                 yield piece
-            await asyncio.sleep(0)
-    while piece := inflater.decompress(b"", _PIECE_BYTES):
+            await slices.turn()
+    while (piece := _inflated(inflater, b"")[0]) and not inflater.eof:
         yield piece
-        await asyncio.sleep(0)
+        await slices.turn()
+    if piece:
+        yield piece
     if not inflater.eof:
         raise MalformedRequest("The compressed body ends early.")
+
+
+def _inflated(inflater: "zlib._Decompress", data: bytes) -> tuple[bytes, bytes]:
+    """Return a piece, and the data that are not read yet."""
+    try:
+        piece = inflater.decompress(data, _PIECE_BYTES)
+    except zlib.error:
+        raise MalformedRequest("The compressed body is broken.") from None
+    if inflater.unused_data:
+        raise MalformedRequest("The compressed body has something behind its end.")
+    return piece, inflater.unconsumed_tail
 
 
 def deflated(content: bytes, coding: str) -> Steps[bytes]:

@@ -4,12 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.api.payloads.base64_image import decode_image, decode_images
-from app.api.payloads.body import Body, Image
+from app.api.payloads.body import Body, Image, empty_image
 from app.api.payloads.json_object import read_json
 from app.api.payloads.multipart import read_multipart
 from app.errors import InvalidParameter, MalformedRequest, ServiceError
 
 SINGLE_NAMES = frozenset({b"image", b"file", b"data"})
+ANY_NAMES = SINGLE_NAMES | {b"body"}
+"""Names of a part with an image in other protocols than the native one."""
+
 _BATCH_NAMES = frozenset({b"images", *SINGLE_NAMES})
 
 _FRAMING_BYTES = 64 * 1024
@@ -58,7 +61,7 @@ async def read_image(body: Body, limits: BodyLimits, part_names: frozenset[bytes
             if not image:
                 raise _no_image()
     if not image:
-        raise MalformedRequest("The image is empty.")
+        raise empty_image()
     return image
 
 
@@ -90,7 +93,7 @@ async def read_images(body: Body, limits: BodyLimits) -> list[Image]:
             raise MalformedRequest("Send the images as multipart parts `images`, or as JSON with a list `images`.")
     if not images:
         raise MalformedRequest("There are no images: send them as multipart parts `images`, or as base64 in JSON.")
-    return [MalformedRequest("The image is empty.") if image == b"" else image for image in images]
+    return [empty_image() if image == b"" else image for image in images]
 
 
 async def _image_part(body: Body, max_image_bytes: int, names: frozenset[bytes]) -> bytes:

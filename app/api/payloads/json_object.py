@@ -81,10 +81,18 @@ async def read_json(body: Body, max_bytes: int, max_values: int, *, numbers: boo
         MalformedRequest: not valid JSON, not an object, a key twice in one object, too many values, or a very long number.
         ImageTooLarge, UnsupportedImageFormat, QueueFull: as `Body.chunks`.
     """
+    content = await read_json_value(body, max_bytes, max_values, numbers=numbers)
+    if not isinstance(content, dict):
+        raise not_an_object()
+    return content
+
+
+async def read_json_value(body: Body, max_bytes: int, max_values: int, *, numbers: bool = False) -> Any:
+    """Read a body that is any JSON value; as `read_json`."""
     reader = JsonReader(max_values, numbers=numbers)
     async for chunk in body.chunks(max_bytes):
         await body.slices.work(reader.feed(chunk))
-    return reader.finish_object()
+    return reader.finish()
 
 
 class JsonReader:
@@ -94,6 +102,8 @@ class JsonReader:
         max_values: maximum number of values, at any depth.
         numbers: read numbers too; else they become None.
     """
+
+    step_bytes = _STEP_BYTES
 
     def __init__(self, max_values: int, *, numbers: bool = False) -> None:
         self._max_values = max_values
@@ -106,29 +116,21 @@ class JsonReader:
         self._in_string = False
 
     def feed(self, chunk: bytes) -> Steps[None]:
-        for start in range(0, len(chunk), _STEP_BYTES):
-            self._read(chunk[start : start + _STEP_BYTES], is_last=False)
+        for start in range(0, len(chunk), self.step_bytes):
+            self._read(chunk[start : start + self.step_bytes], is_last=False)
             yield
 
-    def finish_object(self) -> dict[str, Any]:
+    def finish(self) -> Any:
         """Return the body, which has ended.
 
         Raises:
             MalformedRequest: see `read_json`.
         """
-        content = self.finish()
-        if not isinstance(content, dict):
-            raise MalformedRequest("The JSON body must be an object.")
-        return content
-
-    def finish(self) -> Any:
-        """Return the body as `finish_object` does, whatever value it is."""
         self._read(b"", is_last=True)
+        self._check_end()
         # each value but the first follows one of these, so this bounds what json.loads builds
-        if sum(self._skeleton.count(character) for character in (b"[", b"{", b",")) > self._max_values:
+        if sum(self._skeleton.count(character) for character in (b"[", b"{", b",")) > self._max_skeleton_values:
             raise far_too_much()
-        if self._in_string or not self._skeleton.isascii():
-            raise invalid()
         try:
             return self._value(
                 json.loads(
@@ -139,8 +141,17 @@ class JsonReader:
                     parse_constant=_no_number,
                 )
             )
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also a key that is no string
             raise invalid() from error
+
+    def _check_end(self) -> None:
+        """Raise if the text ends too early."""
+        if self._in_string or not self._skeleton.isascii():
+            raise invalid()
+
+    @property
+    def _max_skeleton_values(self) -> int:
+        return self._max_values
 
     def _read(self, data: bytes, *, is_last: bool) -> None:
         if self._decoder is None:
@@ -217,6 +228,10 @@ def _no_number(_: str) -> None:
 
 def invalid() -> MalformedRequest:
     return MalformedRequest("The body is not valid JSON.")
+
+
+def not_an_object() -> MalformedRequest:
+    return MalformedRequest("The JSON body must be an object.")
 
 
 def far_too_much() -> MalformedRequest:

@@ -32,7 +32,3 @@ def json_body(example: dict[str, Any]) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     content = {"application/json": {"schema": {"type": "object"}, "example": example}, "image/*": binary}
     return {"requestBody": {"required": True, "content": content}}
-
-
-IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGP8z4APMOGVHbHSAA0YAQ87n0dIAAAAAElFTkSuQmCC"
-"""A PNG of 8 x 8 pixels in base64, for examples."""

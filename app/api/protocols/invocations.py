@@ -13,19 +13,19 @@ from starlette.responses import Response
 from app.api.answers import answer, write_result
 from app.api.classify import classify_each
 from app.api.dependencies import Admitted, AdmittedDep
-from app.api.payloads.images import SINGLE_NAMES
+from app.api.payloads.images import ANY_NAMES
 from app.api.problems import ErrorResponse
 from app.api.protocols import huggingface, mlflow, tensorflow
-from app.api.protocols import json_images as values
-from app.api.protocols.errors import IMAGE, declared, json_body
+from app.api.protocols import json_fields as fields
+from app.api.protocols.errors import declared, json_body
 from app.api.protocols.v2 import infer
-from app.api.schemas import Problem
+from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire
 from app.errors import MalformedRequest, NotAcceptable, UnsupportedMediaType
 
 router = APIRouter(tags=["invocations"], responses=declared("error", "error_code", "message"))
 
-_BODY = json_body({"inputs": IMAGE})
+_BODY = json_body({"inputs": EXAMPLE_IMAGE})
 
 _RAW = frozenset({b"", b"application/octet-stream", b"application/x-image", b"multipart/form-data"})
 _ACCEPTABLE = frozenset({"", "*/*", "application/*", "application/json", infer.SAGEMAKER_MEDIA_TYPE})
@@ -41,30 +41,36 @@ async def invoke(request: Request, admitted: AdmittedDep) -> Response:
     if media_type == infer.SAGEMAKER_MEDIA_TYPE.encode():
         return await infer.answer_sagemaker(request, admitted)
     if media_type in _RAW or media_type.startswith(b"image/"):
-        return await huggingface.answer_raw(request, admitted, SINGLE_NAMES | {b"body"})
+        return await huggingface.answer_raw(request, admitted, ANY_NAMES)
     if media_type != b"application/json":
         raise UnsupportedMediaType("Send an image as the body, or JSON with one in base64.")
-    return await _answer_json(request, admitted, await values.read_object(admitted))
+    return await _answer_json(request, admitted, await fields.read_object(admitted))
 
 
 async def _answer_json(request: Request, admitted: Admitted, content: dict[str, Any]) -> Response:
-    inputs = content.get("inputs")
     if {"dataframe_split", "dataframe_records", "params"} & content.keys():
         return await mlflow.answer(request, admitted, content)
     if "instances" in content:
+        fields.refuse_unknown(content, frozenset({"instances", "signature_name"}), "beside `instances`")
         return await tensorflow.answer_instances(request, admitted, content["instances"])
-    if "inputs" in content and (not isinstance(inputs, list) or "parameters" in content):
+    if "inputs" in content and ("parameters" in content or not _holds_rows(content["inputs"])):
         return await huggingface.answer_json(request, admitted, content)
     if "inputs" in content:
         return await mlflow.answer(request, admitted, content)
     if "image" in content:
+        fields.refuse_unknown(content, frozenset({"image"}), "beside `image`")
         return await _answer_natively(request, admitted, content["image"])
     raise MalformedRequest("There is no image: send `inputs`, `instances`, `dataframe_split`, `dataframe_records` or `image`.")
 
 
+def _holds_rows(inputs: Any) -> bool:
+    """Return True for a list, or an object with columns."""
+    return isinstance(inputs, list) or (isinstance(inputs, dict) and any(isinstance(each, list) for each in inputs.values()))
+
+
 async def _answer_natively(request: Request, admitted: Admitted, image: Any) -> Response:
     """Answer as `POST /predict` does by default."""
-    images = await values.decode_each(admitted, [image], "image")
+    images = await fields.decode_each(admitted, [image], "image")
     (classification,) = await classify_each(request, admitted, images, "image")
     written = await admitted.state.slices.work(write_result(classification, top_k=5, vectors=True))
     return answer(admitted.classifier, written)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from app.api.classify import classify_each
 from app.api.dependencies import Admitted
-from app.api.protocols import json_images as values
+from app.api.protocols import json_fields as fields
 from app.api.protocols.scores import json_response, ranked, write_rows
 from app.errors import InvalidParameter, MalformedRequest
 from app.serving.results import Classification
@@ -23,13 +23,13 @@ _PARAMS = frozenset({"top_k"})
 async def answer(request: Request, admitted: Admitted, content: dict[str, Any]) -> Response:
     """Answer `{"predictions": [...]}`: the best class of each row, or the best where `params` has a `top_k` over 1."""
     request.state.protocol = "mlflow"
-    params = values.as_object(content.get("params"), "params")
-    values.refuse_unknown(params, _PARAMS, "the parameter")
-    top_k = values.as_count(params.get("top_k", 1), "top_k")
+    params = fields.as_object(content.get("params"), "params")
+    fields.refuse_unknown(params, _PARAMS, "the parameter")
+    top_k = fields.as_count(params.get("top_k", 1), "top_k")
     given = [form for form in _FORMS if form in content]
     if len(given) != 1:
         raise MalformedRequest(f"Send exactly one of {', '.join(_FORMS)}.")
-    images = await values.decode_each(admitted, _rows(given[0], content[given[0]]), "row")
+    images = await fields.decode_each(admitted, _rows(given[0], content[given[0]]), "row")
     classifications = await classify_each(request, admitted, images, "row")
 
     def row(classification: Classification) -> Any:
@@ -43,20 +43,27 @@ def _rows(form: str, content: Any) -> list[Any]:
     """Return the cell with the image of each row."""
     match form:
         case "dataframe_split":
-            return _split(values.as_object(content, form))
+            return _split(fields.as_object(content, form))
         case "dataframe_records":
-            return [_cell(values.as_object(record, form)) for record in values.as_list(content, form)]
+            return [_cell(fields.as_object(record, form)) for record in fields.as_list(content, form)]
     if isinstance(content, dict):
         content = _cell(content)
-    return values.as_list(content, form)
+    return fields.as_list(content, form)
 
 
 def _split(frame: dict[str, Any]) -> list[Any]:
-    columns = [values.as_text(column, "columns") for column in values.as_list(frame.get("columns"), "columns")]
-    rows = [values.as_list(row, "data") for row in values.as_list(frame.get("data"), "data")]
+    columns = [_name(column) for column in fields.as_list(frame.get("columns"), "columns")]
+    if len(set(columns)) < len(columns):
+        raise MalformedRequest("The `columns` have a name twice.")
+    rows = [fields.as_list(row, "data") for row in fields.as_list(frame.get("data"), "data")]
     if any(len(row) != len(columns) for row in rows):
         raise MalformedRequest("Each row of `data` must have a value for each of the `columns`.")
     return [_cell(dict(zip(columns, row, strict=True))) for row in rows]
+
+
+def _name(column: Any) -> str:
+    """Return a column's name, which pandas writes as a number where it has none."""
+    return str(column) if isinstance(column, int) else fields.as_text(column, "columns")
 
 
 def _cell(row: dict[str, Any]) -> Any:

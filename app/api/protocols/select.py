@@ -1,9 +1,13 @@
 """Choice of the wires by the settings, without two of them on one path."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import structlog
+from fastapi import APIRouter
+from starlette.routing import Match
 
+from app.api import docs, metrics
 from app.api.native import NATIVE, WITHOUT_PREDICT
 from app.api.protocols import huggingface, invocations, tensorflow, torchserve
 from app.api.protocols.probes import probe_wire
@@ -61,11 +65,20 @@ def _with_vertex(settings: Settings, wires: list[Wire], native: Wire) -> tuple[W
     if predict_route == "/predict" and native is NATIVE:
         _log.warning("POST /predict speaks Vertex AI's protocol, not the service's own", why="AIP_PREDICT_ROUTE")
         native = replace(native, direct_routes=native.direct_routes[1:])
-    taken = {getattr(route, "path", "") for wire in (*wires, native) for router in wire.routers for route in router.routes}
+    routers = [router for wire in (*wires, native) for router in wire.routers] + [docs.router, metrics.router]
     probes = {path for wire in (*wires, native) for path in wire.health_paths}
-    if predict_route in taken - {"/predict"} or predict_route == health_route:
+    if predict_route == health_route or (predict_route != "/predict" and _is_taken(predict_route, "POST", routers)):
         raise StartError(f"AIP_PREDICT_ROUTE: {predict_route} belongs to another protocol; choose another path")
-    if health_route in taken - probes:
+    if health_route not in probes and _is_taken(health_route, "GET", routers):
         raise StartError(f"AIP_HEALTH_ROUTE: {health_route} belongs to another protocol; choose another path")
     vertex = vertex_wire(predict_route, None if health_route in probes else health_route)
     return (vertex, *wires, native)
+
+
+def _is_taken(path: str | None, method: str, routers: Sequence[APIRouter]) -> bool:
+    """Return True if a route of ours answers at a path."""
+    if path is None:
+        return False
+    scope = {"type": "http", "path": path, "method": method}
+    matches = (route.matches(scope)[0] for router in routers for route in router.routes)
+    return path == "/openapi.json" or Match.FULL in matches

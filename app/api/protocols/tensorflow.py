@@ -7,16 +7,17 @@ https://www.tensorflow.org/tfx/serving/api_rest
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.api.classify import classify_each
-from app.api.dependencies import Admitted, AdmittedDep, ServiceDep, check_client
-from app.api.protocols import json_images as values
-from app.api.protocols.errors import IMAGE, declared, json_body, render_error
+from app.api.dependencies import CHECKED, Admitted, AdmittedDep, ServiceDep
+from app.api.protocols import json_fields as fields
+from app.api.protocols.errors import declared, json_body, render_error
 from app.api.protocols.model_names import VERSION, check_name, check_served, served_names
 from app.api.protocols.scores import json_response, write_rows
+from app.api.schemas import EXAMPLE_IMAGE
 from app.api.state import state_of
 from app.api.wire import Wire
 from app.errors import InvalidParameter, MalformedRequest
@@ -26,31 +27,28 @@ from app.serving.results import Classification
 
 router = APIRouter(tags=["v1"], responses=declared("error"))
 
-_KNOWN = [Depends(check_client)]
 _SIGNATURE = "serving_default"
-_BODY = json_body({"instances": [{"b64": IMAGE}]})
+_BODY = json_body({"instances": [{"b64": EXAMPLE_IMAGE}]})
 
 
-@router.get("/v1/models", dependencies=_KNOWN)
+@router.get("/v1/models", dependencies=CHECKED)
 async def models(request: Request, service: ServiceDep) -> dict[str, Any]:
     """List the model and its aliases, in the forms of KServe and of OpenAI."""
     names = served_names(state_of(request.app), service.ready_classifier())
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "vit-serve"} for name in names]
-    return {"models": names, "object": "list", "data": data}
+    return {"models": names, "object": "list", "data": [_openai_model(name) for name in names]}
 
 
-@router.get("/v1/models/{name}", dependencies=_KNOWN)
-@router.get("/v1/models/{name}/versions/{version}", dependencies=_KNOWN)
+@router.get("/v1/models/{name}", dependencies=CHECKED)
+@router.get("/v1/models/{name}/versions/{version}", dependencies=CHECKED)
 async def status(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Tell that the model is ready, in the forms of KServe, TensorFlow Serving and OpenAI."""
     check_served(served_names(state_of(request.app), service.ready_classifier()), name, version)
     available = {"version": VERSION, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
-    openai = {"id": name, "object": "model", "created": 0, "owned_by": "vit-serve"}
-    return {"name": name, "ready": True, "model_version_status": [available], **openai}
+    return {"name": name, "ready": True, "model_version_status": [available], **_openai_model(name)}
 
 
-@router.get("/v1/models/{name}/metadata", dependencies=_KNOWN)
-@router.get("/v1/models/{name}/versions/{version}/metadata", dependencies=_KNOWN)
+@router.get("/v1/models/{name}/metadata", dependencies=CHECKED)
+@router.get("/v1/models/{name}/versions/{version}/metadata", dependencies=CHECKED)
 async def metadata(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Describe the model's one signature, as TensorFlow Serving does."""
     classifier = service.ready_classifier()
@@ -73,25 +71,29 @@ async def predict(request: Request, admitted: AdmittedDep, name: str, version: s
     """Classify `instances`, answered row by row, or `inputs`, answered column by column."""
     admitted.classifier.check_classes()
     check_name(admitted, name, version)
-    content = await values.read_object(admitted)
+    content = await fields.read_object(admitted)
     signature = content.get("signature_name")
-    if signature is not None and values.as_text(signature, "signature_name") != _SIGNATURE:
+    if signature is not None and fields.as_text(signature, "signature_name") != _SIGNATURE:
         raise InvalidParameter(f"There is only the signature {_SIGNATURE!r}.")
     if ("instances" in content) == ("inputs" in content):
         raise MalformedRequest("Send the images in base64 as `instances` or as `inputs`, and not both.")
     if "instances" in content:
         return await answer_instances(request, admitted, content["instances"])
-    images = await values.decode_each(admitted, _columns(content["inputs"]), "input")
+    images = await fields.decode_each(admitted, _columns(content["inputs"]), "input")
     classifications = await classify_each(request, admitted, images, "input")
     return json_response(await admitted.state.slices.work(_write_outputs(admitted.classifier, classifications)))
 
 
 async def answer_instances(request: Request, admitted: Admitted, instances: Any) -> Response:
     """Answer a list of images with `{"predictions": [...]}`, in order."""
-    images = await values.decode_each(admitted, values.as_list(instances, "instances"), "instance")
+    images = await fields.decode_each(admitted, fields.as_list(instances, "instances"), "instance")
     classifications = await classify_each(request, admitted, images, "instance")
     rows = await admitted.state.slices.work(write_rows(_row(each) for each in classifications))
     return json_response(b'{"predictions":%b}' % rows)
+
+
+def _openai_model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "vit-serve"}
 
 
 def _columns(inputs: Any) -> list[Any]:

@@ -9,21 +9,20 @@ from starlette.responses import Response
 
 from app.api.classify import classify_each
 from app.api.dependencies import Admitted, AdmittedDep
-from app.api.payloads.images import SINGLE_NAMES, read_image
+from app.api.payloads.images import ANY_NAMES, read_image
 from app.api.problems import ErrorResponse
-from app.api.protocols import json_images as values
-from app.api.protocols.errors import IMAGE, declared, json_body
+from app.api.protocols import json_fields as fields
+from app.api.protocols.errors import declared, json_body
 from app.api.protocols.model_names import check_name
 from app.api.protocols.scores import json_response, ranked
-from app.api.schemas import Problem
+from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire
 from app.serving.results import Classification
 
 router = APIRouter(tags=["torchserve"], responses=declared("type", "message", code="integer"))
 
 _CLASSES = 5
-_BODY = json_body({"data": IMAGE})
-_PART_NAMES = SINGLE_NAMES | {b"body"}
+_BODY = json_body({"data": EXAMPLE_IMAGE})
 
 _STATUS = {415: 400, 422: 400}
 _TYPES = {
@@ -53,10 +52,10 @@ async def predict(request: Request, admitted: AdmittedDep, name: str, version: s
 
 async def _read(admitted: Admitted) -> Any:
     if admitted.body.media_type == b"application/json":
-        content = await values.read_object(admitted)
-        return (await values.decode_each(admitted, [content], "image"))[0]
+        content = await fields.read_value(admitted)
+        return (await fields.decode_each(admitted, [content], "image"))[0]
     async with admitted.state.service.uploading(admitted.deadline):
-        return await read_image(admitted.body, admitted.state.body_limits, _PART_NAMES)
+        return await read_image(admitted.body, admitted.state.body_limits, ANY_NAMES)
 
 
 def _by_label(classification: Classification) -> dict[str, float]:

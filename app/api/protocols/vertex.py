@@ -13,16 +13,17 @@ from starlette.responses import Response
 from app.api.classify import classify_each
 from app.api.dependencies import AdmittedDep, ServiceDep
 from app.api.problems import ErrorResponse
-from app.api.protocols import json_images as values
-from app.api.protocols.errors import IMAGE, declared, json_body
+from app.api.protocols import json_fields as fields
+from app.api.protocols.errors import declared, json_body
 from app.api.protocols.scores import json_response, scores, write_rows
-from app.api.schemas import Problem
+from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire
 from app.errors import InvalidParameter
 from app.serving.results import Classification
 
 _PARAMETERS = frozenset({"maxPredictions", "confidenceThreshold"})
 _MAX_PREDICTIONS = 10
+_LARGEST = float(np.finfo(np.float32).max)
 _STATUSES = {
     400: "INVALID_ARGUMENT",
     401: "UNAUTHENTICATED",
@@ -36,7 +37,7 @@ _STATUSES = {
     503: "UNAVAILABLE",
     504: "DEADLINE_EXCEEDED",
 }
-_BODY = json_body({"instances": [{"content": IMAGE}], "parameters": {"maxPredictions": 2}})
+_BODY = json_body({"instances": [{"content": EXAMPLE_IMAGE}], "parameters": {"maxPredictions": 2}})
 
 
 def vertex_wire(predict_route: str | None, health_route: str | None) -> Wire:
@@ -67,19 +68,19 @@ async def _health(service: ServiceDep) -> dict[str, str]:
 async def _predict(request: Request, admitted: AdmittedDep) -> Response:
     """Classify `instances`, in Google's schema for image classification."""
     admitted.classifier.check_classes()
-    content = await values.read_object(admitted)
-    predict = _prediction(values.as_object(content.get("parameters"), "parameters"))
-    images = await values.decode_each(admitted, values.as_list(content.get("instances"), "instances"), "instance")
+    content = await fields.read_object(admitted)
+    predict = _prediction(fields.as_object(content.get("parameters"), "parameters"))
+    images = await fields.decode_each(admitted, fields.as_list(content.get("instances"), "instances"), "instance")
     classifications = await classify_each(request, admitted, images, "instance")
     return json_response(b'{"predictions":%b}' % await admitted.state.slices.work(write_rows(map(predict, classifications))))
 
 
 def _prediction(parameters: dict[str, Any]) -> Callable[[Classification], dict[str, Any]]:
-    values.refuse_unknown(parameters, _PARAMETERS, "the parameter")
-    most = values.as_count(parameters.get("maxPredictions", _MAX_PREDICTIONS), "maxPredictions")
+    fields.refuse_unknown(parameters, _PARAMETERS, "the parameter")
+    most = fields.as_count(parameters.get("maxPredictions", _MAX_PREDICTIONS), "maxPredictions")
     least = parameters.get("confidenceThreshold", 0.0)
-    if not isinstance(least, int | float) or isinstance(least, bool):
-        raise InvalidParameter("`confidenceThreshold` must be a number.")
+    if not isinstance(least, int | float) or isinstance(least, bool) or not abs(least) <= _LARGEST:
+        raise InvalidParameter("`confidenceThreshold` must be a number that float32 can hold.")
 
     def predict(classification: Classification) -> dict[str, Any]:
         ranked = classification.ranked(most)

@@ -14,12 +14,12 @@ _PIXELS = "-pixels"
 
 def with_pixels(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names, each followed by the one whose input is pixels."""
-    return tuple(each for name in names for each in (name, f"{name}{_PIXELS}"))
+    return tuple(dict.fromkeys(each for name in names for each in (name, f"{name}{_PIXELS}")))
 
 
-def takes_pixels(name: str) -> bool:
-    """Return True for a name whose input is pixels."""
-    return name.endswith(_PIXELS)
+def takes_pixels(name: str, names: tuple[str, ...]) -> bool:
+    """Return True for a name whose input is pixels: one that is none of the model's own `names`."""
+    return name not in names
 
 
 def output_names(classifier: Classifier, *, pixels: bool) -> tuple[str, ...]:
@@ -30,13 +30,13 @@ def output_names(classifier: Classifier, *, pixels: bool) -> tuple[str, ...]:
 
 
 def server_metadata() -> dict[str, Any]:
+    """Return the server's name, version and extensions of the protocol."""
     return {"name": "vit-serve", "version": __version__, "extensions": EXTENSIONS}
 
 
-def model_metadata(classifier: Classifier, name: str) -> dict[str, Any]:
+def model_metadata(classifier: Classifier, name: str, *, pixels: bool) -> dict[str, Any]:
     """Describe inputs and outputs, with the batch dimension."""
-    pixels, classes = takes_pixels(name), len(classifier.model.labels)
-    size = classifier.model.image_size
+    size, classes = classifier.model.image_size, len(classifier.model.labels)
     image = {"name": "image", "datatype": "BYTES", "shape": [-1, 1]}
     tensor = {"name": "pixels", "datatype": "UINT8", "shape": [-1, 3, size, size]}
     outputs = [
@@ -47,10 +47,9 @@ def model_metadata(classifier: Classifier, name: str) -> dict[str, Any]:
     return {"name": name, "versions": [VERSION], "platform": "vit-serve", "inputs": inputs, "outputs": outputs}
 
 
-def model_config(classifier: Classifier, name: str, max_images: int) -> dict[str, Any]:
+def model_config(classifier: Classifier, name: str, max_images: int, *, pixels: bool) -> dict[str, Any]:
     """Describe the model as Triton's configuration, whose shapes have no batch dimension."""
-    pixels, classes = takes_pixels(name), len(classifier.model.labels)
-    size = classifier.model.image_size
+    size, classes = classifier.model.image_size, len(classifier.model.labels)
     image = {"name": "image", "data_type": "TYPE_STRING", "format": "FORMAT_NONE", "dims": [1]}
     tensor = {"name": "pixels", "data_type": "TYPE_UINT8", "format": "FORMAT_NCHW", "dims": [3, size, size]}
     outputs = [

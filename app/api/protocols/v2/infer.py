@@ -20,6 +20,7 @@ SAGEMAKER_MEDIA_TYPE = "application/vnd.sagemaker-triton.binary+json"
 """Media type of a binary request on SageMaker, whose parameter has the length of the JSON."""
 
 _LENGTH_HEADER = "Inference-Header-Content-Length"
+_MAX_ACCEPT_CHARACTERS = 200
 _COMPRESSED_BYTES = 16 * 1024
 """Size from which an answer is compressed for a client that takes several encodings, as many libraries say by themselves."""
 
@@ -27,11 +28,12 @@ _COMPRESSED_BYTES = 16 * 1024
 async def answer_infer(request: Request, admitted: Admitted, name: str, version: str | None) -> Response:
     """Answer a request to the model `name`."""
     admitted.classifier.check_classes()
-    names = with_pixels(served_names(admitted.state, admitted.classifier))
-    check_served(names, name, version)
+    check_served(with_pixels(served_names(admitted.state, admitted.classifier)), name, version)
     admitted.body.allow_compression()
-    written = await _answer(request, admitted, name, header_length(request.headers.get(_LENGTH_HEADER)))
-    headers = {} if written.json_bytes is None else {_LENGTH_HEADER: str(written.json_bytes)}
+    written = await _answer(request, admitted, name, header_length(request.headers.getlist(_LENGTH_HEADER)))
+    headers = {"Vary": "Accept-Encoding"}
+    if written.json_bytes is not None:
+        headers[_LENGTH_HEADER] = str(written.json_bytes)
     media_type = "application/json" if written.json_bytes is None else "application/octet-stream"
     content = written.content
     if coding := _coding(request.headers.get("accept-encoding", ""), len(content)):
@@ -51,18 +53,19 @@ async def answer_sagemaker(request: Request, admitted: Admitted) -> Response:
 
 
 async def _answer(request: Request, admitted: Admitted, name: str, json_bytes: int | None) -> Written:
-    pixels = takes_pixels(name)
+    pixels = takes_pixels(name, served_names(admitted.state, admitted.classifier))
     asked = await read_request(admitted, json_bytes, raw_pixels=pixels)
     outputs = asked_outputs(asked, admitted.classifier, pixels=pixels)
-    admitted = _with_deadline(request, admitted, asked)
+    in_time = _with_deadline(request, admitted, asked)
     if asked.pixels:
-        classifications = await classify_tensor(request, admitted, asked.pixels, "image")
+        classifications = await classify_tensor(request, in_time, asked.pixels, "image")
     else:
-        classifications = await classify_each(request, admitted, asked.images, "image")
+        classifications = await classify_each(request, in_time, asked.images, "image")
     return await admitted.state.slices.work(write_response(name, asked.id, outputs, classifications))
 
 
 def _with_deadline(request: Request, admitted: Admitted, asked: InferRequest) -> Admitted:
+    """Return the request with the deadline that it asks for, if that is earlier."""
     if not asked.timeout_us:
         return admitted
     return replace(admitted, deadline=min(admitted.deadline, request.state.arrival + asked.timeout_us / 1e6))
@@ -70,17 +73,17 @@ def _with_deadline(request: Request, admitted: Admitted, asked: InferRequest) ->
 
 def _coding(accepted: str, size: int) -> str | None:
     """Return the coding of an answer: gzip or deflate, the first of the best quality; None to leave it as it is."""
-    named = re.findall(r"(gzip|deflate|identity|br|zstd|\*)\s*(?:;\s*q=([0-9.]{1,5}))?\s*(?:,|$)", accepted.lower()[:200])
-    qualities = {coding: _quality(quality) for coding, quality in named}
-    offered = [coding for coding in qualities if coding in ("gzip", "deflate") and qualities[coding] > 0]
+    named = [part.split(";", 1) for part in accepted.lower()[:_MAX_ACCEPT_CHARACTERS].split(",") if part.strip()]
+    qualities = {coding[0].strip(): _quality(coding[1:]) for coding in named}
+    offered = [coding for coding in ("gzip", "deflate") if qualities.get(coding, 0.0) > 0]
     if not offered or (len(named) > 1 and size < _COMPRESSED_BYTES):
         return None
-    best = max(offered, key=lambda coding: qualities[coding])
+    best = max(offered, key=lambda coding: (qualities[coding], -list(qualities).index(coding)))
     return best if qualities[best] >= qualities.get("identity", 0.0) else None
 
 
-def _quality(sent: str) -> float:
-    try:
-        return float(sent or 1)
-    except ValueError:
-        return 0.0
+def _quality(parameters: list[str]) -> float:
+    if not parameters:
+        return 1.0
+    sent = re.fullmatch(r"\s*q=([01](?:\.[0-9]{0,3})?)\s*", parameters[0])
+    return float(sent[1]) if sent else 0.0

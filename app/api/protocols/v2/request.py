@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from app.api.dependencies import Admitted
 from app.api.payloads.base64_image import decode_images
-from app.api.payloads.body import Body, Image
+from app.api.payloads.body import Body, Image, empty_image, image_too_large
 from app.api.payloads.images import max_values
-from app.api.payloads.json_object import JsonString
-from app.api.protocols import json_images as values
+from app.api.payloads.json_object import not_an_object
+from app.api.protocols import json_fields as fields
 from app.api.protocols.v2.json_numbers import NumberReader
 from app.api.protocols.v2.tensors import PIXEL_TYPES, read_elements, read_pixels, whole_pixels
 from app.errors import InvalidParameter, MalformedRequest
@@ -21,8 +21,14 @@ from app.http.numbers import whole_number
 from app.pixels import Pixels
 
 _INPUTS = ("image", "pixels")
+_MAX_OUTPUTS = 8
 _MAX_DIMENSIONS = 4
 _MAX_SIZE = 2**31
+
+_OTHER_NUMBERS = 100
+"""Maximum count of numbers, and of arrays of them, beside a tensor's: shapes and parameters."""
+
+_CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,8 @@ async def read_request(admitted: Admitted, json_bytes: int | None, *, raw_pixels
         DeadlineExceeded, Draining: see `Service.uploading`.
     """
     limits, size = admitted.state.body_limits, admitted.classifier.model.image_size
-    reader = NumberReader(max_values(limits.max_images) + 3 * size * limits.max_images, 3 * size**2 * limits.max_images + 1000)
+    rows = 3 * size * limits.max_images  # of nested tensors, each an array
+    reader = NumberReader(max_values(limits.max_images), rows * size + _OTHER_NUMBERS, rows + _OTHER_NUMBERS)
     async with admitted.state.service.uploading(admitted.deadline):
         if json_bytes is None:
             async for chunk in admitted.body.chunks(limits.max_request_bytes):
@@ -77,8 +84,12 @@ async def read_request(admitted: Admitted, json_bytes: int | None, *, raw_pixels
     if json_bytes is not None:
         if json_bytes > len(data):
             raise MalformedRequest("Inference-Header-Content-Length is more than the body has.")
-        await admitted.body.slices.work(reader.feed(data[:json_bytes]))
-    return await _Reader(admitted, memoryview(data)[json_bytes or 0 :]).read(reader.finish_object())
+        for start in range(0, json_bytes, _CHUNK_BYTES):
+            await admitted.body.slices.work(reader.feed(data[start : min(start + _CHUNK_BYTES, json_bytes)]))
+    content = reader.finish()
+    if not isinstance(content, dict):
+        raise not_an_object()
+    return await _Reader(admitted, memoryview(data)[json_bytes or 0 :]).read(content)
 
 
 async def _raw(admitted: Admitted, data: bytes, raw_pixels: bool) -> InferRequest:
@@ -101,31 +112,30 @@ class _Reader:
         self._binary = binary
 
     async def read(self, content: dict[str, Any]) -> InferRequest:
-        parameters = values.as_object(content.get("parameters"), "parameters")
+        parameters = fields.as_object(content.get("parameters"), "parameters")
         _check_parameters(parameters)
         binary_output = _flag(parameters, "binary_data_output")
-        inputs = values.as_list(content.get("inputs"), "inputs")
+        inputs = fields.as_list(content.get("inputs"), "inputs")
         if len(inputs) != 1:
             raise InvalidParameter(f"There must be one input, {' or '.join(_INPUTS)}, and there are {len(inputs)}.")
-        tensor = values.as_object(inputs[0], "inputs")
-        name = values.as_text(tensor.get("name"), "name")
+        tensor = fields.as_object(inputs[0], "inputs")
+        name = fields.as_text(tensor.get("name"), "name")
         if name not in _INPUTS:
             raise InvalidParameter(f"There is no input {name!r}; inputs are {', '.join(_INPUTS)}.")
         images, pixels = await self._tensor(name, tensor)
-        outputs = values.as_list(content.get("outputs", []), "outputs")
         return InferRequest(
-            values.as_text(content["id"], "id") if content.get("id") is not None else "",
+            "" if content.get("id") is None else fields.as_text(content["id"], "id"),
             images,
             pixels,
-            tuple(_output(values.as_object(output, "outputs"), binary_output) for output in outputs),
+            _outputs(content.get("outputs"), binary_output),
             binary_output=binary_output,
-            timeout_us=values.as_count(parameters.get("timeout", 0), "timeout", least=0),
+            timeout_us=fields.as_count(parameters.get("timeout", 0), "timeout", least=0),
         )
 
     async def _tensor(self, name: str, tensor: dict[str, Any]) -> tuple[list[Image], list[Pixels]]:
-        parameters = values.as_object(tensor.get("parameters"), "parameters")
+        parameters = fields.as_object(tensor.get("parameters"), "parameters")
         _check_shared_memory(parameters)
-        datatype, shape = values.as_text(tensor.get("datatype"), "datatype"), _shape(tensor.get("shape"))
+        datatype, shape = fields.as_text(tensor.get("datatype"), "datatype"), _shape(tensor.get("shape"))
         binary = self._binary_data(name, datatype, parameters)
         if (binary is None) == ("data" not in tensor):
             raise MalformedRequest(f"Input {name!r} must have `data` or binary data, and not both.")
@@ -144,7 +154,7 @@ class _Reader:
     def _binary_data(self, name: str, datatype: str, parameters: dict[str, Any]) -> memoryview | None:
         """Return the input's binary data; without a size an encoded image may be all of it. None if its data is in the JSON."""
         if "binary_data_size" in parameters:
-            size = values.as_count(parameters["binary_data_size"], "binary_data_size", least=0)
+            size = fields.as_count(parameters["binary_data_size"], "binary_data_size", least=0)
             if size != len(self._binary):
                 raise MalformedRequest(f"Input {name!r} has {size} binary bytes, and {len(self._binary)} follow the JSON.")
             return self._binary
@@ -166,25 +176,37 @@ class _Reader:
             limit = self._admitted.state.body_limits.max_image_bytes
             images = await self._body.slices.work(decode_images(encoded, limit))
         elif sized or count != 1:
-            images = [*read_elements(binary, count)]
+            images = [*await self._body.slices.work(read_elements(binary, count))]
         else:
             images = [bytes(binary)]
         return _bounded(images, self._admitted)
 
 
+def _outputs(content: Any, binary_output: bool) -> tuple[Output, ...]:
+    """Return the outputs asked for, each at most once."""
+    listed = [] if content is None else fields.as_list(content, "outputs")
+    if len(listed) > _MAX_OUTPUTS:
+        raise InvalidParameter("There are more outputs asked for than the model has.")
+    outputs = tuple(_output(fields.as_object(output, "outputs"), binary_output) for output in listed)
+    if len({output.name for output in outputs}) < len(outputs):
+        raise InvalidParameter("An output is asked for twice.")
+    return outputs
+
+
 def _output(output: dict[str, Any], binary_output: bool) -> Output:
-    parameters = values.as_object(output.get("parameters"), "parameters")
+    """Return an output that is asked for; `binary_output` is what it is if it does not say."""
+    parameters = fields.as_object(output.get("parameters"), "parameters")
     _check_shared_memory(parameters)
     binary = _flag(parameters, "binary_data", binary_output)
     classes = parameters.get("classification")
-    count = 0 if classes is None else values.as_count(classes, "classification")
-    return Output(values.as_text(output.get("name"), "name"), binary, count)
+    count = 0 if classes is None else fields.as_count(classes, "classification")
+    return Output(fields.as_text(output.get("name"), "name"), binary, count)
 
 
 def _check_parameters(parameters: dict[str, Any]) -> None:
-    values.as_count(parameters.get("priority", 0), "priority", least=0)  # of one level, as the model's configuration says
+    fields.as_count(parameters.get("priority", 0), "priority", least=0)  # of one level, as the model's configuration says
     sequence = parameters.get("sequence_id", 0)
-    if isinstance(sequence, JsonString) or sequence:
+    if not (isinstance(sequence, int) and sequence == 0):
         raise InvalidParameter("Sequences are not supported: every request is answered by itself.")
     for key in parameters:
         if key.startswith("triton_"):
@@ -197,6 +219,7 @@ def _check_shared_memory(parameters: dict[str, Any]) -> None:
 
 
 def _flag(parameters: dict[str, Any], name: str, default: bool = False) -> bool:
+    """Return a parameter that must be true or false."""
     value = parameters.get(name, default)
     if not isinstance(value, bool):
         raise InvalidParameter(f"`{name}` must be true or false.")
@@ -204,6 +227,7 @@ def _flag(parameters: dict[str, Any], name: str, default: bool = False) -> bool:
 
 
 def _shape(sizes: Any) -> tuple[int, ...]:
+    """Return the sizes of a tensor, which must be whole and not negative."""
     if not isinstance(sizes, np.ndarray) or len(sizes) > _MAX_DIMENSIONS:
         raise MalformedRequest(f"`shape` must be a list of 1 to {_MAX_DIMENSIONS} whole numbers.")
     if not all(size.is_integer() and 0 <= size < _MAX_SIZE for size in sizes.tolist()):
@@ -218,19 +242,21 @@ def _check_count(admitted: Admitted, count: int) -> None:
 
 
 def _bounded(images: Sequence[Image], admitted: Admitted) -> list[Image]:
+    """Replace images that are empty or too large by their errors."""
     limit = admitted.state.body_limits.max_image_bytes
-    too_large = InvalidParameter(f"The image has more than the {limit} bytes that are allowed.")
-    empty = MalformedRequest("The image is empty.")
-    return [
-        image if not isinstance(image, bytes) else empty if not image else too_large if len(image) > limit else image
-        for image in images
-    ]
+
+    def bounded(image: Image) -> Image:
+        if isinstance(image, bytes) and not image:
+            return empty_image()
+        return image_too_large(limit) if isinstance(image, bytes) and len(image) > limit else image
+
+    return [bounded(image) for image in images]
 
 
 def _flat(data: Any) -> list[Any]:
     """Return the elements of a list that may be nested, such as `[["..."], ["..."]]`."""
     elements = []
-    for element in values.as_list(data, "data"):
+    for element in fields.as_list(data, "data"):
         elements += element if isinstance(element, list) else [element]
     return elements
 
@@ -261,13 +287,15 @@ def _input_shape(admitted: Admitted) -> tuple[int, int, int]:
     return 3, size, size
 
 
-def header_length(sent: str | None) -> int | None:
+def header_length(sent: list[str]) -> int | None:
     """Return the number in `Inference-Header-Content-Length`, or None if there is no such header.
 
     Raises:
-        MalformedRequest: it is not a whole number.
+        MalformedRequest: it is not a whole number, or there are two.
     """
-    length = None if sent is None else whole_number(sent)
-    if sent is not None and length is None:
-        raise MalformedRequest("Inference-Header-Content-Length must be a whole number.")
+    if not sent:
+        return None
+    length = whole_number(sent[0])
+    if length is None or len(sent) > 1:
+        raise MalformedRequest("Inference-Header-Content-Length must be one whole number.")
     return length

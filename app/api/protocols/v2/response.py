@@ -80,7 +80,11 @@ def _write_output(output: Output, classifications: Sequence[Classification]) -> 
             written.append(to_json(row)[1:-1])
             yield
         return b'%b,"data":[%b]}' % (to_json(tensor)[:-1], b",".join(written)), b""
-    data = b"".join(rows if numbers else [write_elements(map(str.encode, row)) for row in rows])
+    parts = []
+    for row in rows:
+        parts.append(row if numbers else write_elements(map(str.encode, row)))
+        yield
+    data = b"".join(parts)
     return to_json(tensor | {"parameters": {"binary_data_size": len(data)}}), data
 
 

@@ -1,24 +1,26 @@
 """Routes of the protocol: https://github.com/kserve/open-inference-protocol, and extensions of Triton's HTTP/REST API."""
 
-from typing import Any
+from typing import Any, Literal
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.dependencies import AdmittedDep, ServiceDep, check_client
-from app.api.protocols.errors import IMAGE, declared, json_body, render_error
+from app.api.dependencies import CHECKED, AdmittedDep, ServiceDep
+from app.api.protocols.errors import declared, json_body, render_error
 from app.api.protocols.model_names import VERSION, check_served, served_names
 from app.api.protocols.v2 import describe
 from app.api.protocols.v2.infer import answer_infer
+from app.api.schemas import EXAMPLE_IMAGE
 from app.api.state import state_of
 from app.api.wire import Wire
 from app.errors import MalformedRequest, NotSupported
 from app.serving.classifier import Classifier
 
+Kind = Literal["system", "cuda"]
+
 router = APIRouter(tags=["v2"], responses=declared("error"))
 
-_CHECKED = [Depends(check_client)]
-_BODY = json_body({"inputs": [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [IMAGE]}]})
+_BODY = json_body({"inputs": [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [EXAMPLE_IMAGE]}]})
 _MODEL, _VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
 
 
@@ -35,22 +37,22 @@ async def ready(service: ServiceDep) -> dict[str, bool]:
     return {"ready": True, "live": True}
 
 
-@router.get("/v2", dependencies=_CHECKED)
-@router.get("/v2/", dependencies=_CHECKED, include_in_schema=False)
+@router.get("/v2", dependencies=CHECKED)
+@router.get("/v2/", dependencies=CHECKED, include_in_schema=False)
 async def server() -> dict[str, Any]:
     """Name the server and the extensions of the protocol that it has."""
     return describe.server_metadata()
 
 
-@router.get("/v2/models", dependencies=_CHECKED)
+@router.get("/v2/models", dependencies=CHECKED)
 async def models(request: Request, service: ServiceDep) -> dict[str, Any]:
     """List the names of the model, as KServe asks."""
     return {"models": _names(request, service.ready_classifier())}
 
 
-@router.get("/v2/models/stats", dependencies=_CHECKED)
-@router.get(f"{_MODEL}/stats", dependencies=_CHECKED)
-@router.get(f"{_VERSION}/stats", dependencies=_CHECKED)
+@router.get("/v2/models/stats", dependencies=CHECKED)
+@router.get(f"{_MODEL}/stats", dependencies=CHECKED)
+@router.get(f"{_VERSION}/stats", dependencies=CHECKED)
 async def statistics(
     request: Request, service: ServiceDep, name: str | None = None, version: str | None = None
 ) -> dict[str, Any]:
@@ -62,27 +64,29 @@ async def statistics(
     return {"model_stats": [describe.model_statistics(classifier.statistics, each) for each in names]}
 
 
-@router.get(_MODEL, dependencies=_CHECKED)
-@router.get(_VERSION, dependencies=_CHECKED)
+@router.get(_MODEL, dependencies=CHECKED)
+@router.get(_VERSION, dependencies=CHECKED)
 async def metadata(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Describe inputs and outputs of the model under one of its names."""
-    return describe.model_metadata(_checked(request, service.ready_classifier(), name, version), name)
+    classifier = _checked(request, service.ready_classifier(), name, version)
+    return describe.model_metadata(classifier, name, pixels=_takes_pixels(request, classifier, name))
 
 
-@router.get(f"{_MODEL}/ready", dependencies=_CHECKED)
-@router.get(f"{_VERSION}/ready", dependencies=_CHECKED)
+@router.get(f"{_MODEL}/ready", dependencies=CHECKED)
+@router.get(f"{_VERSION}/ready", dependencies=CHECKED)
 async def model_ready(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Answer 200 while the model classifies."""
     _checked(request, service.ready_classifier(), name, version)
     return {"name": name, "ready": True}
 
 
-@router.get(f"{_MODEL}/config", dependencies=_CHECKED)
-@router.get(f"{_VERSION}/config", dependencies=_CHECKED)
+@router.get(f"{_MODEL}/config", dependencies=CHECKED)
+@router.get(f"{_VERSION}/config", dependencies=CHECKED)
 async def config(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Describe the model as Triton's model configuration."""
     classifier = _checked(request, service.ready_classifier(), name, version)
-    return describe.model_config(classifier, name, state_of(request.app).settings.max_images_per_request)
+    pixels = _takes_pixels(request, classifier, name)
+    return describe.model_config(classifier, name, state_of(request.app).settings.max_images_per_request, pixels=pixels)
 
 
 @router.post(f"{_MODEL}/infer", openapi_extra=_BODY)
@@ -92,53 +96,57 @@ async def infer(request: Request, admitted: AdmittedDep, name: str, version: str
     return await answer_infer(request, admitted, name, version)
 
 
-@router.post("/v2/repository/index", dependencies=_CHECKED)
+@router.post("/v2/repository/index", dependencies=CHECKED)
 async def index(request: Request, service: ServiceDep) -> list[dict[str, str]]:
     """List the names of the model with their state."""
     names = _names(request, service.ready_classifier())
     return [{"name": name, "version": VERSION, "state": "READY", "reason": ""} for name in names]
 
 
-@router.post("/v2/repository/models/{name}/load", dependencies=_CHECKED)
-@router.post("/v2/repository/models/{name}/unload", dependencies=_CHECKED)
+@router.post("/v2/repository/models/{name}/load", dependencies=CHECKED)
+@router.post("/v2/repository/models/{name}/unload", dependencies=CHECKED)
 async def load(name: str) -> None:
     """Refuse: the one model is loaded at the start and stays."""
     raise MalformedRequest("The service serves one model, which it loads at its start; it cannot be loaded or unloaded.")
 
 
-@router.get("/v2/{kind}sharedmemory/status", dependencies=_CHECKED)
-@router.get("/v2/{kind}sharedmemory/region/{region}/status", dependencies=_CHECKED)
-async def shared_memory(kind: str) -> list[Any]:
+@router.get("/v2/{kind}sharedmemory/status", dependencies=CHECKED)
+@router.get("/v2/{kind}sharedmemory/region/{region}/status", dependencies=CHECKED)
+async def shared_memory(kind: Kind) -> list[Any]:
     """Return the regions of shared memory: none."""
     return []
 
 
-@router.post("/v2/{kind}sharedmemory/unregister", dependencies=_CHECKED)
-@router.post("/v2/{kind}sharedmemory/region/{region}/unregister", dependencies=_CHECKED)
-async def unregister(kind: str) -> Response:
+@router.post("/v2/{kind}sharedmemory/unregister", dependencies=CHECKED)
+@router.post("/v2/{kind}sharedmemory/region/{region}/unregister", dependencies=CHECKED)
+async def unregister(kind: Kind) -> Response:
     """Do nothing: no region is registered."""
     return Response()
 
 
-@router.post("/v2/{kind}sharedmemory/region/{region}/register", dependencies=_CHECKED)
-async def register(kind: str, region: str) -> None:
+@router.post("/v2/{kind}sharedmemory/region/{region}/register", dependencies=CHECKED)
+async def register(kind: Kind, region: str) -> None:
     """Refuse: tensors are sent in the body."""
     raise NotSupported("Shared memory is not supported: send tensors in the body.")
 
 
-@router.get("/v2/logging", dependencies=_CHECKED)
-@router.post("/v2/logging", dependencies=_CHECKED)
-@router.get("/v2/trace/setting", dependencies=_CHECKED)
-@router.post("/v2/trace/setting", dependencies=_CHECKED)
-@router.get(f"{_MODEL}/trace/setting", dependencies=_CHECKED)
-@router.post(f"{_MODEL}/trace/setting", dependencies=_CHECKED)
-async def settings_of_triton() -> None:
+@router.get("/v2/logging", dependencies=CHECKED)
+@router.post("/v2/logging", dependencies=CHECKED)
+@router.get("/v2/trace/setting", dependencies=CHECKED)
+@router.post("/v2/trace/setting", dependencies=CHECKED)
+@router.get(f"{_MODEL}/trace/setting", dependencies=CHECKED)
+@router.post(f"{_MODEL}/trace/setting", dependencies=CHECKED)
+async def refuse_settings() -> None:
     """Refuse: traces and logs are set by the service's own settings."""
     raise NotSupported("Traces and logs are set when the service starts, by its settings.")
 
 
 def _names(request: Request, classifier: Classifier) -> tuple[str, ...]:
     return describe.with_pixels(served_names(state_of(request.app), classifier))
+
+
+def _takes_pixels(request: Request, classifier: Classifier, name: str) -> bool:
+    return describe.takes_pixels(name, served_names(state_of(request.app), classifier))
 
 
 def _checked(request: Request, classifier: Classifier, name: str, version: str | None) -> Classifier:

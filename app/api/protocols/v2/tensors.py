@@ -18,7 +18,7 @@ PIXEL_TYPES = tuple(_DTYPES)
 _LENGTH = struct.Struct("<I")
 
 
-def read_elements(data: memoryview, count: int) -> list[bytes]:
+def read_elements(data: memoryview, count: int) -> Steps[list[bytes]]:
     """Read the elements of a binary BYTES tensor: each has its length in front, as a little-endian uint32.
 
     Raises:
@@ -34,6 +34,7 @@ def read_elements(data: memoryview, count: int) -> list[bytes]:
             raise MalformedRequest("An element of the tensor is longer than the data.")
         elements.append(bytes(data[position : position + length]))
         position += length
+        yield
     if position != len(data):
         raise MalformedRequest(f"The tensor has more data than the {count} elements of its shape.")
     return elements

@@ -6,6 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.problems import ErrorResponse, problem_of
+from app.errors import NotReady, TooManyConnections
 from tests.app.api.protocols.conftest import CAT, OpenService, assert_error
 from tests.support.predict import base64_of
 
@@ -87,6 +89,15 @@ async def test_description_and_health(service: httpx.AsyncClient) -> None:
     assert (await service.get("/health")).json() == {"status": "UP"}
     info = (await service.get("/info")).json()
     assert (info["model_id"], info["task"]) == ("vit", "image-classification")
+
+
+async def test_refusal_of_the_reserve_is_not_held(open_service: OpenService) -> None:
+    async with open_service(max_connections=1) as client:
+        state = client.app.state.vit_serve  # type: ignore[attr-defined]
+        render = state.wires.at("/").render
+        busy = render(problem_of(TooManyConnections("All connections are busy.", 1.0)), {})
+        loading = render(problem_of(NotReady("The model is still loading.", 1.0)), {})
+        assert (type(busy) is ErrorResponse, type(loading) is ErrorResponse) == (True, False)
 
 
 async def test_503_is_held_back(open_service: OpenService) -> None:

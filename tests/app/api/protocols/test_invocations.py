@@ -28,6 +28,8 @@ SHAPES: dict[str, tuple[dict[str, Any], Any]] = {
     "mlflow-inputs": ({"json": {"inputs": [CAT64]}}, {"predictions": ["cat"]}),
     "mlflow-params": ({"json": {"inputs": [CAT64], "params": {"top_k": 1}}}, {"predictions": ["cat"]}),
     "mlflow-top-2": ({"json": {"inputs": [CAT64], "params": {"top_k": 2}}}, {"predictions": [["cat", "dog"]]}),
+    "mlflow-unnamed": ({"json": {"dataframe_split": {"columns": [0], "data": [[CAT64]]}}}, {"predictions": ["cat"]}),
+    "mlflow-columns-alone": ({"json": {"inputs": {"image": [CAT64]}}}, {"predictions": ["cat"]}),
     "mlflow-columns": ({"json": {"inputs": {"image": [CAT64]}, "params": {}}}, {"predictions": ["cat"]}),
 }
 
@@ -85,6 +87,10 @@ async def test_tritons_media_type_is_v2(service: httpx.AsyncClient) -> None:
         ({"json": {"dataframe_split": {"columns": ["image"], "data": [[CAT64, 1]]}}}, 400),
         ({"json": {"dataframe_split": {"columns": ["a", "b"], "data": [[CAT64, 1]]}}}, 400),
         ({"json": {"dataframe_split": FRAME, "dataframe_records": []}}, 400),
+        ({"json": {"dataframe_split": {"columns": ["image", "image"], "data": [[CAT64, CAT64]]}}}, 400),
+        ({"json": {"instances": [CAT64], "parameters": {"maxPredictions": 1}}}, 400),
+        ({"json": {"instances": [CAT64], "inputs": [CAT64]}}, 400),
+        ({"json": {"image": CAT64, "top_k": 1}}, 400),
         ({"json": {"dataframe_records": []}}, 400),
         ({"json": {"inputs": [CAT64], "params": {"temperature": 1}}}, 400),
         ({"json": {"inputs": [1, 2]}}, 400),

@@ -24,13 +24,13 @@ VALUES = st.recursive(
 @settings(max_examples=300, deadline=None, derandomize=True, database=None)
 def test_number_reader_reads_json_cut_anywhere(content: Any, cuts: list[int]) -> None:
     encoded = json.dumps(content, indent=1).encode()
-    reader = NumberReader(10_000, 10_000)
+    reader = NumberReader(10_000, 10_000, 10_000)
     bounds = sorted({0, len(encoded), *(min(cut, len(encoded)) for cut in cuts)})
     try:
         for start, end in itertools.pairwise(bounds):
             for _ in reader.feed(encoded[start:end]):
                 pass
-        found = plain(reader.finish_object())
+        found = plain(reader.finish())
     except MalformedRequest:
         assert holds_mixed_numbers(content) or has_long_number(content)
         return
@@ -92,16 +92,56 @@ def has_long_number(value: Any) -> bool:
 def test_invalid_numbers_are_refused(text: str) -> None:
     for cut in range(len(text) + 1):
         encoded = f'{{"a": {text}}}'.encode()
-        reader = NumberReader(100, 100)
+        reader = NumberReader(100, 100, 100)
         with pytest.raises(MalformedRequest):
             for part in (encoded[: cut + 6], encoded[cut + 6 :]):
                 for _ in reader.feed(part):
                     pass
-            reader.finish_object()
+            reader.finish()
 
 
 def test_numbers_are_counted() -> None:
-    reader = NumberReader(100, 10)
+    reader = NumberReader(100, 10, 10)
     with pytest.raises(MalformedRequest, match="more numbers"):
         for _ in reader.feed(b'{"a": [' + b"1," * 10 + b"1]}"):
             pass
+
+
+def test_arrays_are_counted() -> None:
+    reader = NumberReader(100, 100, 10)
+    with pytest.raises(MalformedRequest, match="far more"):
+        for _ in reader.feed(b'{"a": [' + b"[1]," * 10 + b"[1]]}"):
+            pass
+
+
+@pytest.mark.parametrize("text", [b"[1", b"[12", b"[-", b"[1,", b"{[1]:2}", b'{"a":{[1]:2}}', b"[", b"[ "])
+def test_short_texts_that_end_early_are_refused(text: bytes) -> None:
+    for cut in range(len(text) + 1):
+        reader = NumberReader(100, 100, 100)
+        with pytest.raises(MalformedRequest):
+            for part in (text[:cut], text[cut:]):
+                for _ in reader.feed(part):
+                    pass
+            reader.finish()
+
+
+@pytest.mark.parametrize(
+    "array",
+    ["1," + "1" * 200 + ",1", " " * 200 + "1", "1," + " " * 60 + "2", "1" + " " * 70, "0." + "1" * 45, "1e99999", "-0.5e-3"],
+)
+def test_cuts_do_not_decide(array: str) -> None:
+    encoded = f'{{"a": [{array}]}}'.encode()
+
+    def read(*parts: bytes) -> Any:
+        reader = NumberReader(100, 100, 100)
+        try:
+            for part in parts:
+                for _ in reader.feed(part):
+                    pass
+            return plain(reader.finish())
+        except MalformedRequest as error:
+            return str(error)
+
+    whole = read(encoded)
+    assert {str(read(encoded[:cut], encoded[cut:])) for cut in range(len(encoded))} == {str(whole)}
+    assert str(read(*(bytes([byte]) for byte in encoded))) == str(whole)

@@ -15,6 +15,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "perf-analyzer": multipart(('Content-Disposition: form-data; name="data"', CAT)),
     "part-body": multipart(('Content-Disposition: form-data; name="body"; filename="x"', CAT)),
     "json": {"json": {"data": base64_of(CAT)}},
+    "json-string": {"json": base64_of(CAT)},
 }
 
 

@@ -140,16 +140,33 @@ async def test_bomb_is_refused(service: httpx.AsyncClient) -> None:
     ],
 )
 async def test_broken_compression_is_refused(service: httpx.AsyncClient, content: bytes, coding: str, status: int) -> None:
-    assert_error(await service.post(INFER, content=content, headers={"Content-Encoding": coding}), status)
+    response = await service.post(INFER, content=content, headers={"Content-Encoding": coding})
+    assert_error(response, status)
+    assert response.headers.get("accept-encoding") == ("gzip, deflate" if status == 415 else None)
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537, 131_072])
+async def test_every_cut_of_a_compressed_body_is_refused(service: httpx.AsyncClient, size: int) -> None:
+    compressed = zlib.compress(np.random.default_rng(0).integers(0, 4, size, dtype=np.uint8).tobytes())
+    for end in (*range(len(compressed) - 12, len(compressed)), len(compressed) // 2):
+        for last in (b"", b"\x00", b"\xff"):
+            content = compressed[:end] + last
+            assert_error(await service.post(INFER, content=content, headers={"Content-Encoding": "deflate"}), 400)
 
 
 async def test_large_answer_is_compressed_if_asked(service: httpx.AsyncClient) -> None:
     tensor = {"name": "pixels", "shape": [1, 3, 28, 28], "datatype": "UINT8", "parameters": {"binary_data_size": 2352}}
-    for accepted, coding in (("gzip", "gzip"), ("deflate", "deflate"), ("gzip, deflate, br", None), ("br", None), ("", None)):
+    for accepted, coding in (
+        ("gzip", "gzip"),
+        ("deflate", "deflate"),
+        ("gzip, deflate, br", None),
+        ("sgzip", None),
+        ("", None),
+    ):
         request = binary({"inputs": [tensor]}, bytes(2352))
         request["headers"]["Accept-Encoding"] = accepted
         response = await service.post("/v2/models/vit-pixels/infer", **request)
-        assert response.headers.get("content-encoding") == coding
+        assert (response.headers.get("content-encoding"), response.headers["vary"]) == (coding, "Accept-Encoding")
         assert response.json()["outputs"][0]["data"] == [2, 1, 0]
 
 
@@ -178,6 +195,13 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "element-one-short": (binary({"inputs": [image_input(size=len(ELEMENT) - 1)]}, ELEMENT[:-1]), "longer than the data"),
     "trailing-bytes": (binary({"inputs": [image_input()]}, ELEMENT, b"more"), "binary bytes"),
     "unknown-output": ({"json": {"inputs": [TINY], "outputs": [{"name": "boxes"}]}}, "no output 'boxes'"),
+    "output-twice": ({"json": {"inputs": [TINY], "outputs": [{"name": "logits"}, {"name": "logits"}]}}, "asked for twice"),
+    "many-outputs": ({"json": {"inputs": [TINY], "outputs": [{"name": "labels"}] * 10}}, "more outputs"),
+    "half-a-pair-as-id": ({"content": b'{"id":"\\ud800","inputs":[]}'}, ""),
+    "list-as-sequence": ({"json": {"inputs": [TINY], "parameters": {"sequence_id": [1, 2]}}}, "Sequences"),
+    "array-as-key": ({"content": b'{"inputs":[{[1]:2}]}'}, "not valid JSON"),
+    "two-lengths": ({"content": CAT, "headers": [(LENGTH, "0"), (LENGTH, "5")]}, "one whole number"),
+    "nearly-whole-shape": ({"json": {"inputs": [{**TINY, "shape": [1.00000000001]}]}}, "shape"),
     "two-inputs": ({"json": {"inputs": [TINY, TINY]}}, "one input"),
     "no-input": ({"json": {"inputs": []}}, "one input"),
     "inputs-no-list": ({"json": {"inputs": {}}}, "must be a list"),
@@ -251,6 +275,7 @@ async def test_names_and_versions(open_service: OpenService) -> None:
         for name in names:
             assert (await client.get(f"/v2/models/{name}/ready")).json() == {"name": name, "ready": True}
         assert (await client.post("/v2/models/model/infer", json={"inputs": [TINY]})).json()["model_name"] == "model"
+        assert_error(await client.get("/v2/foosharedmemory/status"), 400)
         for path in ("/v2/models/nope", "/v2/models/vit/versions/2", "/v2/models/nope/ready", "/v2/models/vit/nothing"):
             assert_error(await client.get(path), 404)
         assert_error(await client.post("/v2/models/nope/infer", json={"inputs": [TINY]}), 404, "served are vit,")

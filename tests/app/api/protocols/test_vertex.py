@@ -59,6 +59,7 @@ async def test_googles_schema(open_service: OpenService, on_vertex: pytest.Monke
         {"instances": [CAT64], "parameters": {"maxPredictions": 1.5}},
         {"instances": [CAT64], "parameters": {"confidenceThreshold": "x"}},
         {"instances": [CAT64], "parameters": {"topN": 1}},
+        {"instances": [CAT64], "parameters": {"confidenceThreshold": 1e39}},
         {"instances": [CAT64, "!"]},
     ],
 )
@@ -95,8 +96,15 @@ async def test_predictions_may_take_the_native_path(open_service: OpenService, o
     ("variable", "path"),
     [
         ("AIP_PREDICT_ROUTE", "/invocations"),
-        ("AIP_PREDICT_ROUTE", "/v2"),
-        ("AIP_HEALTH_ROUTE", "/predict"),
+        ("AIP_PREDICT_ROUTE", "/"),
+        ("AIP_PREDICT_ROUTE", "/v1/models/vit:predict"),
+        ("AIP_PREDICT_ROUTE", "/v2/models/vit/infer"),
+        ("AIP_PREDICT_ROUTE", "/predictions/vit"),
+        ("AIP_PREDICT_ROUTE", "/endpoints/x/invocations"),
+        ("AIP_HEALTH_ROUTE", "/metrics"),
+        ("AIP_HEALTH_ROUTE", "/docs"),
+        ("AIP_HEALTH_ROUTE", "/openapi.json"),
+        ("AIP_HEALTH_ROUTE", "/info"),
         ("AIP_HEALTH_ROUTE", ROUTE),
     ],
 )

@@ -5,9 +5,9 @@ from typing import Any
 
 from app.api.dependencies import Admitted
 from app.api.payloads.base64_image import decode_images
-from app.api.payloads.body import Image
+from app.api.payloads.body import Image, empty_image
 from app.api.payloads.images import max_values
-from app.api.payloads.json_object import JsonString, read_json
+from app.api.payloads.json_object import JsonString, not_an_object, read_json_value
 from app.errors import InvalidParameter, MalformedRequest
 
 _IMAGE_KEYS = ("b64", "image", "image_bytes", "content", "data", "bytes", "body")
@@ -23,9 +23,17 @@ async def read_object(admitted: Admitted) -> dict[str, Any]:
         MalformedRequest, ImageTooLarge, UnsupportedImageFormat, QueueFull: see `read_json`.
         DeadlineExceeded, Draining: see `Service.uploading`.
     """
+    content = await read_value(admitted)
+    if not isinstance(content, dict):
+        raise not_an_object()
+    return content
+
+
+async def read_value(admitted: Admitted) -> Any:
+    """Read any JSON value; as `read_object`."""
     limits = admitted.state.body_limits
     async with admitted.state.service.uploading(admitted.deadline):
-        return await read_json(admitted.body, limits.max_request_bytes, max_values(limits.max_images), numbers=True)
+        return await read_json_value(admitted.body, limits.max_request_bytes, max_values(limits.max_images), numbers=True)
 
 
 async def decode_each(admitted: Admitted, values: Sequence[Any], named: str) -> list[Image]:
@@ -41,7 +49,7 @@ async def decode_each(admitted: Admitted, values: Sequence[Any], named: str) -> 
     if not values:
         raise MalformedRequest(f"There is no {named}.")
     images = await admitted.state.slices.work(decode_images([image_string(value) for value in values], limits.max_image_bytes))
-    return [MalformedRequest("The image is empty.") if image == b"" else image for image in images]
+    return [empty_image() if image == b"" else image for image in images]
 
 
 def image_string(value: Any) -> Any:
@@ -91,7 +99,12 @@ def as_text(value: Any, name: str) -> str:
     """
     if not isinstance(value, JsonString):
         raise MalformedRequest(f"`{name}` must be a string.")
-    return value.text(f"`{name}`")
+    text = value.text(f"`{name}`")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair
+        raise MalformedRequest(f"`{name}` is not valid Unicode.") from None
+    return text
 
 
 def as_count(value: Any, name: str, least: int = 1) -> int:
@@ -114,4 +127,4 @@ def refuse_unknown(given: dict[str, Any], known: frozenset[str], where: str) -> 
         InvalidParameter: it has.
     """
     if unknown := sorted(given.keys() - known):
-        raise InvalidParameter(f"{where} {unknown[0]!r} is not known; known are {', '.join(sorted(known))}.")
+        raise InvalidParameter(f"{where.capitalize()} {unknown[0][:128]!r} is not known; known are {', '.join(sorted(known))}.")
