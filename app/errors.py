@@ -17,6 +17,7 @@ ServiceError                  a request cannot be answered
 ├── UnsupportedImageFormat    not an image, or of a format that is not enabled
 ├── UndecodableImage          an enabled format, but truncated or corrupt
 ├── NoClasses                 the model is an encoder without a classifier
+├── NoFeatures                the model gives no features
 ├── DeadlineExceeded          the answer would be too late
 ├── InferenceFailed           the model failed on this image
 ├── InternalError             the service failed on this image through a bug of its own
@@ -143,6 +144,12 @@ class NoClasses(ServiceError):
     """The model is an encoder without a classifier, so there are no classes to answer with."""
 
     code = "no_classes"
+
+
+class NoFeatures(ServiceError):
+    """The model gives no features: a library runs it, or they are switched off."""
+
+    code = "no_features"
 
 
 class DeadlineExceeded(ServiceError):

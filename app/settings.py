@@ -32,7 +32,7 @@ _RENAMED = {
 }
 """Former names and their replacements: a limit that is silently ignored is worse than a failed start."""
 
-Protocol = Literal["predict", "v2", "huggingface", "v1", "torchserve", "sagemaker", "mlflow", "vertex"]
+Protocol = Literal["predict", "v2", "huggingface", "v1", "torchserve", "sagemaker", "mlflow", "vertex", "openai"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "heic", "tiff"]
 RateLimitNotation = Annotated[str, AfterValidator(values.check_rate_limit)]
@@ -184,6 +184,7 @@ class Settings(BaseSettings):
         le=_MAX_WORKERS,
         description="Cores for inference on a CPU. Default: the number of CPU cores.",
     )
+    embed: bool = Field(True, description="Compute features of images beside logits, for `POST /embed`.")
     protocols: Annotated[
         frozenset[Protocol],
         NoDecode,

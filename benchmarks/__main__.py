@@ -80,6 +80,8 @@ def _sections(
             yield _service_by_setting(model, "decode_isolation", ("thread", "process"), rounds, scale)
         if "load" in only:
             yield _service_by_load(model, rounds, scale)
+        if "embed" in only:
+            yield _service_by_setting(model, "embed", ("false", "true"), rounds, scale)
         if "dtype" in only and "openvino int8" in machine.engines():
             yield _service_by_setting(model, "dtype", ("float32", "int8"), rounds, scale)
 
@@ -302,7 +304,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [model.name for model in MODELS]
     environments = list(dict.fromkeys(peer.environment for peer in PEERS))
-    sections = ["floor", "decode", "engine", "start", "peers", "isolation", "load", "dtype", "protocols"]
+    sections = ["floor", "decode", "engine", "start", "peers", "isolation", "load", "dtype", "protocols", "embed"]
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--peers", nargs="*", choices=environments, default=environments, help="none: ours alone")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)

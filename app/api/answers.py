@@ -40,13 +40,14 @@ def write_result(classification: Classification, top_k: int, vectors: bool) -> S
     predictions = yield from _write_list(classification.predictions(classes) for classes in _chunks(ranked))
     fields = b'"predictions":' + predictions
     if vectors:
-        logits = yield from _write_numbers(classification.logits)
-        probabilities = yield from _write_numbers(classification.probabilities)
+        logits = yield from write_numbers(classification.logits)
+        probabilities = yield from write_numbers(classification.probabilities)
         fields += b',"logits":%b,"probabilities":%b' % (logits, probabilities)
     return fields
 
 
-def _write_numbers(numbers: NDArray[Any] | None) -> Steps[bytes]:
+def write_numbers(numbers: NDArray[Any] | None) -> Steps[bytes]:
+    """Write a list of numbers, or null."""
     if numbers is None:
         return b"null"
     return (yield from _write_list(chunk.tolist() for chunk in _chunks(numbers)))

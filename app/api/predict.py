@@ -36,45 +36,54 @@ _ERRORS = problem_responses(
 )
 
 _BINARY = {"type": "string", "format": "binary"}
-_PREDICT_FORMS = {
-    "multipart/form-data": {
-        "schema": {"type": "object", "required": ["image"], "properties": {"image": _BINARY}},
-    },
-    "application/json": {
-        "schema": {
-            "type": "object",
-            "required": ["image"],
-            "properties": {"image": {"type": "string", "description": "base64, or a data: URI"}},
-        },
-        "example": {"image": EXAMPLE_IMAGE},
-    },
-    "image/*": {"schema": _BINARY},
-    "application/octet-stream": {"schema": _BINARY},
-}
-_BATCH_FORMS = {
-    "multipart/form-data": {
-        "schema": {
-            "type": "object",
-            "required": ["images"],
-            "properties": {"images": {"type": "array", "items": _BINARY}},
-        },
-    },
-    "application/json": {
-        "schema": {
-            "type": "object",
-            "required": ["images"],
-            "properties": {"images": {"type": "array", "items": {"type": "string"}}},
-        },
-        "example": {"images": [EXAMPLE_IMAGE, EXAMPLE_IMAGE]},
-    },
-}
 
 
-def _forms(forms: dict[str, Any]) -> dict[str, Any]:
+def _body(forms: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": forms}}
 
 
-@router.post("/predict", response_model=PredictBody, responses=_ERRORS, openapi_extra=_forms(_PREDICT_FORMS))
+IMAGE_FORMS = _body(
+    {
+        "multipart/form-data": {
+            "schema": {"type": "object", "required": ["image"], "properties": {"image": _BINARY}},
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["image"],
+                "properties": {"image": {"type": "string", "description": "base64, or a data: URI"}},
+            },
+            "example": {"image": EXAMPLE_IMAGE},
+        },
+        "image/*": {"schema": _BINARY},
+        "application/octet-stream": {"schema": _BINARY},
+    }
+)
+"""OpenAPI declaration of a body with one image."""
+
+BATCH_FORMS = _body(
+    {
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {"images": {"type": "array", "items": _BINARY}},
+            },
+        },
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["images"],
+                "properties": {"images": {"type": "array", "items": {"type": "string"}}},
+            },
+            "example": {"images": [EXAMPLE_IMAGE, EXAMPLE_IMAGE]},
+        },
+    }
+)
+"""OpenAPI declaration of a body with several images."""
+
+
+@router.post("/predict", response_model=PredictBody, responses=_ERRORS, openapi_extra=IMAGE_FORMS)
 async def predict(request: Request, admitted: AdmittedDep, ranking: RankingDep) -> Response:
     """Classify one image, sent as a multipart part `image`, as the raw body, or as base64 in JSON."""
     state, classifier = admitted.state, admitted.classifier
@@ -86,7 +95,7 @@ async def predict(request: Request, admitted: AdmittedDep, ranking: RankingDep) 
     return answer(classifier, await state.slices.work(write_result(classification, ranking.top_k, ranking.vectors)))
 
 
-@router.post("/predict/batch", response_model=PredictBatchBody, responses=_ERRORS, openapi_extra=_forms(_BATCH_FORMS))
+@router.post("/predict/batch", response_model=PredictBatchBody, responses=_ERRORS, openapi_extra=BATCH_FORMS)
 async def predict_batch(request: Request, admitted: AdmittedDep, ranking: RankingDep) -> Response:
     """Classify several images, sent as multipart parts `images` or as base64 in JSON; a bad one fails alone."""
     state, classifier = admitted.state, admitted.classifier

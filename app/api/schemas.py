@@ -67,6 +67,34 @@ class PredictBody(ResultBody, _Named):
     )
 
 
+class Embedding(BaseModel):
+    """Parameters of the features of an image."""
+
+    pooling: Annotated[
+        str | None, Field(description="Kind of features, of those that `GET /model` lists; the first of them by default.")
+    ] = None
+    normalize: Annotated[bool, Field(description="Scale them to length 1.")] = False
+
+
+class _Features(BaseModel):
+    model: str
+    pooling: str
+    normalized: bool
+    size: int
+
+
+class VectorBody(BaseModel):
+    """Features of one image in a batch."""
+
+    embedding: list[float]
+
+
+class EmbedBody(_Features):
+    """Answer of `POST /embed`."""
+
+    embedding: list[float]
+
+
 class Problem(BaseModel):
     """Error body of RFC 9457, with a stable `code`."""
 
@@ -87,6 +115,12 @@ class PredictBatchBody(_Named):
     """Answer of `POST /predict/batch`: a result or an error for each image, in the order sent."""
 
     results: list[ResultBody | FailedBody]
+
+
+class EmbedBatchBody(_Features):
+    """Answer of `POST /embed/batch`: features or an error for each image, in the order sent."""
+
+    results: list[VectorBody | FailedBody]
 
 
 class HealthBody(BaseModel):

@@ -1,4 +1,4 @@
-"""Inference engines: uint8 pixels to logits, all behind one small interface.
+"""Inference engines: uint8 pixels to logits and features, all behind one small interface.
 
 `select.py` picks one by the settings:
 
@@ -47,7 +47,9 @@ class Engine(Protocol):
         ...
 
     def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
-        """Compute logits in the calling thread; up to `max_concurrent_batches` threads may call it at once. Blocks.
+        """Compute logits, and features behind them, in the calling thread. Blocks.
+
+        Up to `max_concurrent_batches` threads may call it at once.
 
         Args:
             images: 1 to `max_batch_size` images.

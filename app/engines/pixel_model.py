@@ -1,9 +1,9 @@
-"""EngineModel: the module that engines run, from raw pixels to float32 logits; one of our own models, or a library's."""
+"""EngineModel: the module that engines run, from raw pixels to logits and features; one of our own models, or a library's."""
 
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Self, TypeVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from model.checkpoints.checkpoint import Checkpoint
 from model.config import ViTConfig
+from model.features import compute_features, feature_sizes
 from model.library.library_model import LibraryModel
 from model.preprocessing import Preprocessing
 from model.vit import VisionTransformer
@@ -26,7 +27,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 class EngineModel(nn.Module, ABC):
-    """Raw pixels (B, 3, H, W) uint8 -> logits (B, K) float32, computed in the dtype of the weights."""
+    """Raw pixels (B, 3, H, W) uint8 -> logits and, behind them, features (B, K + F) float32, in the dtype of the weights."""
+
+    features: Mapping[str, int]
+    """Names of the features with their sizes, in their order; empty if there are none."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -40,13 +44,18 @@ class EngineModel(nn.Module, ABC):
 
     @property
     @abstractmethod
+    def num_classes(self) -> int:
+        """K, the count of logits; 0 for an encoder without a classifier."""
+
+    @property
     def output_dim(self) -> int:
-        """Numbers that the model gives for an image."""
+        """K + F, the numbers that the model gives for an image."""
+        return self.num_classes + sum(self.features.values())
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """All that logits depend on beside the weights."""
+        """All that the output depends on beside the weights."""
 
     @property
     @abstractmethod
@@ -54,8 +63,8 @@ class EngineModel(nn.Module, ABC):
         """Images in a batch on a CPU by default."""
 
     @abstractmethod
-    def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
-        """Return logits to compare an engine with, and the size that differences are relative to."""
+    def reference(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an output to compare an engine with (B, K + F), and the sizes that differences are relative to (K + F)."""
 
 
 class PixelModel(EngineModel):
@@ -68,8 +77,9 @@ class PixelModel(EngineModel):
     memory for this module alone.
     """
 
-    def __init__(self, model: VisionTransformer, preprocessing: Preprocessing) -> None:
+    def __init__(self, model: VisionTransformer, preprocessing: Preprocessing, *, with_features: bool = False) -> None:
         super().__init__()
+        self.features = feature_sizes(model.config) if with_features else {}
         self.vit = _sharing_weights(model)
         folded = model.patch_embed.fold_normalization(preprocessing.scale, preprocessing.mean, preprocessing.std)
         if preprocessing.bgr:
@@ -86,34 +96,46 @@ class PixelModel(EngineModel):
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
     @property
-    def output_dim(self) -> int:
-        return self.config.output_dim
+    def num_classes(self) -> int:
+        return self.config.num_classes
 
     @property
     def fingerprint(self) -> str:
-        return str(self.config)
+        return f"{self.config} {list(self.features)}"
 
     @property
     def cpu_batch_size(self) -> int:
         return math.ceil(_TOKENS_PER_BATCH / self.config.num_tokens)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        logits: Tensor = self.vit(pixels.to(self.dtype))
-        return logits.float()
+        return self._output(self.vit.forward_features(pixels.to(self.dtype)))
 
-    def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
-        """Return logits to compare an engine with, and the size that differences are relative to.
+    def _output(self, tokens: Tensor) -> Tensor:
+        if not self.features:
+            return self.vit.forward_head(tokens).float()
+        features = compute_features(self.vit, tokens)
+        if not self.num_classes:
+            return features.float()
+        return torch.cat((self.vit.forward_head(tokens), features), dim=1).float()
 
-        The size is the largest logit. But the logits of a few classes can all be near 0 by chance; then it is the size of the
-        head's output for random features of the same norm.
+    def reference(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return an output to compare an engine with, and the sizes that differences are relative to.
+
+        The size of a feature is the largest number of its kind, and that of a logit the largest logit. But the logits of a
+        few classes can all be near 0 by chance; then it is the size of the head's output for random features of the same norm.
         """
         tokens = self.vit.forward_features(pixels.to(self.dtype))
-        features = self.vit.fc_norm(self.vit.pool(tokens)).float()
-        logits = self.vit.forward_head(tokens).float()
-        size = logits.abs().max()
-        if isinstance(self.vit.head, nn.Linear):
-            size = torch.maximum(size, self.vit.head.weight.float().norm(dim=1).max() * features.square().mean().sqrt())
-        return logits, float(size)
+        output = self._output(tokens)
+        sizes = [part.abs().max().expand(part.shape[1]) for part in torch.split(output, self._widths(), dim=1)]
+        if self.num_classes and isinstance(self.vit.head, nn.Linear):
+            features = self.vit.fc_norm(self.vit.pool(tokens)).float()
+            size = self.vit.head.weight.float().norm(dim=1).max() * features.square().mean().sqrt()
+            sizes[0] = torch.maximum(sizes[0], size)
+        return output, torch.cat(sizes)
+
+    def _widths(self) -> list[int]:
+        widths = [self.num_classes, *self.features.values()]
+        return [width for width in widths if width] if self.features else [self.config.output_dim]
 
 
 class LibraryPixelModel(EngineModel):
@@ -127,6 +149,7 @@ class LibraryPixelModel(EngineModel):
 
     def __init__(self, model: LibraryModel, preprocessing: Preprocessing) -> None:
         super().__init__()
+        self.features = {}
         self.config = model.config
         self.model = _sharing_weights(model)
         self.preprocessing = preprocessing
@@ -141,7 +164,7 @@ class LibraryPixelModel(EngineModel):
         return (self.config.num_channels, self.config.image_size, self.config.image_size)
 
     @property
-    def output_dim(self) -> int:
+    def num_classes(self) -> int:
         return self.config.num_classes
 
     @property
@@ -165,16 +188,16 @@ class LibraryPixelModel(EngineModel):
         self.scale, self.offset = (value.to(self.scale.device) for value in exact)
         return self
 
-    def reference(self, pixels: Tensor) -> tuple[Tensor, float]:
+    def reference(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         logits: Tensor = self(pixels)
-        return logits, float(logits.abs().max())
+        return logits, logits.abs().max().expand(logits.shape[1])
 
 
-def engine_model(checkpoint: Checkpoint) -> EngineModel:
-    """Return the module that runs a checkpoint on raw pixels."""
+def engine_model(checkpoint: Checkpoint, *, with_features: bool = False) -> EngineModel:
+    """Return the module that runs a checkpoint on raw pixels; a library's model gives no features."""
     if isinstance(checkpoint.model, LibraryModel):
         return LibraryPixelModel(checkpoint.model, checkpoint.preprocessing)
-    return PixelModel(checkpoint.model, checkpoint.preprocessing)
+    return PixelModel(checkpoint.model, checkpoint.preprocessing, with_features=with_features)
 
 
 def _sharing_weights(model: Model) -> Model:

@@ -35,6 +35,8 @@ class EngineOptions:
     max_batch_size: int | None
     threads: int
     cache: Path
+    features: bool = False
+    """Give features beside logits."""
 
 
 def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnStep = lambda step: None) -> Engine:
@@ -47,7 +49,7 @@ def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnSte
     device = _device(options.device)
     if options.dtype == "int8":
         _check_int8(device, options, checkpoint)
-    model = engine_model(checkpoint)
+    model = engine_model(checkpoint, with_features=options.features)
     if device.type == "cuda":
         if options.engine == "openvino":
             raise StartError("VIT_ENGINE: openvino is for CPUs; set auto, or VIT_DEVICE=cpu")

@@ -98,7 +98,7 @@ class TorchCudaEngine:
         self._slots = SimpleQueue[_Slot]()
         with _start_errors(device, compile_model, max_batch_size), torch.inference_mode():
             image = np.random.default_rng(0).integers(0, 256, model.image_shape, dtype=np.uint8)
-            expected, size_of_logits = model.reference(torch.from_numpy(image).to(device)[None])
+            expected, sizes = model.reference(torch.from_numpy(image).to(device)[None])
             if isinstance(model, PixelModel) and device.type == "cuda" and dtype != "float32":
                 replace_modules(model.vit)
             if compile_model:
@@ -106,7 +106,7 @@ class TorchCudaEngine:
             for _ in range(_IN_FLIGHT):
                 self._slots.put(_Slot(model, max_batch_size, device))
             self._prepare(torch.zeros(max_batch_size, *model.image_shape, dtype=torch.uint8, device=device))
-            self._compare(image, expected.cpu().numpy(), size_of_logits)
+            self._compare(image, expected.cpu().numpy(), sizes.cpu().numpy())
 
     def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
         slot = self._slots.get()
@@ -137,7 +137,7 @@ class TorchCudaEngine:
                     slot.done.record(self._compute_stream)
 
     def _forward(self, pixels: Tensor) -> Tensor:
-        """(S, 3, H, W) uint8 -> logits (S, K) float32, both on the device; S is one of `batch_sizes`."""
+        """(S, 3, H, W) uint8 -> logits and features (S, K + F) float32, both on the device; S is one of `batch_sizes`."""
         if (captured := self._graphs.get(len(pixels))) is None:
             logits: Tensor = self._model(pixels)
             return logits
@@ -163,16 +163,16 @@ class TorchCudaEngine:
             pool = graph.pool()
             self._graphs[size] = graph, pixels[:size], logits
 
-    def _compare(self, image: Pixels, expected: Logits, size_of_logits: float) -> None:
+    def _compare(self, image: Pixels, expected: Logits, sizes: Logits) -> None:
         """Raise if the prepared model and the eager one disagree, at any batch size, on copies of one image."""
         if not np.isfinite(expected).all():  # the model is at fault, and the warm-up reports it
             return
         for size in self.batch_sizes:
             with np.errstate(invalid="ignore"):
-                difference = np.abs(self.run([image] * size, use_all_cores=False) - expected).max()
-            if not difference <= _TOLERANCES[self.dtype] * size_of_logits:  # also true for NaN
+                difference = np.abs(self.run([image] * size, use_all_cores=False) - expected)
+            if not (difference <= _TOLERANCES[self.dtype] * sizes).all():  # also true for NaN
                 advice = "VIT_COMPILE: {}; set it to false" if self._compiled else "VIT_DTYPE: {}; set it to float32"
-                raise StartError(advice.format(f"logits of the prepared model are {difference:.2g} away from torch's"))
+                raise StartError(advice.format(f"logits of the prepared model are {difference.max():.2g} away from torch's"))
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:

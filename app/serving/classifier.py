@@ -10,12 +10,12 @@ import numpy as np
 import structlog
 
 from app.decoding import Decoder
-from app.errors import DeadlineExceeded, InferenceFailed, NoClasses
+from app.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, NoClasses, NoFeatures
 from app.metrics import ModelMetrics, Statistics
 from app.pixels import Pixels
 from app.serving.admission import Admission
 from app.serving.batching import Batcher
-from app.serving.results import Classification, ModelDescription, Timings
+from app.serving.results import Classification, Embedding, ModelDescription, Timings
 from app.serving.runner import ModelRunner, Scores
 
 _log = structlog.get_logger(__name__)
@@ -82,10 +82,39 @@ class Classifier:
             ServiceError: one of its kinds; see `app/errors.py`.
         """
         self.check_classes()
-        with self._metrics.outcome_of_image(), self.admission.slot():
-            started = time.perf_counter()
-            pixels = await self._decode(image_bytes, deadline, request)
-            return await self._classify(pixels, deadline, time.perf_counter() - started)
+        return self._classification(*await self._run(image_bytes, deadline, request))
+
+    async def embed(self, image_bytes: bytes, features: str, deadline: float = math.inf, request: Hashable = None) -> Embedding:
+        """Decode one encoded image and return its features; as `classify`.
+
+        Args:
+            image_bytes: as of `classify`.
+            features: name of the features, as `check_features` returns it.
+            deadline: as of `classify`.
+            request: likewise.
+        """
+        scores, timings = await self._run(image_bytes, deadline, request)
+        start = 0
+        for each in self.model.features:
+            if each.name == features:
+                return Embedding(scores.features[start : start + each.size], timings)
+            start += each.size
+        raise AssertionError(f"the model has no features {features!r}")
+
+    def check_features(self, asked: str | None) -> str:
+        """Return the name of the features asked for, or of the usual ones. Routes ask before they read a body.
+
+        Raises:
+            NoFeatures: the model gives none.
+            InvalidParameter: it gives others.
+        """
+        names = [each.name for each in self.model.features]
+        if not names:
+            why = "VIT_EMBED is false" if self.model.served_by == "vit-serve" else f"{self.model.served_by} runs it"
+            raise NoFeatures(f"{self.model.name} gives no features: {why}.")
+        if asked is not None and asked not in names:
+            raise InvalidParameter(f"There is no pooling {asked[:64]!r}; this model has {', '.join(names)}.")
+        return asked or names[0]
 
     async def classify_pixels(self, pixels: Pixels, deadline: float = math.inf) -> Classification:
         """Classify an image that its client has decoded and resized.
@@ -99,7 +128,13 @@ class Classifier:
         """
         self.check_classes()
         with self._metrics.outcome_of_image(), self.admission.slot():
-            return await self._classify(pixels, deadline, decode_s=0.0)
+            return self._classification(*await self._infer(pixels, deadline, decode_s=0.0))
+
+    async def _run(self, image_bytes: bytes, deadline: float, request: Hashable) -> tuple[Scores, Timings]:
+        with self._metrics.outcome_of_image(), self.admission.slot():
+            started = time.perf_counter()
+            pixels = await self._decode(image_bytes, deadline, request)
+            return await self._infer(pixels, deadline, time.perf_counter() - started)
 
     async def _decode(self, image_bytes: bytes, deadline: float, request: Hashable) -> Pixels:
         try:
@@ -108,14 +143,17 @@ class Classifier:
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
 
-    async def _classify(self, pixels: Pixels, deadline: float, decode_s: float) -> Classification:
+    async def _infer(self, pixels: Pixels, deadline: float, decode_s: float) -> tuple[Scores, Timings]:
         batched = await self._batcher.submit(pixels, deadline)
         scores = batched.result
-        if not np.isfinite(scores.logits).all():
-            _log.error("the model gave logits that are not finite")
+        if not (np.isfinite(scores.logits).all() and np.isfinite(scores.features).all()):
+            _log.error("the model gave numbers that are not finite")
             raise InferenceFailed("The model gave numbers that are not finite for this image.")
         timings = Timings(decode_s, batched.queue_s, batched.inference_s)
         self._metrics.observe_timings(decode_s, batched.queue_s, batched.inference_s)
+        return scores, timings
+
+    def _classification(self, scores: Scores, timings: Timings) -> Classification:
         return Classification(self.model.labels, scores.logits, scores.probabilities, timings)
 
     @property

@@ -14,10 +14,12 @@ from app.process.startup import OnStep, watched_start
 from app.serving.admission import Admission
 from app.serving.batching import Batcher, BatchSlots
 from app.serving.classifier import Classifier
-from app.serving.results import ModelDescription
+from app.serving.results import Features, ModelDescription
 from app.serving.runner import ModelRunner, Scores
 from app.settings import Settings
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from model.config import ViTConfig
+from model.features import feature_sizes
 from model.head import probabilities
 from model.library.library_model import LibraryConfig
 from model.preprocessing import Preprocessing
@@ -73,7 +75,7 @@ def _load_classifier(
     config = checkpoint.model.config
     image_shape = (config.num_channels, config.image_size, config.image_size)
     engine = choose_engine(checkpoint, _engine_options(settings), on_step)
-    runner = ModelRunner(engine, image_shape, partial(probabilities, activation=checkpoint.activation))
+    runner = ModelRunner(engine, image_shape, config.num_classes, partial(probabilities, activation=checkpoint.activation))
     on_step("warming up")
     runner.warm_up()
     on_step("starting the decoders")
@@ -92,7 +94,7 @@ def _load_classifier(
     model_metrics.inflight_images.set_function(lambda: admission.images)
     model_metrics.inflight_bytes.set_function(lambda: admission.bytes)
     model_metrics.queued_images.set_function(lambda: batcher.queued)
-    description = _describe(checkpoint, engine)
+    description = _describe(checkpoint, engine, with_features=settings.embed)
     return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=model_metrics)
 
 
@@ -105,11 +107,13 @@ def _engine_options(settings: Settings) -> EngineOptions:
         max_batch_size=settings.max_batch_size,
         threads=settings.inference_threads,
         cache=settings.cache_dir,
+        features=settings.embed,
     )
 
 
-def _describe(checkpoint: Checkpoint, engine: Engine) -> ModelDescription:
+def _describe(checkpoint: Checkpoint, engine: Engine, *, with_features: bool) -> ModelDescription:
     config = checkpoint.model.config
+    features = feature_sizes(config) if with_features and isinstance(config, ViTConfig) else {}
     return ModelDescription(
         name=checkpoint.name,
         architecture=checkpoint.architecture,
@@ -121,6 +125,7 @@ def _describe(checkpoint: Checkpoint, engine: Engine) -> ModelDescription:
         parameters=checkpoint.parameters,
         served_by=checkpoint.served_by,
         output_size=config.output_dim,
+        features=tuple(Features(name, size) for name, size in features.items()),
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,

@@ -78,6 +78,22 @@ class Classification:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """Features of one image."""
+
+    vector: NDArray[np.float32]
+    timings: Timings
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """One kind of features that the model gives."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDescription:
     """Name, labels, sizes, preprocessing and device of the model."""
 
@@ -99,6 +115,10 @@ class ModelDescription:
         str, Field(description="`vit-serve`, or the library that runs the model with its version: `transformers 5.23.0`.")
     ]
     output_size: Annotated[int, Field(description="Numbers that the model gives for an image: logits, or features.")]
+    features: Annotated[
+        tuple[Features, ...],
+        Field(description="Features that `POST /embed` gives by `pooling`, the usual one first; empty if it gives none."),
+    ]
     engine: Annotated[str, Field(description="`torch` or `openvino`.")]
     device: str
     dtype: Annotated[str, Field(description="`float32`, `bfloat16`, `float16` or `int8`.")]

@@ -1,9 +1,9 @@
-"""ModelRunner: runs an engine in threads, and turns its logits into probabilities."""
+"""ModelRunner: runs an engine in threads, and turns its output into logits, probabilities and features."""
 
 import asyncio
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,13 @@ from app.process.cpu import lower_priority
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Logits of one image and its probabilities, each (K,) float32, in class order."""
+    """Logits of one image and its probabilities, each (K,) float32 in class order, and its features."""
 
     logits: NDArray[np.float32]
     probabilities: NDArray[np.float32] | None
     """None if the outputs are not classes."""
+    features: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    """(F,) all features of the model, one behind the other."""
 
 
 class ModelRunner:
@@ -29,13 +31,19 @@ class ModelRunner:
     Args:
         engine: computes logits.
         image_shape: (C, H, W) of its input.
+        num_classes: K; numbers behind the logits are features.
         probabilities: turns logits into probabilities; returns None if the outputs are not classes.
     """
 
     def __init__(
-        self, engine: Engine, image_shape: tuple[int, int, int], probabilities: Callable[[Logits], Logits | None]
+        self,
+        engine: Engine,
+        image_shape: tuple[int, int, int],
+        num_classes: int,
+        probabilities: Callable[[Logits], Logits | None],
     ) -> None:
         self.engine = engine
+        self._num_classes = num_classes
         self._probabilities = probabilities
         self._image_shape = image_shape
         self._threads = ThreadPoolExecutor(
@@ -85,7 +93,8 @@ class ModelRunner:
         self._threads.shutdown(wait=False)
 
     def _run(self, images: Sequence[Pixels], use_all_cores: bool) -> list[Scores]:
-        logits = self.engine.run(images, use_all_cores=use_all_cores)
+        output = self.engine.run(images, use_all_cores=use_all_cores)
+        logits, features = output[:, : self._num_classes], output[:, self._num_classes :]
         probabilities = self._probabilities(logits)
-        rows = zip(logits, [None] * len(logits) if probabilities is None else probabilities, strict=True)
+        rows = zip(logits, [None] * len(logits) if probabilities is None else probabilities, features, strict=True)
         return [Scores(*row) for row in rows]

@@ -12,7 +12,7 @@ def test_defaults_are_safe() -> None:
     settings = read_settings()
     assert (settings.model, settings.host, settings.port) == (str(BUNDLED_MODEL), "127.0.0.1", 8000)
     assert (settings.max_queue_delay_ms, settings.library) == (0, "auto")
-    assert (len(settings.protocols), settings.model_aliases, settings.vertex_predict_route) == (8, (), None)
+    assert (len(settings.protocols), settings.model_aliases, settings.vertex_predict_route) == (9, (), None)
     assert settings.image_formats == {"jpeg", "png", "webp", "gif", "bmp"}
 
 

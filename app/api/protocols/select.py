@@ -9,7 +9,7 @@ from starlette.routing import Match
 
 from app.api import docs, metrics
 from app.api.native import NATIVE, WITHOUT_PREDICT
-from app.api.protocols import huggingface, invocations, tensorflow, torchserve
+from app.api.protocols import huggingface, invocations, openai, tensorflow, torchserve
 from app.api.protocols.probes import probe_wire
 from app.api.protocols.v2 import routes as v2
 from app.api.protocols.vertex import vertex_wire
@@ -48,6 +48,7 @@ _WIRES: dict[str, Wire] = {
     "huggingface": huggingface.WIRE,
     "v1": tensorflow.WIRE,
     "torchserve": torchserve.WIRE,
+    "openai": openai.WIRE,
 }
 
 _PROBES = {

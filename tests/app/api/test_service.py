@@ -34,6 +34,7 @@ async def test_model_is_described(client: httpx.AsyncClient) -> None:
         "served_by": "vit-serve",
         "parameters": 31_562,
         "output_size": 10,
+        "features": [{"name": "token+avg", "size": 64}, {"name": "token", "size": 32}, {"name": "avg", "size": 32}],
         "device": "cpu",
         "dtype": "float32",
         "preprocessing": (

@@ -47,22 +47,29 @@ def image(value: int) -> Pixels:
 
 
 async def test_each_image_gets_its_own_scores() -> None:
-    runner = ModelRunner(Echo(), (3, 2, 2), softmax)
+    runner = ModelRunner(Echo(), (3, 2, 2), 3, softmax)
     scores = await runner.run([image(1), image(7)])
     assert [row.logits.tolist() for row in scores] == [[1, 1, 1], [7, 7, 7]]
     assert scores[0].probabilities is not None
     np.testing.assert_allclose(scores[0].probabilities, [1 / 3] * 3, rtol=1e-6)
 
 
+async def test_numbers_behind_the_logits_are_features() -> None:
+    runner = ModelRunner(Echo(), (3, 2, 2), 2, softmax)
+    (scores,) = await runner.run([image(7)])
+    assert scores.probabilities is not None
+    assert (scores.logits.tolist(), len(scores.probabilities), scores.features.tolist()) == ([7, 7], 2, [7])
+
+
 async def test_regression_has_no_probabilities() -> None:
-    runner = ModelRunner(Echo(), (3, 2, 2), lambda logits: None)
+    runner = ModelRunner(Echo(), (3, 2, 2), 3, lambda logits: None)
     scores = await runner.run([image(1), image(7)])
     assert [(row.logits.tolist(), row.probabilities) for row in scores] == [([1, 1, 1], None), ([7, 7, 7], None)]
 
 
 async def test_single_image_uses_all_cores() -> None:
     engine = Echo(max_concurrent_batches=2)
-    runner = ModelRunner(engine, (3, 2, 2), softmax)
+    runner = ModelRunner(engine, (3, 2, 2), 3, softmax)
     await runner.run([image(1)])
     await runner.run([image(1), image(2)])
     assert engine.calls == [(1, True), (2, False)]
@@ -70,7 +77,7 @@ async def test_single_image_uses_all_cores() -> None:
 
 async def test_concurrent_batches_share_the_cores() -> None:
     engine = Echo(max_concurrent_batches=2, gathered=2)
-    runner = ModelRunner(engine, (3, 2, 2), softmax)
+    runner = ModelRunner(engine, (3, 2, 2), 3, softmax)
     await asyncio.gather(runner.run([image(1)]), runner.run([image(2)]))
     assert engine.calls == [(1, False), (1, False)]
     assert len(engine.threads) == 2
@@ -78,23 +85,23 @@ async def test_concurrent_batches_share_the_cores() -> None:
 
 async def test_sequential_batches_share_one_thread() -> None:
     engine = Echo(max_concurrent_batches=1)
-    runner = ModelRunner(engine, (3, 2, 2), softmax)
+    runner = ModelRunner(engine, (3, 2, 2), 3, softmax)
     await asyncio.gather(*(runner.run([image(value)]) for value in range(6)))
     assert len(engine.threads) == 1
 
 
 def test_warm_up_runs_all_sizes_in_every_thread() -> None:
     engine = Echo(max_concurrent_batches=2, gathered=2)  # an unused thread would block the barrier
-    ModelRunner(engine, (3, 2, 2), softmax).warm_up()
+    ModelRunner(engine, (3, 2, 2), 3, softmax).warm_up()
     assert set(engine.calls) == {(4, False), (1, False), (1, True)}
     assert len(engine.threads) == 2
 
 
 def test_oversized_batch_is_a_start_error() -> None:
     with pytest.raises(StartError, match="VIT_MAX_BATCH_SIZE: 4 images do not fit into the memory of cpu"):
-        ModelRunner(Failing(), (3, 2, 2), softmax).warm_up()
+        ModelRunner(Failing(), (3, 2, 2), 3, softmax).warm_up()
 
 
 def test_non_finite_logits_are_a_start_error() -> None:
     with pytest.raises(StartError, match="VIT_MODEL: the model gives logits that are not finite, in float32 on cpu"):
-        ModelRunner(Failing(max_concurrent_batches=4), (3, 2, 2), softmax).warm_up()
+        ModelRunner(Failing(max_concurrent_batches=4), (3, 2, 2), 3, softmax).warm_up()

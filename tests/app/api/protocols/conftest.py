@@ -48,7 +48,8 @@ def stub_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 async def stub_run(runner: ModelRunner, images: Sequence[Pixels]) -> list[Scores]:
-    return [Scores(LOGITS, softmax(LOGITS[None])[0]) for _ in images]
+    features = np.arange(128, dtype=np.float32)  # those of the checkpoint: 64 of class token and mean, 32 of each
+    return [Scores(LOGITS, softmax(LOGITS[None])[0], features) for _ in images]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from app.api import docs, metrics
 from app.pixels import Pixels
 from app.serving.runner import ModelRunner
 from app.serving.service import Service
+from app.settings import PROTOCOLS
 from benchmarks.watch import metrics_of
 from tests.app.api.protocols.conftest import CAT, OpenService, stub_run
 from tests.support.predict import base64_of
@@ -33,6 +34,9 @@ RAW: dict[str, Any] = {"content": CAT}
 IMAGE_ROUTES: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {
     ("POST", "/predict"): ("predict", "/predict", RAW),
     ("POST", "/predict/batch"): ("predict", "/predict/batch", {"json": {"images": [CAT64]}}),
+    ("POST", "/embed"): ("predict", "/embed", RAW),
+    ("POST", "/embed/batch"): ("predict", "/embed/batch", {"json": {"images": [CAT64]}}),
+    ("POST", "/v1/embeddings"): ("openai", "/v1/embeddings", {"json": {"model": "vit", "input": CAT64}}),
     ("POST", "/"): ("huggingface", "/", RAW),
     ("POST", "/invocations"): ("sagemaker", "/invocations", RAW),
     ("POST", "/endpoints/{name}/invocations"): ("sagemaker", "/endpoints/e/invocations", RAW),
@@ -92,6 +96,9 @@ FORMS = {
     "sagemaker": {"error", "error_code", "message"},
 }
 """Members of an error of each protocol; `error` alone in the others."""
+
+BATCHES = {("POST", "/predict/batch"), ("POST", "/embed/batch")}
+"""Routes on which each image has an outcome of its own."""
 
 every_image_route = pytest.mark.parametrize("route", IMAGE_ROUTES, ids=" ".join)
 
@@ -214,7 +221,7 @@ async def test_deadline_holds_on_every_route(open_service: OpenService) -> None:
     blocked = Blocked()
     async with open_service(blocked, **VERTEX) as client:
         for route, (protocol, _, _) in IMAGE_ROUTES.items():
-            if route == ("POST", "/predict/batch"):  # each image has an outcome of its own
+            if route in BATCHES:  # each image has an outcome of its own
                 continue
             assert_form(await ask(client, route, **{"X-Request-Timeout-Ms": "50"}), protocol, 504)
         blocked.gate.set()
@@ -257,7 +264,7 @@ async def test_failed_inference_is_told_in_each_form(open_service: OpenService) 
 
     async with open_service(failing, **VERTEX) as client:
         for route, (protocol, _, _) in IMAGE_ROUTES.items():
-            if route != ("POST", "/predict/batch"):
+            if route not in BATCHES:
                 assert_form(await ask(client, route), protocol, 500)
 
 
@@ -295,9 +302,9 @@ async def test_unknown_paths_and_methods(open_service: OpenService) -> None:
             assert "POST" in response.headers["allow"]
 
 
-@pytest.mark.parametrize("protocol", ["v2", "huggingface", "v1", "torchserve", "vertex", "predict"])
+@pytest.mark.parametrize("protocol", ["v2", "huggingface", "v1", "torchserve", "vertex", "openai", "predict"])
 async def test_protocol_can_be_switched_off(open_service: OpenService, protocol: str) -> None:
-    others = {"predict", "v2", "huggingface", "v1", "torchserve", "sagemaker", "mlflow", "vertex"} - {protocol}
+    others = {*PROTOCOLS} - {protocol}
     async with open_service(**VERTEX, protocols=",".join(others)) as client:
         for route, (owner, _, _) in IMAGE_ROUTES.items():
             assert (await ask(client, route)).status_code == (200 if owner != protocol else 405 if route[1] == "/" else 404)

@@ -13,6 +13,7 @@ import boto3
 import httpx
 import huggingface_hub
 import numpy as np
+import openai
 import ovmsclient
 import pytest
 import tritonclient.http
@@ -222,6 +223,27 @@ def test_sagemakers_client(server: Server, tiny_checkpoint: Path, native: dict[s
         assert [(each["label"], each["score"]) for each in ranked] == expected_labels(native)
         with pytest.raises(ClientError, match=r"415|Unsupported"):
             client.invoke_endpoint(EndpointName="vit", Body=b"a,b", ContentType="text/csv")
+
+
+def test_openais_client(server: Server) -> None:
+    expected = httpx.post(f"{server.url}/embed", content=CAT.read_bytes(), headers=KEY).json()["embedding"]
+    uri = f"data:image/jpeg;base64,{base64.b64encode(CAT.read_bytes()).decode()}"
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret", max_retries=0) as client:
+        for answer in (
+            client.embeddings.create(model="vit", input=[uri, uri]),
+            client.embeddings.create(model="vit", input=[uri, uri], encoding_format="float"),
+        ):
+            assert [each.index for each in answer.data] == [0, 1]
+            np.testing.assert_allclose(answer.data[1].embedding, expected, atol=1e-5)
+        assert "vit" in [model.id for model in client.models.list()]
+        assert client.models.retrieve("vit").owned_by == "vit-serve"
+        with pytest.raises(openai.BadRequestError, match="base64"):
+            client.embeddings.create(model="vit", input="hello")
+        with pytest.raises(openai.NotFoundError, match="no model"):
+            client.embeddings.create(model="nope", input=uri)
+    stranger = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.embeddings.create(model="vit", input=uri)
 
 
 @pytest.mark.skipif(
