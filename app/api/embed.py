@@ -13,7 +13,7 @@ from app.api.classify import Outcome, embed_all
 from app.api.dependencies import AdmittedDep
 from app.api.payloads.images import read_image, read_images
 from app.api.predict import BATCH_FORMS, IMAGE_FORMS
-from app.api.problems import problem_headers, problem_of, problem_responses
+from app.api.problems import IMAGE_ERRORS, problem_of, problem_responses, retry_headers
 from app.api.schemas import EmbedBatchBody, EmbedBody, Embedding, FailedBody
 from app.http.time_slices import Steps
 from app.serving import results
@@ -26,22 +26,7 @@ EmbeddingDep = Annotated[Embedding, Query()]
 
 _RAW = "application/octet-stream"
 
-_ERRORS = problem_responses(
-    errors.MalformedRequest,
-    errors.Unauthorized,
-    errors.ImageTooLarge,
-    errors.UnsupportedImageFormat,
-    errors.UndecodableImage,
-    errors.InvalidParameter,
-    errors.RateLimited,
-    errors.QueueFull,
-    errors.InferenceFailed,
-    errors.InternalError,
-    errors.NoFeatures,
-    errors.NotReady,
-    errors.Draining,
-    errors.DeadlineExceeded,
-)
+_ERRORS = problem_responses(*IMAGE_ERRORS, errors.NoFeatures)
 
 
 @router.post("/embed", response_model=EmbedBody, responses=_ERRORS, openapi_extra=IMAGE_FORMS)
@@ -71,9 +56,7 @@ async def embed_batch(request: Request, admitted: AdmittedDep, asked: EmbeddingD
     outcomes = await embed_all(request, admitted, images, features)
     written = await state.slices.work(_write_results(outcomes, asked))
     size = next(each.size for each in admitted.classifier.model.features if each.name == features)
-    refusals = [outcome for outcome in outcomes if isinstance(outcome, errors.Refused)]
-    headers = problem_headers(max(refusals, key=lambda refusal: refusal.retry_after_s)) if refusals else None
-    return _answer(admitted.classifier.model.name, features, asked, size, b'"results":%b' % written, headers)
+    return _answer(admitted.classifier.model.name, features, asked, size, b'"results":%b' % written, retry_headers(outcomes))
 
 
 def scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ from app.api.classify import classify_all
 from app.api.dependencies import AdmittedDep, while_connected
 from app.api.direct_route import DirectRoute
 from app.api.payloads.images import read_image, read_images
-from app.api.problems import problem_headers, problem_responses
+from app.api.problems import IMAGE_ERRORS, problem_responses, retry_headers
 from app.api.schemas import EXAMPLE_IMAGE, PredictBatchBody, PredictBody, Ranking
 
 router = APIRouter(tags=["predict"])
@@ -18,22 +18,7 @@ router = APIRouter(tags=["predict"])
 RankingDep = Annotated[Ranking, Query()]
 
 
-_ERRORS = problem_responses(
-    errors.MalformedRequest,
-    errors.Unauthorized,
-    errors.ImageTooLarge,
-    errors.UnsupportedImageFormat,
-    errors.UndecodableImage,
-    errors.InvalidParameter,
-    errors.RateLimited,
-    errors.QueueFull,
-    errors.InferenceFailed,
-    errors.InternalError,
-    errors.NoClasses,
-    errors.NotReady,
-    errors.Draining,
-    errors.DeadlineExceeded,
-)
+_ERRORS = problem_responses(*IMAGE_ERRORS, errors.NoClasses)
 
 _BINARY = {"type": "string", "format": "binary"}
 
@@ -104,9 +89,7 @@ async def predict_batch(request: Request, admitted: AdmittedDep, ranking: Rankin
         images = await read_images(admitted.body, state.body_limits)
     outcomes = await classify_all(request, admitted, images)
     results = await state.slices.work(write_results(outcomes, ranking.top_k, ranking.vectors))
-    refusals = [outcome for outcome in outcomes if isinstance(outcome, errors.Refused)]
-    headers = problem_headers(max(refusals, key=lambda refusal: refusal.retry_after_s)) if refusals else None
-    return answer(classifier, results, headers)
+    return answer(classifier, results, retry_headers(outcomes))
 
 
 DIRECT_ROUTES = (DirectRoute("/predict", predict), DirectRoute("/predict/batch", predict_batch))

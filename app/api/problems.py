@@ -2,7 +2,7 @@
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -43,6 +43,23 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.DeadlineExceeded: 504,
 }
 
+IMAGE_ERRORS = (
+    errors.MalformedRequest,
+    errors.Unauthorized,
+    errors.ImageTooLarge,
+    errors.UnsupportedImageFormat,
+    errors.UndecodableImage,
+    errors.InvalidParameter,
+    errors.RateLimited,
+    errors.QueueFull,
+    errors.InferenceFailed,
+    errors.InternalError,
+    errors.NotReady,
+    errors.Draining,
+    errors.DeadlineExceeded,
+)
+"""Errors of every route that takes images."""
+
 _FRAMEWORK_CODES = {400: "bad_request", 404: "not_found", 405: "method_not_allowed", 416: "range_not_satisfiable"}
 """Codes of the framework's refusals; HTTPStatus names them differently from one Python version to the next."""
 
@@ -81,6 +98,12 @@ def problem_headers(error: errors.ServiceError) -> dict[str, str]:
             # with jitter, so that clients that were refused together do not come back together
             return {"Retry-After": str(max(1, math.ceil(error.retry_after_s * random.uniform(0.8, 1.2))))}
     return {}
+
+
+def retry_headers(outcomes: Sequence[object]) -> dict[str, str] | None:
+    """Return the headers of an answer in which some images were refused for now: the longest `Retry-After`."""
+    refusals = [outcome for outcome in outcomes if isinstance(outcome, errors.Refused)]
+    return problem_headers(max(refusals, key=lambda refusal: refusal.retry_after_s)) if refusals else None
 
 
 def render_problem(problem: Problem, headers: Mapping[str, str]) -> Response:

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 
-from vit_serve_client import AsyncVitClient, Failure, Model, Result, VitClient
+from vit_serve_client import AsyncVitClient, Embedding, Failure, Model, Result, VitClient
 
 T = TypeVar("T")
 
@@ -32,6 +32,9 @@ class AsyncDriver:
 
     def classify(self, *arguments: Any, **options: Any) -> Result:
         return self._run(self._client.classify(*arguments, **options))
+
+    def embed(self, *arguments: Any, **options: Any) -> Embedding:
+        return self._run(self._client.embed(*arguments, **options))
 
     def classify_many(self, *arguments: Any, **options: Any) -> list[Result | Failure]:
         return self._run(self._client.classify_many(*arguments, **options))

@@ -39,6 +39,19 @@ def test_image_is_classified(make_client: MakeClient, service: Server, tmp_path:
         assert (other.predictions[:2], len(other.predictions), other.logits) == (result.predictions, 5, None)
 
 
+def test_image_is_embedded(make_client: MakeClient, service: Server) -> None:
+    client = make_client(service.url, api_key=KEY)
+    embedding = client.embed(png(1))
+    assert (embedding.pooling, len(embedding.vector), embedding.normalized) == ("token+avg", 64, False)
+    unit = client.embed(png(1), pooling="avg", normalize=True)
+    assert (unit.pooling, unit.normalized, bool(unit.request_id)) == ("avg", True, True)
+    assert sum(number**2 for number in unit.vector) == pytest.approx(1)
+    with pytest.raises(VitError, match="token\\+avg, token, avg"):
+        client.embed(png(1), pooling="map")
+    with pytest.raises(BadImage):
+        client.embed(b"no image")
+
+
 def test_many_images_keep_their_order(make_client: MakeClient, service: Server, tmp_path: Path) -> None:
     client = make_client(service.url, api_key=KEY)
     images = [png(seed) for seed in range(35)]

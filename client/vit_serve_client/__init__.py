@@ -14,14 +14,16 @@ from vit_serve_client.errors import (
     VitError,
 )
 from vit_serve_client.images import SUFFIXES, Image
-from vit_serve_client.results import Failure, Model, Prediction, Result
+from vit_serve_client.results import Embedding, Failure, Features, Model, Prediction, Result
 
 __all__ = [
     "SUFFIXES",
     "AsyncVitClient",
     "BadImage",
     "ConnectionFailed",
+    "Embedding",
     "Failure",
+    "Features",
     "Image",
     "Model",
     "NotReady",

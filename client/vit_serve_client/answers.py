@@ -9,9 +9,9 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from vit_serve_client.errors import BY_CODE, BY_STATUS, VitError
-from vit_serve_client.results import Failure, Model, Prediction, Result
+from vit_serve_client.results import Embedding, Failure, Features, Model, Prediction, Result
 
-Built = TypeVar("Built", Model, Prediction)
+Built = TypeVar("Built", Features, Model, Prediction)
 
 MAX_ANSWER_BYTES = 256 * 2**20
 """Largest answer that is read; 32 images with all numbers of 20,000 classes take 50 MB."""
@@ -66,11 +66,25 @@ def read_results(answer: Answer, count: int) -> list[Result | Failure]:
         ]
 
 
+def read_embedding(answer: Answer) -> Embedding:
+    """Return the features of one image."""
+    body = _object(answer)
+    with _Reading(answer):
+        return Embedding(
+            vector=tuple(map(float, body["embedding"])),
+            pooling=body["pooling"],
+            normalized=body["normalized"],
+            model=body["model"],
+            request_id=answer.request_id,
+            timings=server_timing(answer.headers.get("Server-Timing", "")),
+        )
+
+
 def read_model(answer: Answer) -> Model:
     """Return the description of the model."""
     body = _object(answer)
     with _Reading(answer):
-        return _built(Model, body)
+        return _built(Model, body | {"features": [_built(Features, features) for features in body["features"]]})
 
 
 def retry_after_s(value: str, now: float) -> float | None:

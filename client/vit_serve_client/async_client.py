@@ -9,11 +9,11 @@ from typing import Self
 import httpx2
 
 from vit_serve_client import requests
-from vit_serve_client.answers import Answer, check, read_model, read_result, read_results
+from vit_serve_client.answers import Answer, check, read_embedding, read_model, read_result, read_results
 from vit_serve_client.errors import VitError
 from vit_serve_client.folder import at_least_1, images_of, in_tasks
 from vit_serve_client.images import Image, image_bytes, readable_bytes
-from vit_serve_client.results import Failure, Model, Result
+from vit_serve_client.results import Embedding, Failure, Model, Result
 from vit_serve_client.transport import LIMITS, Body, failure_of, in_places, is_unready, sent_images, stream_arguments
 from vit_serve_client.tries import Clocks, Tries
 
@@ -99,6 +99,16 @@ class AsyncVitClient:
             NotADirectoryError: it is not a folder.
         """
         return in_tasks(images_of(path, concurrency), lambda file: self._outcome(file, top_k, vectors), concurrency)
+
+    async def embed(self, image: Image, pooling: str | None = None, normalize: bool = False) -> Embedding:
+        """Return the features of one image; without `pooling` the model's usual ones.
+
+        Raises:
+            OSError: the image's file cannot be read.
+            VitError: the service refuses it, or cannot be asked.
+        """
+        encoded = await asyncio.to_thread(image_bytes, image)
+        return read_embedding(await self._call(requests.embed(encoded, pooling, normalize)))
 
     async def model(self) -> Model:
         """Return the description of the served model."""

@@ -10,11 +10,11 @@ from typing import Self
 import httpx2
 
 from vit_serve_client import requests
-from vit_serve_client.answers import Answer, check, read_model, read_result, read_results
+from vit_serve_client.answers import Answer, check, read_embedding, read_model, read_result, read_results
 from vit_serve_client.errors import VitError
 from vit_serve_client.folder import at_least_1, images_of, in_threads
 from vit_serve_client.images import Image, image_bytes, readable_bytes
-from vit_serve_client.results import Failure, Model, Result
+from vit_serve_client.results import Embedding, Failure, Model, Result
 from vit_serve_client.transport import LIMITS, Body, failure_of, in_places, is_unready, sent_images, stream_arguments
 from vit_serve_client.tries import Clocks, Tries
 
@@ -102,6 +102,15 @@ class VitClient:
         return in_threads(
             images_of(path, concurrency), lambda file, stop: self._outcome(file, top_k, vectors, stop), concurrency
         )
+
+    def embed(self, image: Image, pooling: str | None = None, normalize: bool = False) -> Embedding:
+        """Return the features of one image; without `pooling` the model's usual ones.
+
+        Raises:
+            OSError: the image's file cannot be read.
+            VitError: the service refuses it, or cannot be asked.
+        """
+        return read_embedding(self._call(requests.embed(image_bytes(image), pooling, normalize)))
 
     def model(self) -> Model:
         """Return the description of the served model."""

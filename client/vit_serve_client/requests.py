@@ -76,6 +76,12 @@ def predict_batch(images: Sequence[bytes], top_k: int, vectors: bool) -> Request
     return Request("POST", "/predict/batch", _ranking(top_k, vectors), images=tuple(images))
 
 
+def embed(image: bytes, pooling: str | None, normalize: bool) -> Request:
+    """Return the request for the features of one image."""
+    chosen = {} if pooling is None else {"pooling": pooling}
+    return Request("POST", "/embed", {**chosen, "normalize": "true" if normalize else "false"}, content=image)
+
+
 def model() -> Request:
     """Return the request for the description of the model."""
     return Request("GET", "/model")

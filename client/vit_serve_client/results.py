@@ -35,10 +35,31 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
+class Embedding:
+    """Features of one image."""
+
+    vector: tuple[float, ...]
+    pooling: str
+    """Kind of features, of those that the service's `GET /model` lists."""
+    normalized: bool
+    model: str
+    request_id: str | None
+    timings: dict[str, float] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Stands in the place of the result of an image that was not classified."""
 
     error: VitError
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """One kind of features that the model gives."""
+
+    name: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +78,8 @@ class Model:
     parameters: int
     served_by: str
     output_size: int
+    features: tuple[Features, ...]
+    """Kinds of features, the usual one first; empty if the model gives none."""
     engine: str
     device: str
     dtype: str
