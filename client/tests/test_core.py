@@ -74,7 +74,7 @@ def test_malformed_batch_is_a_vit_error(rows: Any) -> None:
 
 def test_model_lacking_a_key_is_an_error() -> None:
     with pytest.raises(VitError, match="architecture"):
-        read_model(answer({"name": "tiny"}))
+        read_model(answer({"name": "tiny", "features": []}))
 
 
 @pytest.mark.parametrize(("code", "kind"), BY_CODE.items())
