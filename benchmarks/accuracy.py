@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from app.engines.select import has_vnni
 from app.errors import ServiceError
 from app.process.logs import configure_logging
-from app.serving.offline import classify_all, run, running_classifier
+from app.serving.offline import infer_all, run, running_classifier
 from app.settings import BUNDLED_MODEL, read_settings
 from benchmarks import machine
 from benchmarks.photographs import WIDTHS, sized
@@ -65,7 +65,7 @@ async def answers(images: Sequence[bytes], model: str, settings: dict[str, objec
     logits, probabilities = [], []
     async with running_classifier(read_settings(model=model, max_inflight_images=_CONCURRENCY, **settings)) as classifier:
         reads = ((index, partial(bytes, image)) for index, image in enumerate(images))
-        async for _, outcome in classify_all(classifier, reads, _CONCURRENCY):
+        async for _, outcome in infer_all(classifier.classify, reads, _CONCURRENCY):
             if isinstance(outcome, ServiceError | OSError):
                 raise SystemExit(f"an image cannot be classified: {outcome}")
             logits.append(outcome.logits)

@@ -2,9 +2,7 @@
 
 from typing import Annotated
 
-import numpy as np
 from fastapi import APIRouter, Query, Request, Response
-from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from app import errors
@@ -17,6 +15,7 @@ from app.api.problems import IMAGE_ERRORS, problem_of, problem_responses, retry_
 from app.api.schemas import EmbedBatchBody, EmbedBody, Embedding, FailedBody
 from app.http.time_slices import Steps
 from app.serving import results
+from app.serving.results import scaled
 
 router = APIRouter(tags=["embed"])
 
@@ -57,12 +56,6 @@ async def embed_batch(request: Request, admitted: AdmittedDep, asked: EmbeddingD
     written = await state.slices.work(_write_results(outcomes, asked))
     size = next(each.size for each in admitted.classifier.model.features if each.name == features)
     return _answer(admitted.classifier.model.name, features, asked, size, b'"results":%b' % written, retry_headers(outcomes))
-
-
-def scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
-    """Return a vector as it is, or with length 1; one of zeros stays as it is."""
-    length = float(np.linalg.norm(vector)) if normalize else 1.0
-    return vector if length in (0.0, 1.0) else vector / np.float32(length)
 
 
 def _write_results(outcomes: list[Outcome[results.Embedding]], asked: Embedding) -> Steps[bytes]:

@@ -1,11 +1,11 @@
-"""The command line: `vit-serve serve | classify | info | train | evaluate`."""
+"""The command line: `vit-serve serve | classify | embed | info | train | evaluate`."""
 
 from typing import Annotated
 
 import typer
 
 from app import __version__
-from app.cli import classify, evaluate, info, serve, train
+from app.cli import classify, embed, evaluate, info, serve, train
 from app.cli.output import out
 from app.process.stderr import queue_stderr
 
@@ -13,6 +13,7 @@ cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 cli.command()(serve.serve)
 cli.command()(classify.classify)
+cli.command()(embed.embed)
 cli.command()(info.info)
 cli.command()(train.train)
 cli.command()(evaluate.evaluate)

@@ -27,7 +27,7 @@ def classify(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV, as into a pipe or a file.")] = False,
 ) -> None:
     """Classify images in this process, without a server. Exits with 1 if one of them cannot be classified."""
-    files = list(_image_files(paths))
+    files = list(image_files(paths))
     if not files:
         fail("there are no images in these folders")
     from app.serving.offline import run
@@ -40,13 +40,13 @@ def classify(
 
 async def _classify(settings: Settings, files: list[Path], top_k: int, write: Write) -> int:
     """Write a row for each file, in order, as soon as it is classified. Returns the number of failures."""
-    from app.serving.offline import classify_all, running_classifier
+    from app.serving.offline import infer_all, running_classifier
 
     failed = 0
     async with running_classifier(settings) as classifier:
         images = ((file, file.read_bytes) for file in files)
         with progress("classifying", len(files)) as advance:
-            async for file, outcome in classify_all(classifier, images, IMAGES_IN_FLIGHT):
+            async for file, outcome in infer_all(classifier.classify, images, IMAGES_IN_FLIGHT):
                 if isinstance(outcome, ServiceError | OSError):
                     write({"path": str(file), "error": str(outcome)})
                     failed += 1
@@ -81,7 +81,7 @@ def _interruptible(write: Write) -> Iterator[Write]:
         raise typer.Exit(1) from None
 
 
-def _image_files(paths: Iterable[Path]) -> Iterator[Path]:
+def image_files(paths: Iterable[Path]) -> Iterator[Path]:
     """Yield files as they are given, and all images below folders, in order."""
     from model.training.dataset import find_images
 

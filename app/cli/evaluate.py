@@ -40,7 +40,7 @@ def evaluate(data: Data, model: Model = None, as_json: AsJson = False) -> None:
 async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
     import numpy as np
 
-    from app.serving.offline import classify_all, running_classifier
+    from app.serving.offline import infer_all, running_classifier
     from model.training.dataset import DatasetError, load_labelled_images
     from model.training.evaluate import evaluate as compare
 
@@ -54,7 +54,7 @@ async def _evaluate(settings: Settings, data: Path) -> dict[str, Any]:
         encoded = ((index, partial(_read, images, index)) for index in range(len(images)))
         logits = []
         with progress("evaluating", len(images)) as advance:
-            async for index, outcome in classify_all(classifier, encoded, IMAGES_IN_FLIGHT):
+            async for index, outcome in infer_all(classifier.classify, encoded, IMAGES_IN_FLIGHT):
                 if isinstance(outcome, ServiceError | OSError):
                     raise StartError(f"{printable(images.name(index))} cannot be classified: {outcome}")
                 logits.append(outcome.logits)

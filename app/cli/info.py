@@ -49,14 +49,16 @@ def _describe(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _sizes_of_own(checkpoint: "Checkpoint") -> dict[str, int]:
+def _sizes_of_own(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Return what is known of the service's own models alone."""
+    from model.features import feature_sizes
     from model.vit import VisionTransformer
 
     if not isinstance(checkpoint.model, VisionTransformer):
         return {}
     config = checkpoint.model.config
-    return {"patch_size": config.patch_size, "tokens": config.num_tokens, "flops": config.flops}
+    sizes = {"patch_size": config.patch_size, "tokens": config.num_tokens, "flops": config.flops}
+    return {**sizes, "features": feature_sizes(config)}
 
 
 def _readable(name: str, value: Any) -> str:

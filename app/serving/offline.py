@@ -1,7 +1,7 @@
 """Offline classification of many images in this process, for the command line."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -11,7 +11,6 @@ from app.errors import ServiceError
 from app.metrics import Metrics
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
-from app.serving.results import Classification
 from app.settings import Settings
 
 Key = TypeVar("Key")
@@ -39,26 +38,26 @@ async def running_classifier(settings: Settings) -> AsyncIterator[Classifier]:
         await classifier.close()
 
 
-async def classify_all(
-    classifier: Classifier, images: Iterable[tuple[Key, Callable[[], bytes]]], concurrency: int
-) -> AsyncIterator[tuple[Key, Classification | ServiceError | OSError]]:
-    """Classify images concurrently, and yield each outcome with its key, in the order given.
+async def infer_all(
+    infer: Callable[[bytes], Awaitable[Result]], images: Iterable[tuple[Key, Callable[[], bytes]]], concurrency: int
+) -> AsyncIterator[tuple[Key, Result | ServiceError | OSError]]:
+    """Classify or embed images concurrently, and yield each outcome with its key, in the order given.
 
     Args:
-        classifier: a started one.
+        infer: `classify` or `embed` of a started classifier.
         images: keys, each with a function that reads the encoded image, called when its turn comes.
         concurrency: images in flight; two batches keep the device busy.
     """
 
-    async def classify(read: Callable[[], bytes]) -> Classification | ServiceError | OSError:
+    async def outcome(read: Callable[[], bytes]) -> Result | ServiceError | OSError:
         try:
-            return await classifier.classify(await asyncio.to_thread(read))
+            return await infer(await asyncio.to_thread(read))
         except (ServiceError, OSError) as error:
             return error
 
-    in_flight: list[tuple[Key, asyncio.Task[Classification | ServiceError | OSError]]] = []
+    in_flight: list[tuple[Key, asyncio.Task[Result | ServiceError | OSError]]] = []
     for key, read in images:
-        in_flight.append((key, asyncio.create_task(classify(read))))
+        in_flight.append((key, asyncio.create_task(outcome(read))))
         if len(in_flight) >= concurrency:
             first, task = in_flight.pop(0)
             yield first, await task

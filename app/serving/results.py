@@ -85,6 +85,12 @@ class Embedding:
     timings: Timings
 
 
+def scaled(vector: NDArray[np.float32], *, normalize: bool) -> NDArray[np.float32]:
+    """Return a vector as it is, or with length 1; one of zeros stays as it is."""
+    length = float(np.linalg.norm(vector)) if normalize else 1.0
+    return vector if length in (0.0, 1.0) else vector / np.float32(length)
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """One kind of features that the model gives."""
