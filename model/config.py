@@ -5,9 +5,9 @@ from typing import Literal
 
 from model.rotary_positions import RotaryKind
 
-Pooling = Literal["token", "avg", "token+avg", "map"]
-"""Input of the head: the class token, the mean of the patch tokens, both concatenated (as in DINOv2 classifiers), or attention
-pooling (as in SigLIP)."""
+Pooling = Literal["token", "avg", "token+avg", "token+dist", "map"]
+"""Input of the head: the class token, the mean of the patch tokens, both concatenated (as in DINOv2 classifiers), the mean of
+class and distillation token (in timm's distilled encoders without heads), or attention pooling (as in SigLIP)."""
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu"]
 """Activation of each block's MLP; `gelu` is exact (erf)."""
@@ -118,7 +118,7 @@ class ViTConfig:
             raise ValueError(f"pooling {self.pooling!r} needs a class token")
         if not 0 < self.layer_norm_eps < 1:  # also refuses NaN
             raise ValueError(f"layer_norm_eps must be between 0 and 1, not {self.layer_norm_eps}")
-        if self.head_dist and not self.dist_token:
+        if (self.head_dist or self.pooling == "token+dist") and not self.dist_token:
             raise ValueError("a distillation head needs a distillation token")
 
     @property

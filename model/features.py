@@ -10,10 +10,15 @@ from model.vit import VisionTransformer
 def feature_sizes(config: ViTConfig) -> dict[str, int]:
     """Return the features that a model gives, by name, with their sizes. The first is the usual one.
 
-    It is what the head reads, named as the pooling: `token`, `avg`, `token+avg` or `map`; of an encoder with a projection
-    (CLIP) `projection`. Then come `token`, the class token, and `avg`, the mean of the patches, both after the final norm.
+    It is what the head reads, named as the pooling: `token`, `avg`, `token+avg` or `map`; of a model with a second head for a
+    distillation token `token+dist`, the mean of both tokens; of an encoder with a projection (CLIP) `projection`. Then come
+    `token`, the class token, and `avg`, the mean of the patches, without a norm that follows pooling.
     """
-    usual: str = "projection" if config.projection_dim and not config.num_classes else config.pooling
+    usual: str = config.pooling
+    if config.head_dist:
+        usual = "token+dist"
+    elif config.projection_dim and not config.num_classes:
+        usual = "projection"
     sizes = {usual: config.projection_dim if usual == "projection" else config.head_dim}
     if config.class_token:
         sizes.setdefault("token", config.embed_dim)
@@ -21,12 +26,22 @@ def feature_sizes(config: ViTConfig) -> dict[str, int]:
     return sizes
 
 
-def compute_features(model: VisionTransformer, tokens: Tensor) -> Tensor:
-    """Compute the features of `feature_sizes`, one behind the other: tokens after the final norm (B, T, D) -> (B, F)."""
-    config = model.config
-    pooled = model.fc_norm(model.pool(tokens))
-    usual, *others = feature_sizes(config)
-    computed = [model.head(pooled) if usual == "projection" else pooled]
+def compute_features(model: VisionTransformer, tokens: Tensor, pooled: Tensor) -> Tensor:
+    """Compute the features of `feature_sizes`, one behind the other.
+
+    Args:
+        model: the model.
+        tokens: (B, T, D) as its encoder gives them.
+        pooled: (B, F) what its head reads of them.
+    """
+    usual, *others = feature_sizes(model.config)
+    match usual:
+        case "projection":
+            computed = [model.head(pooled)]
+        case "token+dist" if model.head_dist is not None:
+            computed = [(pooled + tokens[:, 1]) / 2]
+        case _:
+            computed = [pooled]
     for name in others:
-        computed.append(tokens[:, 0] if name == "token" else tokens[:, config.num_prefix_tokens :].mean(dim=1))
+        computed.append(tokens[:, 0] if name == "token" else tokens[:, model.config.num_prefix_tokens :].mean(dim=1))
     return torch.cat(computed, dim=1)

@@ -87,7 +87,11 @@ class VisionTransformer(nn.Module):
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Pool the encoder's output and classify it: (B, T, D) -> logits (B, K)."""
-        logits = self.head(self.fc_norm(self.pool(tokens)))
+        return self.classify(self.fc_norm(self.pool(tokens)), tokens)
+
+    def classify(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """Classify what was pooled from the tokens: features (B, F), tokens (B, T, D) -> logits (B, K)."""
+        logits: Tensor = self.head(features)
         if self.head_dist is None:
             return logits
         return (logits + self.head_dist(tokens[:, 1])) / 2
@@ -100,6 +104,8 @@ class VisionTransformer(nn.Module):
                 return cls_token
             case "avg":
                 return patches.mean(dim=1)
+            case "token+dist":
+                return (cls_token + tokens[:, 1]) / 2
             case "token+avg":
                 return torch.cat((cls_token, patches.mean(dim=1)), dim=1)
             case "map":

@@ -104,23 +104,25 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     Raises:
         ClientDisconnect: the client has gone.
     """
-    waiting, gone = asyncio.current_task(), False
+    waiting, gone, done = asyncio.current_task(), False, False
     assert waiting is not None
 
     def leave(_: asyncio.Task[None]) -> None:
         nonlocal gone
-        gone = True
-        waiting.cancel()
+        if not done:  # else this call was on its way before the callback was removed
+            gone = True
+            waiting.cancel()
 
     watch = asyncio.create_task(_disconnected(request))
     watch.add_done_callback(leave)
     try:
         return await work
-    except asyncio.CancelledError:
-        if gone and waiting.uncancel() == 0:
+    except BaseException as error:
+        if gone and waiting.uncancel() == 0 and isinstance(error, asyncio.CancelledError):
             raise ClientDisconnect from None
         raise
     finally:
+        done = True
         watch.remove_done_callback(leave)
         watch.cancel()
 

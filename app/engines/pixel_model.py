@@ -79,7 +79,7 @@ class PixelModel(EngineModel):
 
     def __init__(self, model: VisionTransformer, preprocessing: Preprocessing, *, with_features: bool = False) -> None:
         super().__init__()
-        self.features = feature_sizes(model.config) if with_features else {}
+        self.features = feature_sizes(model.config) if with_features or not model.config.num_classes else {}
         self.vit = _sharing_weights(model)
         folded = model.patch_embed.fold_normalization(preprocessing.scale, preprocessing.mean, preprocessing.std)
         if preprocessing.bgr:
@@ -111,12 +111,10 @@ class PixelModel(EngineModel):
         return self._output(self.vit.forward_features(pixels.to(self.dtype)))
 
     def _output(self, tokens: Tensor) -> Tensor:
-        if not self.features:
-            return self.vit.forward_head(tokens).float()
-        features = compute_features(self.vit, tokens)
-        if not self.num_classes:
-            return features.float()
-        return torch.cat((self.vit.forward_head(tokens), features), dim=1).float()
+        pooled = self.vit.fc_norm(self.vit.pool(tokens))
+        logits = [self.vit.classify(pooled, tokens)] if self.num_classes else []
+        features = [compute_features(self.vit, tokens, pooled)] if self.features else []
+        return torch.cat((*logits, *features), dim=1).float()
 
     def reference(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Return an output to compare an engine with, and the sizes that differences are relative to.
@@ -126,16 +124,13 @@ class PixelModel(EngineModel):
         """
         tokens = self.vit.forward_features(pixels.to(self.dtype))
         output = self._output(tokens)
-        sizes = [part.abs().max().expand(part.shape[1]) for part in torch.split(output, self._widths(), dim=1)]
+        widths = [width for width in (self.num_classes, *self.features.values()) if width]
+        sizes = [part.abs().max().expand(part.shape[1]) for part in torch.split(output, widths, dim=1)]
         if self.num_classes and isinstance(self.vit.head, nn.Linear):
             features = self.vit.fc_norm(self.vit.pool(tokens)).float()
             size = self.vit.head.weight.float().norm(dim=1).max() * features.square().mean().sqrt()
             sizes[0] = torch.maximum(sizes[0], size)
         return output, torch.cat(sizes)
-
-    def _widths(self) -> list[int]:
-        widths = [self.num_classes, *self.features.values()]
-        return [width for width in widths if width] if self.features else [self.config.output_dim]
 
 
 class LibraryPixelModel(EngineModel):

@@ -121,5 +121,5 @@ def check_choices(arguments: dict[str, Any], config: ViTConfig, *, plain_mean: b
         has = "have a" if config.layer_scale else "have no"
         raise ValueError(f"model_args.init_values is {arguments['init_values']!r}, but the tensors {has} LayerScale")
     truth(arguments, "dynamic_img_size", default=False)
-    if config.dist_token and config.pooling != "token":
+    if config.dist_token and arguments.get("global_pool", "token") != "token":
         raise ValueError("model_args.global_pool must be 'token' in a distilled model, as in timm")

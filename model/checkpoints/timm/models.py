@@ -140,6 +140,7 @@ def _config(name: TimmName, weights: WeightsFile, num_classes: int, image_size: 
     """Sizes as the name says, or the arguments that the model was made with; choices as the tensors show."""
     shapes = weights.shapes
     class_token, fc_norm = "cls_token" in shapes, "fc_norm.weight" in shapes
+    without_heads = "dist_token" in shapes and "head_dist.weight" not in shapes  # timm then gives the mean of both tokens
     reg_tokens = weights.tokens("reg_token")
     patch_size = side(arguments.get("patch_size", name.patch_size), "model_args.patch_size")
     prefix = class_token + ("dist_token" in shapes) + reg_tokens
@@ -163,7 +164,7 @@ def _config(name: TimmName, weights: WeightsFile, num_classes: int, image_size: 
         rope=name.rope,
         pre_norm="norm_pre.weight" in shapes,
         final_norm=fc_norm or name.size != "intern300m",
-        pooling=pooling(arguments, _pooling(name, weights)),
+        pooling="token+dist" if without_heads else pooling(arguments, _pooling(name, weights)),
         fc_norm=fc_norm,
     )
 

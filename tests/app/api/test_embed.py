@@ -107,20 +107,31 @@ async def test_features_equal_the_librarys(open_client: OpenClient, tmp_path: Pa
             assert_near(answer["embedding"], vector, 1e-4 if engine == "torch" else 1e-3)
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    ["vit_base_patch16_siglip_224", "beit_base_patch16_224", "eva02_base_patch14_448", "vit_base_patch16_dinov3"],
-)
-async def test_features_equal_timms(open_client: OpenClient, tmp_path: Path, architecture: str) -> None:
-    sizes: dict[str, Any] = {"embed_dim": 96, "depth": 2, "num_heads": 3}
-    model = randomise(timm.create_model(architecture, num_classes=5, **sizes))
+TIMM: dict[str, dict[str, Any]] = {
+    "vit_base_patch16_siglip_224": {"embed_dim": 96, "depth": 2, "num_heads": 3},
+    "beit_base_patch16_224": {"embed_dim": 96, "depth": 2, "num_heads": 3},
+    "eva02_base_patch14_448": {"embed_dim": 96, "depth": 2, "num_heads": 3},
+    "vit_base_patch16_dinov3": {"embed_dim": 96, "depth": 2, "num_heads": 3},
+    "vit_medium_patch16_gap_240": {"depth": 2},
+    "deit_tiny_distilled_patch16_224": {"depth": 2},
+}
+"""Names of timm, made small."""
+
+
+@pytest.mark.parametrize("num_classes", [5, 0])
+@pytest.mark.parametrize("architecture", TIMM)
+async def test_features_equal_timms(open_client: OpenClient, tmp_path: Path, architecture: str, num_classes: int) -> None:
+    sizes = TIMM[architecture]
+    model = randomise(timm.create_model(architecture, num_classes=num_classes, **sizes))
     timm.models.save_for_hf(model, str(tmp_path / "model"), safe_serialization=True, model_args=sizes)
     config = resolve_model_data_config(model)
     with Image.open(io.BytesIO(CAT)) as image, torch.no_grad():
         pixels = create_transform(**config)(image.convert("RGB"))[None]
         expected = model.forward_head(model.forward_features(pixels), pre_logits=True)[0].numpy()
     async with open_client(model=tmp_path / "model", exact_decode=True) as client:
-        assert_near((await client.post("/embed", content=CAT)).json()["embedding"], expected)
+        answer = (await client.post("/embed", content=CAT)).json()
+    assert_near(answer["embedding"], expected)
+    assert answer["pooling"] == ("token+dist" if "distilled" in architecture else answer["pooling"])
 
 
 async def test_forms_agree(client: httpx.AsyncClient) -> None:
@@ -129,9 +140,13 @@ async def test_forms_agree(client: httpx.AsyncClient) -> None:
     vector = np.array(answer["embedding"], np.float32)
     for form in ({"files": {"image": png(0)}}, {"json": {"image": base64_of(png(0))}}):
         assert (await client.post("/embed", **form)).json() == answer
-    raw = await client.post("/embed", content=png(0), headers={"Accept": "application/octet-stream"})
-    assert raw.headers["content-type"] == "application/octet-stream"
-    np.testing.assert_array_equal(np.frombuffer(raw.content, "<f4"), vector)
+    for accepted in ("application/octet-stream", "application/octet-stream, */*;q=0.1", "Application/Octet-Stream;q=0.5"):
+        raw = await client.post("/embed", content=png(0), headers={"Accept": accepted})
+        assert raw.headers["content-type"] == "application/octet-stream"
+        np.testing.assert_array_equal(np.frombuffer(raw.content, "<f4"), vector)
+    for accepted in ("*/*", "application/json", "application/octet-stream;q=0", "application/octet-streams"):
+        answered = await client.post("/embed", content=png(0), headers={"Accept": accepted})
+        assert answered.headers["content-type"] == "application/json"
     unit = (await client.post("/embed?normalize=true", content=png(0))).json()
     assert unit["normalized"]
     np.testing.assert_allclose(unit["embedding"], vector / np.linalg.norm(vector), rtol=1e-5)
@@ -160,6 +175,15 @@ async def test_switched_off_features_are_501(open_client: OpenClient) -> None:
             assert "VIT_EMBED" in problem["detail"]
         assert (await client.get("/model")).json()["features"] == []
         assert (await client.post("/predict", content=png(0))).status_code == 200
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
+@pytest.mark.parametrize("options", [{"engine": "torch"}, {"engine": "openvino"}, {"compile": True}], ids=str)
+async def test_encoder_starts_without_features(open_client: OpenClient, tmp_path: Path, options: dict[str, Any]) -> None:
+    save("SigLIP encoder", tmp_path / "model")
+    async with open_client(model=tmp_path / "model", embed=False, cache_dir=tmp_path, max_batch_size=1, **options) as client:
+        assert_problem(await client.post("/embed", content=png(0)), 501, "no_features")
+        assert_problem(await client.post("/predict", content=png(0)), 501, "no_classes")
 
 
 async def test_models_of_a_library_give_none(open_client: OpenClient, tmp_path: Path) -> None:
