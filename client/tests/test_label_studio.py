@@ -18,7 +18,7 @@ from client.tests.conftest import KEY
 from client.tests.scripted_server import OK, Reply, ScriptedServer, answering
 from client.tests.test_command import COMMAND
 from tests.support.models import png
-from tests.support.server import Server
+from tests.support.server import Server, default_signals
 from vit_serve_client import VitClient
 from vit_serve_client.label_studio.backend import Backend, Names
 from vit_serve_client.label_studio.command import credentials_of
@@ -347,7 +347,7 @@ def test_command_serves_until_a_signal(label_studio: ScriptedServer, tmp_path: P
     with answering(OK) as vit:
         place = ["--origin", label_studio.url, "--token-file", str(tmp_path / "token"), "--port", "0", "--url", vit.url]
         command = [str(COMMAND), "label-studio", *place, *names]
-        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with default_signals(), subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             url = process.stderr.readline().split()[-1]
             (result,) = predict(url, "/a.png")

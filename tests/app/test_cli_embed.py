@@ -17,6 +17,7 @@ from app.process.logs import configure_logging
 from app.serving.offline import run, running_classifier
 from app.settings import read_settings
 from tests.support.models import png
+from tests.support.server import default_signals
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +72,8 @@ def test_interrupted_command_goes_on(folder: Path, tiny_checkpoint: Path, tmp_pa
     os.mkfifo(endless)  # whose reading never ends
     options = ("--out", file, "--model", tiny_checkpoint)
     command = [sys.executable, "-m", "app.cli", "embed", folder, endless, *options]
-    process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
+    with default_signals():
+        process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     with process.stderr as errors:
         assert any("b.png" in line for line in errors)

@@ -25,7 +25,7 @@ _TIMEOUT_S = 120
 
 
 @contextmanager
-def _default_signals() -> Iterator[None]:
+def default_signals() -> Iterator[None]:
     """Give children default signal handling, also under `nohup` or in a shell's background."""
     ignored = [sig for sig in STOP if signal.getsignal(sig) is signal.SIG_IGN]
     for sig in ignored:
@@ -44,7 +44,7 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
         given = {"port": 0, "device": "cpu", "cache_dir": CACHE.name, **variables}
         environment |= {f"VIT_{name.upper()}": str(value) for name, value in given.items()}
-        with _default_signals():
+        with default_signals():
             self.process = subprocess.Popen(
                 command,
                 env={**environment, "VIT_LOG_FORMAT": "json"},
