@@ -19,7 +19,7 @@ from app.process.startup import OnStep, lacks_memory, too_little_memory
 
 # openvino's packages report usage statistics; with this module blocked, they skip it
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # makes the import fail
-import openvino  # noqa: E402
+import openvino  # noqa: E402  # after the line above
 
 from app.engines.int8 import GROUP_SIZE, quantize_weights  # noqa: E402  # imports openvino too
 

@@ -179,7 +179,7 @@ class LibraryPixelModel(EngineModel):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert all but the two buffers, which only move."""
         exact = (self.scale, self.offset)
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         self.scale, self.offset = (value.to(self.scale.device) for value in exact)
         return self
 

@@ -56,7 +56,7 @@ class _Slot:
         self.pixels = torch.zeros(size, *model.image_shape, dtype=torch.uint8, pin_memory=cuda)
         self.staged = torch.zeros_like(self.pixels, device=device, pin_memory=False)
         self.logits = torch.zeros(size, model.output_dim, pin_memory=cuda)
-        self.done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]
+        self.done = torch.cuda.Event() if cuda else None  # type: ignore[no-untyped-call]  # torch leaves it unannotated
 
 
 class TorchCudaEngine:
@@ -176,7 +176,7 @@ class TorchCudaEngine:
 
 
 def _stream(device: torch.device) -> torch.cuda.Stream | None:
-    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # likewise
 
 
 def padded_sizes(max_batch_size: int) -> tuple[int, ...]:
@@ -193,7 +193,7 @@ def _compile(model: EngineModel, sizes: int) -> None:
         model.compile(dynamic=False)
         return
     vit = model.vit
-    vit.embed = torch.compile(vit.embed, dynamic=False)  # type: ignore[method-assign]
+    vit.embed = torch.compile(vit.embed, dynamic=False)  # type: ignore[method-assign]  # as torch does
     for block in vit.blocks:
         block.compile(dynamic=False)
 

@@ -19,7 +19,7 @@ MAX_ANSWER_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came back for one request."""
+    """Answer to one request, whole."""
 
     status: int
     headers: Mapping[str, str]

@@ -1,4 +1,4 @@
-"""What both clients share about a request over httpx2: its arguments, its errors, and the bounds of its answer."""
+"""Parts of a request over httpx2 that both clients share: its arguments, its errors, and the bounds of its answer."""
 
 from http import HTTPStatus
 from typing import Any

@@ -7,15 +7,17 @@ from typing import Any
 from app.api.problems import ErrorResponse
 from app.api.schemas import Problem
 
-_BAD_REQUEST = {422: 400}
-"""Statuses that these protocols do not have."""
-
 _STATUSES = (400, 401, 404, 405, 406, 408, 413, 414, 415, 422, 429, 431, 500, 501, 503, 504)
+
+
+def status_of(problem: Problem) -> int:
+    """Return the status of a problem in protocols that have no 422."""
+    return 400 if problem.status == 422 else problem.status
 
 
 def render_error(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
     """Return `{"error": "..."}`, as v2, KServe v1 and TF Serving have it."""
-    return ErrorResponse(problem, {"error": problem.detail}, _BAD_REQUEST.get(problem.status, problem.status), headers)
+    return ErrorResponse(problem, {"error": problem.detail}, status_of(problem), headers)
 
 
 def declared(*members: str, **more: str) -> dict[int | str, dict[str, Any]]:

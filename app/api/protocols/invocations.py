@@ -17,7 +17,7 @@ from app.api.payloads.images import ANY_NAMES
 from app.api.problems import ErrorResponse
 from app.api.protocols import huggingface, mlflow, tensorflow
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body
+from app.api.protocols.errors import declared, json_body, status_of
 from app.api.protocols.v2 import infer
 from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire
@@ -85,7 +85,7 @@ def _check_accept(request: Request) -> None:
 def _render(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
     """Render an error with the members that SageMaker's and MLflow's clients look for."""
     content = {"error": problem.detail, "error_code": problem.code.upper(), "message": problem.detail}
-    return ErrorResponse(problem, content, 400 if problem.status == 422 else problem.status, headers)
+    return ErrorResponse(problem, content, status_of(problem), headers)
 
 
 WIRE = Wire("sagemaker", (router,), _render, paths=frozenset({"/invocations"}), prefixes=("/endpoints",))

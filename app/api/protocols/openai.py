@@ -15,7 +15,7 @@ from app.api.classify import all_or_none, embed_all
 from app.api.dependencies import AdmittedDep
 from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body
+from app.api.protocols.errors import declared, json_body, status_of
 from app.api.protocols.model_names import check_name
 from app.api.protocols.scores import json_response, write_rows
 from app.api.schemas import EXAMPLE_IMAGE, Problem
@@ -71,7 +71,7 @@ def _vector(embedding: Embedding, encoding: str) -> Any:
 
 
 def _render(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
-    status = 400 if problem.status == 422 else problem.status
+    status = status_of(problem)
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     error = {"message": problem.detail, "type": kind, "param": None, "code": problem.code}
     return ErrorResponse(problem, {"error": error}, status, headers)

@@ -24,7 +24,7 @@ def wires_of(settings: Settings) -> Wires:
     """Return the wires that `VIT_PROTOCOLS` names, the native one last: it renders the errors at unknown paths.
 
     Raises:
-        StartError: none of them classifies, or a path of Vertex AI belongs to another protocol.
+        StartError: only Vertex AI is named, without its path, or a path of Vertex AI belongs to another protocol.
     """
     protocols = settings.protocols
     native = NATIVE if "predict" in protocols else WITHOUT_PREDICT
@@ -36,9 +36,9 @@ def wires_of(settings: Settings) -> Wires:
         for path, owners in _PROBES.items()
         if protocols.intersection(owners)
     ]
+    if protocols == {"vertex"} and settings.vertex_predict_route is None:
+        raise StartError("VIT_PROTOCOLS: vertex alone needs AIP_PREDICT_ROUTE or VIT_VERTEX_PREDICT_ROUTE")
     if "vertex" not in protocols or (settings.vertex_predict_route is None and settings.vertex_health_route is None):
-        if protocols == {"vertex"}:
-            raise StartError("VIT_PROTOCOLS: vertex alone needs AIP_PREDICT_ROUTE or VIT_VERTEX_PREDICT_ROUTE")
         return Wires((*wires, native))
     return Wires(_with_vertex(settings, wires, native))
 

@@ -12,7 +12,7 @@ from app.api.dependencies import Admitted, AdmittedDep
 from app.api.payloads.images import ANY_NAMES, read_image
 from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body
+from app.api.protocols.errors import declared, json_body, status_of
 from app.api.protocols.model_names import check_name
 from app.api.protocols.scores import json_response, ranked
 from app.api.schemas import EXAMPLE_IMAGE, Problem
@@ -24,7 +24,6 @@ router = APIRouter(tags=["torchserve"], responses=declared("type", "message", co
 _CLASSES = 5
 _BODY = json_body({"data": EXAMPLE_IMAGE})
 
-_STATUS = {415: 400, 422: 400}
 _TYPES = {
     400: "BadRequestException",
     401: "InvalidKeyException",
@@ -67,7 +66,7 @@ def _by_label(classification: Classification) -> dict[str, float]:
 
 
 def _render(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
-    status = _STATUS.get(problem.status, problem.status)
+    status = 400 if problem.status == 415 else status_of(problem)
     kind = _TYPES.get(status, "InternalServerException" if status >= 500 else "BadRequestException")
     return ErrorResponse(problem, {"code": status, "type": kind, "message": problem.detail}, status, headers)
 

@@ -14,7 +14,7 @@ from app.api.classify import classify_each
 from app.api.dependencies import AdmittedDep, ServiceDep
 from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body
+from app.api.protocols.errors import declared, json_body, status_of
 from app.api.protocols.scores import json_response, scores, write_rows
 from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire
@@ -54,7 +54,7 @@ def vertex_wire(predict_route: str | None, health_route: str | None) -> Wire:
 
 def _render(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
     """Render an error as Google's APIs do: https://google.aip.dev/193."""
-    status = 400 if problem.status == 422 else problem.status
+    status = status_of(problem)
     error = {"code": status, "message": problem.detail, "status": _STATUSES.get(status, "INTERNAL")}
     return ErrorResponse(problem, {"error": error}, status, headers)
 

@@ -43,7 +43,7 @@ class BackendServer(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        """Where the server listens."""
+        """URL that the server listens on."""
         host, port = self.server_address[:2]
         name = host.decode() if isinstance(host, bytes | bytearray) else host
         return f"http://[{name}]:{port}" if ":" in name else f"http://{name}:{port}"

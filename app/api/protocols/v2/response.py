@@ -67,33 +67,29 @@ def write_response(
 
 def _write_output(output: Output, classifications: Sequence[Classification]) -> Steps[tuple[bytes, bytes]]:
     """Return the output's JSON and its binary data."""
-    numbers = output.name != "labels" and not output.classes
+    is_text = output.name == "labels" or output.classes > 0
     rows: list[Any] = []
     for classification in classifications:
-        rows.append(_row(output, classification, numbers=numbers))
+        rows.append(_texts(output, classification) if is_text else getattr(classification, output.name))
         yield
-    length = len(rows[0]) // (4 if numbers and output.binary else 1)
-    tensor = {"name": output.name, "datatype": "FP32" if numbers else "BYTES", "shape": [len(rows), length]}
-    if not output.binary:
-        written = []
-        for row in rows:
-            written.append(to_json(row)[1:-1])
-            yield
-        return b'%b,"data":[%b]}' % (to_json(tensor)[:-1], b",".join(written)), b""
-    parts = []
+    tensor = {"name": output.name, "datatype": "BYTES" if is_text else "FP32", "shape": [len(rows), len(rows[0])]}
+    written = []
     for row in rows:
-        parts.append(row if numbers else write_elements(map(str.encode, row)))
+        if output.binary:
+            written.append(write_elements(map(str.encode, row)) if is_text else row.astype("<f4").tobytes())
+        else:
+            written.append(to_json(row if is_text else row.tolist())[1:-1])
         yield
-    data = b"".join(parts)
+    if not output.binary:
+        return b'%b,"data":[%b]}' % (to_json(tensor)[:-1], b",".join(written)), b""
+    data = b"".join(written)
     return to_json(tensor | {"parameters": {"binary_data_size": len(data)}}), data
 
 
-def _row(output: Output, classification: Classification, *, numbers: bool) -> Any:
-    """Return one image's part of an output: numbers as bytes or a list, labels and classes as strings."""
-    if numbers:
-        values = getattr(classification, output.name)
-        return values.astype("<f4").tobytes() if output.binary else values.tolist()
+def _texts(output: Output, classification: Classification) -> list[str]:
+    """Return one image's labels, best first, or its best classes as `value:index:label`."""
+    labels = classification.labels
     if not output.classes:
-        return [classification.labels[index] for index in classification.ranked(len(classification.labels))]
+        return [labels[index] for index in classification.ranked(len(labels))]
     values = getattr(classification, output.name)
-    return [f"{values[index]:.6f}:{index}:{classification.labels[index]}" for index in classification.ranked(output.classes)]
+    return [f"{values[index]:.6f}:{index}:{labels[index]}" for index in classification.ranked(output.classes)]

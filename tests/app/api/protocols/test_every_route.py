@@ -1,4 +1,4 @@
-"""What holds on every route: keys, limits, deadlines, cancellation, drain, ids and metrics, in each protocol's own form.
+"""Promises of every route: keys, limits, deadlines, cancellation, drain, ids and metrics, in each protocol's own form.
 
 A new route fails `test_every_route_is_known` until it stands in one of the tables.
 """

@@ -146,7 +146,7 @@ async def test_broken_compression_is_refused(service: httpx.AsyncClient, content
 
 
 @pytest.mark.parametrize("size", [65_536, 65_537, 131_072])
-async def test_every_cut_of_a_compressed_body_is_refused(service: httpx.AsyncClient, size: int) -> None:
+async def test_cut_compressed_body_is_refused(service: httpx.AsyncClient, size: int) -> None:
     compressed = zlib.compress(np.random.default_rng(0).integers(0, 4, size, dtype=np.uint8).tobytes())
     for end in (*range(len(compressed) - 12, len(compressed)), len(compressed) // 2):
         for last in (b"", b"\x00", b"\xff"):

@@ -114,6 +114,12 @@ async def test_taken_path_ends_the_start(on_vertex: pytest.MonkeyPatch, variable
         create_app(read_settings())
 
 
+async def test_vertex_alone_needs_its_path() -> None:
+    for health in (None, "/vertex/health"):
+        with pytest.raises(StartError, match="vertex alone needs AIP_PREDICT_ROUTE"):
+            create_app(read_settings(protocols="vertex", vertex_health_route=health))
+
+
 async def test_port_of_the_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAGEMAKER_BIND_TO_PORT", "8081")
     assert read_settings().port == 8081
