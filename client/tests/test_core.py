@@ -31,7 +31,7 @@ def test_result_ignores_unknown_keys() -> None:
     assert (result.logits, result.probabilities, result.model, result.request_id) == (None, None, "tiny", "7")
     assert result.timings == {"total": 9.5, "decode": 1}
     with pytest.raises(AttributeError):
-        result.model = "other"  # type: ignore[misc]
+        result.model = "other"  # type: ignore[misc]  # it is frozen
 
 
 def test_batch_has_an_error_in_its_place() -> None:

@@ -16,7 +16,7 @@ from app.api.dependencies import CHECKED, Admitted, AdmittedDep, ServiceDep
 from app.api.payloads.images import SINGLE_NAMES, read_image
 from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body
+from app.api.protocols.declarations import declared, json_body
 from app.api.protocols.model_names import served_name
 from app.api.protocols.scores import json_response, ranked, write_rows
 from app.api.schemas import EXAMPLE_IMAGE, Problem

@@ -17,7 +17,8 @@ from app.api.payloads.images import ANY_NAMES
 from app.api.problems import ErrorResponse
 from app.api.protocols import huggingface, mlflow, tensorflow
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body, status_of
+from app.api.protocols.declarations import declared, json_body
+from app.api.protocols.errors import status_of
 from app.api.protocols.v2 import infer
 from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire

@@ -15,7 +15,8 @@ from app.api.classify import all_or_none, embed_all
 from app.api.dependencies import AdmittedDep
 from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body, status_of
+from app.api.protocols.declarations import declared, json_body
+from app.api.protocols.errors import status_of
 from app.api.protocols.model_names import check_name
 from app.api.protocols.scores import json_response, write_rows
 from app.api.schemas import EXAMPLE_IMAGE, Problem

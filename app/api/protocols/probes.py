@@ -8,7 +8,7 @@ from fastapi import APIRouter, Response
 from app import __version__
 from app.api.dependencies import ServiceDep
 from app.api.problems import ErrorResponse
-from app.api.protocols.errors import declared
+from app.api.protocols.declarations import declared
 from app.api.schemas import Problem
 from app.api.wire import Wire
 

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from app.api.classify import classify_each
 from app.api.dependencies import CHECKED, Admitted, AdmittedDep, ServiceDep
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body, render_error
+from app.api.protocols.declarations import declared, json_body
+from app.api.protocols.errors import render_error
 from app.api.protocols.model_names import VERSION, check_name, check_served, served_names
 from app.api.protocols.scores import json_response, write_rows
 from app.api.schemas import EXAMPLE_IMAGE

@@ -12,7 +12,8 @@ from app.api.dependencies import Admitted, AdmittedDep
 from app.api.payloads.images import ANY_NAMES, read_image
 from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body, status_of
+from app.api.protocols.declarations import declared, json_body
+from app.api.protocols.errors import status_of
 from app.api.protocols.model_names import check_name
 from app.api.protocols.scores import json_response, ranked
 from app.api.schemas import EXAMPLE_IMAGE, Problem

@@ -14,7 +14,8 @@ from app.api.classify import classify_each
 from app.api.dependencies import AdmittedDep, ServiceDep
 from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
-from app.api.protocols.errors import declared, json_body, status_of
+from app.api.protocols.declarations import declared, json_body
+from app.api.protocols.errors import status_of
 from app.api.protocols.scores import json_response, scores, write_rows
 from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire

@@ -116,3 +116,22 @@ async def test_requests_start_at_once_after_many() -> None:
         await asyncio.sleep(0)
     starts.add(lambda: begun.append(5))
     assert begun == [0, 1, 2, 3, 4, 5]
+
+
+async def test_turns_are_taken_one_in_each_iteration() -> None:
+    slices, taken = TimeSlices(), 0
+
+    async def work() -> None:
+        nonlocal taken
+        for _ in range(3):
+            await slices.turn()
+            taken += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(20):
+            group.create_task(work())
+        before = taken
+        while taken < 60:
+            await asyncio.sleep(0)
+            assert taken - before <= 2
+            before = taken

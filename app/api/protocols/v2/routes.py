@@ -6,7 +6,8 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from app.api.dependencies import CHECKED, AdmittedDep, ServiceDep
-from app.api.protocols.errors import declared, json_body, render_error
+from app.api.protocols.declarations import declared, json_body
+from app.api.protocols.errors import render_error
 from app.api.protocols.model_names import VERSION, check_served, served_names
 from app.api.protocols.v2 import describe
 from app.api.protocols.v2.infer import answer_infer

@@ -15,6 +15,7 @@ import pytest_asyncio
 import torch
 import uvicorn
 
+from app.api.state import AppState, state_of
 from app.http.connections import Connections
 from app.http.limits import HttpLimits
 from app.http.protocol import HttpProtocol
@@ -98,6 +99,11 @@ def open_service(stub_checkpoint: Path) -> OpenService:
 async def service(open_service: OpenService) -> AsyncIterator[httpx.AsyncClient]:
     async with open_service() as client:
         yield client
+
+
+def state_behind(client: httpx.AsyncClient) -> AppState:
+    """Return the state of the application that a client of `open_service` talks to."""
+    return state_of(client.app)  # type: ignore[attr-defined] # set by `open_service`
 
 
 def assert_error(response: httpx.Response, status: int, says: str = "") -> None:

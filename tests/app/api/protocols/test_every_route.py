@@ -20,7 +20,7 @@ from app.serving.runner import ModelRunner
 from app.serving.service import Service
 from app.settings import PROTOCOLS
 from benchmarks.watch import metrics_of
-from tests.app.api.protocols.conftest import CAT, OpenService, stub_run
+from tests.app.api.protocols.conftest import CAT, OpenService, state_behind, stub_run
 from tests.support.predict import base64_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -134,7 +134,7 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
 async def test_every_route_is_known(open_service: OpenService) -> None:
     async with open_service(**VERTEX) as client:
         known = IMAGE_ROUTES.keys() | OTHER_ROUTES.keys() | PUBLIC | {("GET", "/docs/{name}")}
-        assert routes_of(client.app) == known  # type: ignore[attr-defined]
+        assert routes_of(client.app) == known  # type: ignore[attr-defined] # set by `open_service`
 
 
 @every_image_route
@@ -237,7 +237,7 @@ async def test_large_body_is_refused_on_every_route(open_service: OpenService) -
 
 async def test_draining_refuses_on_every_route(open_service: OpenService) -> None:
     async with open_service(**VERTEX) as client:
-        client.app.state.vit_serve.service.draining = True  # type: ignore[attr-defined]
+        state_behind(client).service.draining = True
         for route, (protocol, _, _) in IMAGE_ROUTES.items():
             response = await ask(client, route)
             assert_form(response, protocol, 503)
@@ -275,7 +275,7 @@ async def test_client_that_leaves_frees_its_slot(open_service: OpenService, rout
         with pytest.raises(httpx.ReadTimeout):
             _, path, request = IMAGE_ROUTES[route]
             await client.request(route[0], path, **request, timeout=0.2)
-        admission = client.app.state.vit_serve.service.ready_classifier().admission  # type: ignore[attr-defined]
+        admission = state_behind(client).service.ready_classifier().admission
         async with asyncio.timeout(30):
             while admission.images:  # noqa: ASYNC110 - the end of a request sets no Event
                 await asyncio.sleep(0.01)

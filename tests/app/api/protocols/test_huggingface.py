@@ -8,7 +8,7 @@ import pytest
 
 from app.api.problems import ErrorResponse, problem_of
 from app.errors import NotReady, TooManyConnections
-from tests.app.api.protocols.conftest import CAT, OpenService, assert_error
+from tests.app.api.protocols.conftest import CAT, OpenService, assert_error, state_behind
 from tests.support.predict import base64_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -93,7 +93,7 @@ async def test_description_and_health(service: httpx.AsyncClient) -> None:
 
 async def test_refusal_of_the_reserve_is_not_held(open_service: OpenService) -> None:
     async with open_service(max_connections=1) as client:
-        state = client.app.state.vit_serve  # type: ignore[attr-defined]
+        state = state_behind(client)
         render = state.wires.at("/").render
         busy = render(problem_of(TooManyConnections("All connections are busy.", 1.0)), {})
         loading = render(problem_of(NotReady("The model is still loading.", 1.0)), {})
@@ -102,7 +102,7 @@ async def test_refusal_of_the_reserve_is_not_held(open_service: OpenService) -> 
 
 async def test_503_is_held_back(open_service: OpenService) -> None:
     async with open_service() as client:
-        client.app.state.vit_serve.service.draining = True  # type: ignore[attr-defined]
+        state_behind(client).service.draining = True
         started = time.perf_counter()
         response = await client.post("/", content=CAT)
         assert_error(response, 503)

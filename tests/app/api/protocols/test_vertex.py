@@ -8,7 +8,7 @@ import pytest
 from app.errors import StartError
 from app.main import create_app
 from app.settings import read_settings
-from tests.app.api.protocols.conftest import CAT, OpenService
+from tests.app.api.protocols.conftest import CAT, OpenService, state_behind
 from tests.support.predict import base64_of
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -79,7 +79,7 @@ async def test_health_needs_no_key(open_service: OpenService, on_vertex: pytest.
     async with open_service(api_keys="secret") as client:
         assert (await client.get("/v1/projects/p/health")).status_code == 200
         assert_error(await client.post(ROUTE, json={"instances": [CAT64]}), 401)
-        client.app.state.vit_serve.service.draining = True  # type: ignore[attr-defined]
+        state_behind(client).service.draining = True
         assert_error(await client.get("/v1/projects/p/health"), 503)
 
 
