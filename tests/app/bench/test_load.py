@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 import uvloop
 
-from benchmarks.load import Target, ask, closed_loop, open_loop
-from benchmarks.measure import Samples, interleaved
+from app.bench.load import Target, ask, closed_loop, open_loop
 
 
 class Echo:
@@ -88,19 +87,3 @@ def test_dead_server_is_an_error() -> None:
     with Echo() as echo:
         port = echo.port
     assert open_loop(Target(port, "/", [b"one"], "text/plain"), rate=50, seconds=0.1).throughput == 0
-
-
-def test_rounds_alternate_direction() -> None:
-    order: list[str] = []
-
-    def case(name: str) -> tuple[str, object]:
-        return name, lambda: order.append(name) or float(len(order))  # type: ignore[func-returns-value]
-
-    samples = interleaved("test", [case("a"), case("b"), case("c")], rounds=3)  # type: ignore[list-item]
-    assert order == ["a", "b", "c", "c", "b", "a", "a", "b", "c"]
-    assert samples["b"].values == (2.0, 5.0, 8.0)
-
-
-def test_ratios_are_within_rounds() -> None:
-    ours, theirs = Samples((10.0, 20.0, 90.0)), Samples((5.0, 20.0, 30.0))
-    assert ours.over(theirs) == 2.0
