@@ -123,6 +123,11 @@ def test_imports_stay_within_reach(place: str) -> None:
         assert not strays, f"{module} reaches {strays}"
 
 
+def test_only_the_command_imports_bench() -> None:
+    others = [name for name in modules("app") if not name.startswith("app.bench")]
+    assert [name for name in others if any(other.startswith("app.bench") for other in imported(name))] == ["app.cli.bench"]
+
+
 def test_only_engines_import_torch_and_openvino() -> None:
     direct = {name for name in modules("app") if "torch" in imported(name)}
     assert all(name.startswith("app.engines.") or name == "app.decoding.jpeg" for name in direct)

@@ -17,6 +17,9 @@ _IDLE_S = 4.0
 _ANSWER_BYTES = 64 * 2**20
 """Most bytes of one answer, its head included."""
 
+_FIELD_BYTES = 500
+"""Most bytes that are kept of one header."""
+
 
 class BadAnswer(ConnectionError):
     """The server sent something other than an HTTP/1.1 answer of bounded size."""
@@ -32,6 +35,11 @@ class Address:
     name: str = field(default="127.0.0.1", kw_only=True)
     """Name of the server in its URL: for the header `Host` and the certificate."""
     tls: ssl.SSLContext | None = field(default=None, kw_only=True)
+
+    @property
+    def authority(self) -> str:
+        """Value of the header `Host`."""
+        return f"[{self.name}]:{self.port}" if ":" in self.name else f"{self.name}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +76,13 @@ class Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
+        self._received = 0
+        self._clear()
+
+    def _clear(self) -> None:
         self._body: list[bytes] = []
         self._retry_after = ""
         self._server_timing = b""
-        self._received = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's is one, but does not inherit from it
@@ -89,20 +100,20 @@ class Connection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         match name.lower():
             case b"retry-after":
-                self._retry_after = value.decode("latin-1")
+                self._retry_after = value[:_FIELD_BYTES].decode("latin-1")
             case b"server-timing":
-                self._server_timing = value
+                self._server_timing = value[:_FIELD_BYTES]
 
     def on_body(self, body: bytes) -> None:
         self._body.append(body)
 
     def on_message_complete(self) -> None:
         self._idle_since = time.perf_counter()
+        if self._parser.get_status_code() < 200:
+            return self._clear()  # such as 100: the answer follows, perhaps in the bytes that are being parsed
         answer = Answer(self._parser.get_status_code(), b"".join(self._body), self._retry_after, self._server_timing)
         keep = self._parser.should_keep_alive()
         self._begin()
-        if answer.status < 200:
-            return  # such as 100: the answer follows
         if not keep:
             self.close()
         if self._answered is not None and not self._answered.done():
@@ -144,7 +155,9 @@ class Connection(asyncio.Protocol):
 
     def close(self) -> None:
         if self._transport is not None:
-            self._transport.close()
+            # TLS ends with an exchange, for which an event loop that is about to close has no time
+            encrypted = self._transport.get_extra_info("ssl_object") is not None
+            (self._transport.abort if encrypted else self._transport.close)()
             self._transport = None
 
     def reset(self) -> None:

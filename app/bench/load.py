@@ -10,8 +10,7 @@ import itertools
 import random
 import statistics
 import time
-from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import asdict, dataclass, field
 
 import uvloop
@@ -21,7 +20,7 @@ from app.bench.connections import Address, Connections
 _PAUSE_S = 0.05
 """Wait of a client that got no answer: a server that refuses connections would otherwise be asked without pause."""
 
-_REFUSAL_BYTES = 500
+_REFUSAL_BYTES = 2000
 """Bytes that are kept of an answer with an error."""
 
 
@@ -36,7 +35,7 @@ class Target(Address):
 
     def requests(self) -> list[bytes]:
         more = "".join(f"\r\n{name}: {value}" for name, value in self.headers.items())
-        return [head(self.path, len(body), self.content_type + more, self.name) + body for body in self.bodies]
+        return [head(self.path, len(body), self.content_type + more, self.authority) + body for body in self.bodies]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +150,17 @@ async def keep_busy(connections: Connections, requests: Iterator[bytes], clients
 
 
 async def keep_arriving(
-    connections: Connections, requests: Iterator[bytes], dues: Iterator[float], observe: Observe
-) -> Sequence[float]:
+    connections: Connections,
+    requests: Iterator[bytes],
+    dues: Iterator[float],
+    observe: Observe,
+    lateness_s: MutableSequence[float],
+) -> None:
     """Send a request at each due time, whatever has been answered, and wait for the last answers.
 
-    Returns:
-        how many seconds late each request was.
+    Args:
+        lateness_s: gets the seconds that each request was sent too late.
     """
-    lateness_s = array("d")
 
     async def send(due: float) -> None:
         observe(await exchange(connections, next(requests), due))
@@ -168,7 +170,6 @@ async def keep_arriving(
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             lateness_s.append(time.perf_counter() - due)
             group.create_task(send(due))
-    return lateness_s
 
 
 def arrivals(rate: float, began: float, end: float, seed: int = 0) -> Iterator[float]:
@@ -211,8 +212,10 @@ async def _closed_loop(target: Target, clients: int, seconds: float, warm_up_s: 
 async def _send_open_loop(target: Target, rate: float, seconds: float, max_connections: int, seed: int) -> OpenLoop:
     connections, requests = Connections(target, max_connections), itertools.cycle(target.requests())
     exchanges: list[Exchange] = []
+    lateness_s: list[float] = []
     began, cpu_s = time.perf_counter(), time.process_time()
-    lateness_s = await keep_arriving(connections, requests, arrivals(rate, began, began + seconds, seed), exchanges.append)
+    dues = arrivals(rate, began, began + seconds, seed)
+    await keep_arriving(connections, requests, dues, exchanges.append, lateness_s)
     took = time.perf_counter() - began
     connections.close()
     return OpenLoop(exchanges, lateness_s, took, time.process_time() - cpu_s, connections.most)

@@ -1,13 +1,17 @@
 """Load generator against a small echo server."""
 
 import asyncio
+import itertools
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
 import uvloop
 
-from app.bench.load import Target, ask, closed_loop, open_loop
+from app.bench import connections
+from app.bench.connections import Address, BadAnswer, Connections
+from app.bench.load import Exchange, Target, ask, closed_loop, exchange, get, keep_arriving, open_loop
 
 
 class Echo:
@@ -87,3 +91,77 @@ def test_dead_server_is_an_error() -> None:
     with Echo() as echo:
         port = echo.port
     assert open_loop(Target(port, "/", [b"one"], "text/plain"), rate=50, seconds=0.1).throughput == 0
+
+
+async def test_latency_counts_from_the_due_time(echo: Echo) -> None:
+    exchanges: list[Exchange] = []
+    lateness_s: list[float] = []
+    due = time.perf_counter() - 1000
+    pool, requests = Connections(Address(echo.port)), itertools.cycle(target(echo, b"one").requests())
+    await keep_arriving(pool, requests, iter([due, due + 1]), exchanges.append, lateness_s)
+    pool.close()
+    assert [each.outcome for each in exchanges] == ["200", "200"]
+    assert min(each.latency_s for each in exchanges) >= 999
+    assert min(lateness_s) >= 999
+
+
+async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool = False) -> str:
+    """Return the outcome of a request that is answered with these bytes."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(raw)
+        if close:
+            writer.close()
+        await reader.read()  # until the generator closes
+        writer.close()
+
+    monkeypatch.setattr(connections, "_ANSWER_BYTES", 1000)
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        pool = Connections(Address(server.sockets[0].getsockname()[1]), timeout_s=0.5)
+        found = await exchange(pool, get("/"), time.perf_counter())
+        pool.close()
+    return found.outcome
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"HTTP/1.1 200 OK\r\nA: " + b"a" * 2000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + b"a" * 2000,
+    ],
+    ids=["no-http", "endless-header", "large-body"],
+)
+async def test_bad_answers_are_errors(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await answer_to(raw, monkeypatch) == BadAnswer.__name__
+
+
+async def test_missing_answers_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    half = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
+    assert await answer_to(half, monkeypatch, close=True) == "ConnectionResetError"
+    assert await answer_to(half, monkeypatch) == "TimeoutError"
+
+
+async def test_answer_follows_a_provisional_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n"
+    assert await answer_to(raw, monkeypatch) == "201"
+
+
+async def test_late_answer_is_not_the_next_ones() -> None:
+    """After a timeout the connection is not used again."""
+    arrived = itertools.count(1)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = next(arrived)
+        while await reader.read(1000):
+            if number > 1:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number)
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        pool = Connections(Address(server.sockets[0].getsockname()[1]), limit=1, timeout_s=0.5)
+        with pytest.raises(TimeoutError):
+            await pool.send(get("/"))
+        assert (await pool.send(get("/"))).body == b"2"
+        pool.close()
