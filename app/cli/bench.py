@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # importing them takes a third of a second
     from app.bench.service_url import ServiceUrl
     from app.bench.terminal import TerminalView
 
-_KEY = "VIT_SERVE_API_KEY"
+KEY_OF_CLIENTS = "VIT_SERVE_API_KEY"
+"""Variable with the key of a service, as the client package reads it."""
+
 _DEFAULT_CLIENTS = (1, 8, 32)
 _MAX_RATE = 100_000.0
 _SEVERAL = ("--clients", "--rate")
@@ -140,9 +142,9 @@ def _content(folder: Path | None) -> tuple[list[bytes], dict[str, Any]]:
 
 
 def _headers() -> dict[str, str]:
-    key = os.environ.get(_KEY, "").strip()
+    key = os.environ.get(KEY_OF_CLIENTS, "").strip()
     if not re.fullmatch("[!-~]*", key):
-        raise StartError(f"{_KEY}: the key must be of printable ASCII characters, without blanks")
+        raise StartError(f"{KEY_OF_CLIENTS}: the key must be of printable ASCII characters, without blanks")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

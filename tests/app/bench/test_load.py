@@ -11,7 +11,7 @@ import uvloop
 
 from app.bench import connections
 from app.bench.connections import Address, BadAnswer, Connections
-from app.bench.load import Exchange, Target, ask, closed_loop, exchange, get, keep_arriving, open_loop
+from app.bench.load import _PAUSE_S, Exchange, Target, ask, closed_loop, exchange, get, keep_arriving, open_loop
 
 
 class Echo:
@@ -91,6 +91,13 @@ def test_dead_server_is_an_error() -> None:
     with Echo() as echo:
         port = echo.port
     assert open_loop(Target(port, "/", [b"one"], "text/plain"), rate=50, seconds=0.1).throughput == 0
+
+
+def test_refused_client_pauses() -> None:
+    with Echo() as echo:
+        port = echo.port
+    load = closed_loop(Target(port, "/", [b"one"], "text/plain"), clients=1, seconds=0.5, warm_up_s=0)
+    assert 1 <= load.errors <= 0.5 / _PAUSE_S + 1
 
 
 async def test_latency_counts_from_the_due_time(echo: Echo) -> None:
