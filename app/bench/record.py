@@ -4,7 +4,7 @@ import json
 import math
 import re
 from array import array
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +57,8 @@ class Record:
         self.errors: Counter[str] = Counter()
         self.examples: dict[str, bytes] = {}
         self.timed = 0
-        self.timings_ms: Counter[str] = Counter()
+        self.timings_ms: defaultdict[str, float] = defaultdict(float)
+        """Sums of the times that `timed` answers state."""
 
     def add(self, exchange: Exchange) -> None:
         """Take account of one outcome."""
@@ -74,7 +75,8 @@ class Record:
         self.latencies_s.append(exchange.latency_s)
         if found := _TIMING.findall(exchange.server_timing):
             self.timed += 1
-            self.timings_ms.update({name.decode(): float(value) for name, value in found})
+            for name, value in found:
+                self.timings_ms[name.decode()] += float(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,7 @@ class LevelResult:
             "failed": self.failed,
             "throughput_per_s": round(self.throughput, 3),
             "latency_s": {name: _rounded(value) for name, value in percentiles(self.latencies_s).items()},
+            "latency_at_percent_s": _at_percents(self.latencies_s),
             "errors": [{"kind": kind, "count": count, "example": self.examples[kind]} for kind, count in self.errors.items()],
             "mean_batch_images": _rounded(self.mean_batch),
             "metrics_missing": self.metrics_missing or None,
@@ -154,6 +157,10 @@ def percentiles(ascending: Sequence[float]) -> dict[str, float | None]:
 def at_share(ascending: Sequence[float], share: float) -> float:
     """Return the smallest of the values that at least this share of them does not exceed."""
     return ascending[max(0, math.ceil(share * len(ascending)) - 1)]
+
+
+def _at_percents(ascending: Sequence[float]) -> list[float]:
+    return [round(at_share(ascending, percent / 100), 6) for percent in range(101)] if ascending else []
 
 
 def _example(text: bytes) -> str:

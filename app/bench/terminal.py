@@ -107,7 +107,7 @@ def remarks(results: Sequence[LevelResult]) -> Iterator[str]:
         yield f"this generator took up to {max(result.generator_share for result in results):.0%} of one core"
     late = [result.lateness_p99_s for result in results if result.lateness_p99_s is not None]
     if late:
-        yield f"and sent 99 % of the requests at most {milliseconds(max(late))} ms late, which the latencies include"
+        yield f"and sent 99% of the requests at most {milliseconds(max(late))} ms late, which the latencies include"
 
 
 def bars(results: Sequence[LevelResult], *, ascii_only: bool = False) -> list[str]:

@@ -99,7 +99,7 @@ def bench(
 
             write(chart, f"vit-serve bench {url}, {path}", results)
     if interrupted:
-        say("interrupted; the results are of the time until then")
+        say(f"interrupted; {'the results are of the time until then' if results else 'nothing was measured'}")
         raise typer.Exit(130)
     if not any(result.latencies_s for result in results):
         fail("no request succeeded")

@@ -5,6 +5,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 import uvloop
@@ -167,8 +168,8 @@ async def test_late_answer_is_not_the_next_ones() -> None:
         writer.close()
 
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
-        pool = Connections(Address(server.sockets[0].getsockname()[1]), limit=1, timeout_s=0.5)
-        with pytest.raises(TimeoutError):
-            await pool.send(get("/"))
-        assert (await pool.send(get("/"))).body == b"2"
-        pool.close()
+        port = server.sockets[0].getsockname()[1]
+        with closing(Connections(Address(port), limit=1, timeout_s=0.5)) as pool:
+            with pytest.raises(TimeoutError):
+                await pool.send(get("/"))
+            assert (await pool.send(get("/"))).body == b"2"

@@ -57,4 +57,5 @@ def test_percentiles_are_numpys(count: int) -> None:
 def test_nothing_measured_is_valid_json() -> None:
     facts = json.loads(json.dumps(summary(Exchange(11, 12, "500")).as_json(), allow_nan=False))
     assert facts["latency_s"] == dict.fromkeys(PERCENTILES)
+    assert facts["latency_at_percent_s"] == []
     assert (facts["requests"], facts["succeeded"], facts["failed"]) == (1, 0, 1)
