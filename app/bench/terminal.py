@@ -4,13 +4,16 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from app.bench.axis import LogAxis, milliseconds, tick_label
 from app.bench.record import PERCENTILES, Level, LevelResult, Record, at_share, percentiles
+
+UNITS = "latencies in ms; batch: images in a batch of the service"
+"""Line below the table."""
 
 _PLAIN_S = 5.0
 """Seconds between two lines where there is no terminal."""
@@ -51,7 +54,8 @@ class TerminalView:
         if self._live is None:
             self._console.print(line, highlight=False, markup=False)
         else:
-            self._live.update(Group(table(self._results), Text(line)), refresh=True)
+            finished: list[RenderableType] = [table(self._results), Text(UNITS)] if self._results else []
+            self._live.update(Group(*finished, Text(line)), refresh=True)
         self._seen, self._at = len(record.latencies_s), now
 
     def _line(self, level: Level, record: Record, now: float) -> str:
@@ -79,9 +83,7 @@ def _state(record: Record, now: float) -> str:
 
 def table(results: Sequence[LevelResult]) -> Table:
     """Return a table with a row for each level."""
-    shown = Table(
-        box=None, pad_edge=False, caption="latencies in ms; batch: images in a batch of the service", caption_justify="left"
-    )
+    shown = Table(box=None, pad_edge=False)
     shown.add_column("load")
     for name in ("answers/s", *PERCENTILES, "failed", "batch"):
         shown.add_column(name, justify="right")

@@ -171,14 +171,14 @@ async def _measure(plan: "Plan", targets: "list[Target]", view: "TerminalView") 
 
 
 def _print(results: "Sequence[LevelResult]") -> None:
-    from app.bench.terminal import bars, remarks, table
+    from app.bench.terminal import UNITS, bars, remarks, table
 
     if not results:
         return
     out.print(table(results))
     ascii_only = not out.encoding.lower().startswith("utf")
     drawn = bars(results, ascii_only=ascii_only)
-    for line in ["", *drawn, *[""][: len(drawn)], *remarks(results)]:
+    for line in [UNITS, "", *drawn, *[""][: len(drawn)], *remarks(results)]:
         out.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
