@@ -18,6 +18,9 @@ UNITS = "latencies in ms; batch: images in a batch of the service"
 _PLAIN_S = 5.0
 """Seconds between two lines where there is no terminal."""
 
+_SHORTEST_S = 0.2
+"""Seconds of which a throughput says something."""
+
 _BARS = " ▁▂▃▄▅▆▇█"
 _ASCII_BARS = " .:-=+*#@"
 _WIDTH = 60
@@ -48,7 +51,7 @@ class TerminalView:
         now = time.perf_counter()
         if record is not self._record:
             self._record, self._seen, self._at = record, 0, now
-        if self._live is None and now - self._at < _PLAIN_S:
+        elif now - self._at < (_PLAIN_S if self._live is None else _SHORTEST_S):
             return
         line = self._line(level, record, now)
         if self._live is None:
@@ -61,8 +64,8 @@ class TerminalView:
     def _line(self, level: Level, record: Record, now: float) -> str:
         """Return the state of a level, with what came since the last line."""
         line = f"{level.name}: {_state(record, now)}"
-        if recent := record.latencies_s[self._seen :]:
-            seconds = now - max(self._at, record.since)
+        recent, seconds = record.latencies_s[self._seen :], now - max(self._at, record.since)
+        if recent and seconds >= _SHORTEST_S:
             line += f"; now {len(recent) / seconds:,.1f}/s, p50 {milliseconds(at_share(sorted(recent), 0.5))} ms"
         return line + (f"; {failed:,} failed" if (failed := record.errors.total()) else "")
 
