@@ -72,7 +72,7 @@ def test_bench_of_the_service(server: Server, tmp_path: Path, monkeypatch: pytes
         assert set(level["server_timing_mean_ms"]) == {"decode", "queue", "inference", "total"}
         assert level["server_timing_mean_ms"]["total"] / 1000 < level["latency_s"]["max"]
         assert 1 <= level["mean_batch_images"] <= 4 + 26 * (level["loop"] == "open")
-        assert 0 < level["generator_share_of_a_core"] < 1
+        assert level["generator_share_of_a_core"] > 0
     assert levels[0]["mean_batch_images"] == 1
     assert sum(level["requests"] for level in levels) <= metric(server, "vit_batch_size_images_sum") - before
     assert (facts["url"], facts["path"], facts["interrupted"]) == (server.url, "/predict", False)
@@ -127,7 +127,7 @@ def test_errors_are_told_apart(reply: Reply, kind: str, tmp_path: Path) -> None:
         return Reply() if request.path == "/metrics" or next(good_images, False) else reply
 
     with fake_service(answer) as fake:
-        (level,) = measured(tmp_path / "out.json", fake.url, *SHORT, "--timeout", 0.2)["levels"]
+        (level,) = measured(tmp_path / "out.json", fake.url, *SHORT, "--timeout", 2 if reply.silent else 60)["levels"]
     ((error),) = level["errors"]
     assert (error["kind"], error["example"]) == (kind, "busy" if reply.body == b"busy" else "")
     assert error["count"] == level["failed"] == level["requests"] - 3

@@ -113,7 +113,7 @@ async def test_latency_counts_from_the_due_time(echo: Echo) -> None:
     assert min(lateness_s) >= 999
 
 
-async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool = False) -> str:
+async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool = False, timeout_s: float = 60) -> str:
     """Return the outcome of a request that is answered with these bytes."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -126,7 +126,7 @@ async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool 
 
     monkeypatch.setattr(connections, "_ANSWER_BYTES", 1000)
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
-        pool = Connections(Address(server.sockets[0].getsockname()[1]), timeout_s=0.5)
+        pool = Connections(Address(server.sockets[0].getsockname()[1]), timeout_s=timeout_s)
         found = await exchange(pool, get("/"), time.perf_counter())
         pool.close()
     return found.outcome
@@ -148,7 +148,7 @@ async def test_bad_answers_are_errors(raw: bytes, monkeypatch: pytest.MonkeyPatc
 async def test_missing_answers_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf"
     assert await answer_to(half, monkeypatch, close=True) == "ConnectionResetError"
-    assert await answer_to(half, monkeypatch) == "TimeoutError"
+    assert await answer_to(half, monkeypatch, timeout_s=0.5) == "TimeoutError"
 
 
 async def test_answer_follows_a_provisional_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +169,7 @@ async def test_late_answer_is_not_the_next_ones() -> None:
 
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        with closing(Connections(Address(port), limit=1, timeout_s=0.5)) as pool:
+        with closing(Connections(Address(port), limit=1, timeout_s=1)) as pool:
             with pytest.raises(TimeoutError):
                 await pool.send(get("/"))
             assert (await pool.send(get("/"))).body == b"2"
