@@ -61,7 +61,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 async def value(decoder: ProcessDecoder, number: int) -> int:
-    return int(np.unique(await decoder.decode(b"good %d" % number)).item())
+    return int(np.unique((await decoder.decode(b"good %d" % number)).pixels).item())
 
 
 def workers_of(decoder: ProcessDecoder) -> list[int]:
