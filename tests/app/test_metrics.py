@@ -65,7 +65,7 @@ def test_padding_is_counted(padded_sizes: tuple[int, ...], batches: list[int], r
     assert value(metrics, "vit_batch_size_images_sum", model="m") == sum(batches)
 
 
-def test_padding_of_a_failed_batch_is_not_counted() -> None:
+def test_failed_batches_count_no_padding() -> None:
     metrics, model = with_model(8)
     with pytest.raises(ValueError, match="no"), model.outcome_of_batch(1):
         raise ValueError("no")
