@@ -28,6 +28,7 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 _RESTART_REASONS = ("timeout", "crashed", "killed", "start")
+_HTTP_REFUSED_REASONS = ("too_many_connections", "dropped", "evicted", "silent", "slow_reader")
 _REFUSED_CODES = ("rate_limited", "queue_full", "too_many_connections", "not_ready", "draining")
 _FAILURE_CODES = ("internal_error", "inference_failed", "deadline_exceeded")
 _IMAGE_CODES = ("undecodable_image", "unsupported_image_format", "image_too_large", "queue_full", "not_ready", "draining")
@@ -80,7 +81,7 @@ class Metrics:
         )
         _begin_at_zero(self.problems.labels, *_REFUSED_CODES, *_FAILURE_CODES)
         _begin_at_zero(self.rate_limited.labels, "key", "address")
-        _begin_at_zero(self.http_refused.labels, "too_many_connections", "dropped", "evicted", "silent", "slow_reader")
+        _begin_at_zero(self.http_refused.labels, *_HTTP_REFUSED_REASONS)
         _begin_at_zero(self.decoder_restarts.labels, *_RESTART_REASONS)
         self.ready = Gauge("vit_ready", "1 while the service takes requests.", registry=registry)
         self.inflight_requests = Gauge("vit_inflight_requests", "Requests accepted and not yet answered.", registry=registry)

@@ -3,7 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import astuple, replace
+from dataclasses import replace
 
 import numpy as np
 import structlog
@@ -147,7 +147,7 @@ class Classifier:
             _log.error("the model gave numbers that are not finite")
             raise InferenceFailed("The model gave numbers that are not finite for this image.")
         timings = Timings(decoded.wait_s, decoded.decode_s, batched.queue_s, batched.inference_s)
-        self._metrics.observe_timings(*astuple(timings))
+        self._metrics.observe_timings(decoded.wait_s, decoded.decode_s, batched.queue_s, batched.inference_s)
         return scores, timings
 
     def _classification(self, scores: Scores, timings: Timings) -> Classification:
