@@ -8,13 +8,15 @@ Without a GPU, the same code measures the CPU, so that a test can run it.
 import argparse
 import itertools
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -36,6 +38,7 @@ from benchmarks.models import MODELS, VIT_LARGE, BenchmarkModel
 from benchmarks.peers import Server
 from benchmarks.report import Row, Section, Verdict, as_markdown
 from model.checkpoints.checkpoint import load_checkpoint
+from model.vit import VisionTransformer
 
 _WORK = Path(__file__).parent.parent / ".bench"
 _MODELS = {model.name: model for model in (*MODELS, VIT_LARGE) if model.name != "vit-tiny"}
@@ -107,8 +110,9 @@ def _inside(report: Report, model: BenchmarkModel, options: argparse.Namespace) 
     expected: Logits | None = None
     for mode in options.modes:
         checkpoint = load_checkpoint(model.directory(_WORK / "models"))
-        made = PixelModel(checkpoint.model, checkpoint.preprocessing)
-        flops = checkpoint.model.config.flops
+        assert isinstance(checkpoint.model, VisionTransformer)
+        made = PixelModel(checkpoint.model, checkpoint.preprocessing, with_features=True)
+        flops = made.config.flops
         if expected is None and "answers" in options.only:
             expected = _in_float32(made, pixels)
         title, note = f"Engine: {model.title}", f"{flops / 1e9:.2f} GFLOP an image; bfloat16 on a GPU"
@@ -116,8 +120,9 @@ def _inside(report: Report, model: BenchmarkModel, options: argparse.Namespace) 
         run, threads = _engine(made, mode, max(options.batch_sizes))
         report.add(title, note, _row(f"{mode}, prepared", {"seconds": time.perf_counter() - began}))
         if expected is not None:
-            for verdict in _verdicts(mode, expected, pixels, run):
-                about = f"{len(pixels)} images; difference relative to the largest logit"
+            about = f"{len(pixels)} images; difference relative to the largest logit, or to the largest feature of its kind"
+            widths = {"logits": made.num_classes, **{f"features {name}": size for name, size in made.features.items()}}
+            for verdict in _verdicts(mode, expected, pixels, run, widths):
                 report.add(f"Answers: {model.title}", about, verdict.row())
         for size in options.batch_sizes if "engine" in options.only else ():
             seconds = options.seconds if size == max(options.batch_sizes) else min(3.0, options.seconds)
@@ -164,73 +169,115 @@ def _in_float32(model: PixelModel, pixels: Sequence[Pixels]) -> Logits:
         return np.concatenate([model(torch.from_numpy(image[None])).numpy() for image in pixels])
 
 
-def _verdicts(mode: str, expected: Logits, pixels: Sequence[Pixels], run: Run) -> Iterator[Verdict]:
-    """Compare logits of single images and of one batch with float32 on the CPU."""
+def _verdicts(mode: str, expected: Logits, pixels: Sequence[Pixels], run: Run, widths: Mapping[str, int]) -> Iterator[Verdict]:
+    """Compare logits and each kind of features, of single images and of one batch, with float32 on the CPU."""
+    borders = list(itertools.accumulate(widths.values()))[:-1]
     for how, found in (
         ("alone", np.concatenate([run([image]) for image in pixels])),
         (f"in a batch of {len(pixels)}", run(pixels)),
     ):
-        differences = np.abs(found - expected).max(axis=1) / np.abs(expected).max(axis=1)
-        same = float((found.argmax(axis=1) == expected.argmax(axis=1)).mean())
-        worst = float(differences.max())
-        shown = f"{worst:.2%} at most, {np.median(differences):.2%} in the median; same first class {same:.0%}"
-        yield Verdict(f"{mode}, {how}", worst, shown, f"at most {_TOLERANCE:.0%}", worst <= _TOLERANCE)
+        parts = zip(widths, np.split(found, borders, axis=1), np.split(expected, borders, axis=1), strict=True)
+        for name, ours, reference in parts:
+            differences = np.abs(ours - reference).max(axis=1) / np.abs(reference).max(axis=1)
+            worst = float(differences.max())
+            shown = f"{worst:.2%} at most, {np.median(differences):.2%} in the median"
+            if name == "logits":
+                shown += f"; same first class {(ours.argmax(axis=1) == reference.argmax(axis=1)).mean():.0%}"
+            yield Verdict(f"{mode}, {name} {how}", worst, shown, f"at most {_TOLERANCE:.0%}", worst <= _TOLERANCE)
 
 
 def _decoding(report: Report, model: BenchmarkModel, seconds: float) -> None:
-    decoder = _decoder(model)
-    for images in (WEB, WEB_40_KB):
-        turns = itertools.cycle(_files(images))
+    """Decode in one process and in one for each core, as the service does."""
+    title, note = f"Decode and resize: for {model.title}", "the default, which is quick; in processes, as the service does it"
+    directory = model.directory(_WORK / "models")
+    with ProcessPoolExecutor(available_cpus(), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(time.sleep, [0.2] * available_cpus()))  # start the processes
+        for images in (WEB, WEB_40_KB):
+            files = _files(images)
+            for processes in dict.fromkeys((1, available_cpus())):
+                found = sum(pool.map(partial(_decode_rate, directory, files), [seconds] * processes))
+                numbers = {"a second": found, "ms of one core": 1000 * processes / found}
+                report.add(title, note, _row(f"{images.name}, {processes} processes", numbers))
 
-        def one(turns: Iterator[bytes] = turns) -> int:
-            decoder.decode(next(turns))
-            return 1
 
-        for threads in dict.fromkeys((1, available_cpus())):
-            found = rate(one, threads=threads, seconds=seconds)
-            numbers = {"a second": found, "ms of one core": 1000 * threads / found}
-            title, note = f"Decode and resize: for {model.title}", "the default, which is quick"
-            report.add(title, note, _row(f"{images.name}, {threads} threads", numbers))
+def _decode_rate(directory: Path, files: Sequence[bytes], seconds: float) -> float:
+    decoder, turns = _decoder(directory), itertools.cycle(files)
+
+    def one() -> int:
+        decoder.decode(next(turns))
+        return 1
+
+    return rate(one, threads=1, seconds=seconds)
 
 
 def _over_http(report: Report, model: BenchmarkModel, options: argparse.Namespace) -> None:
-    """Start the service twice, the second time with the first one's cache, and load it with more and more clients."""
+    """Start one service or several on this device, and load them with more and more clients."""
     settings: dict[str, object] = {
         "cache_dir": _WORK / "cache",
         "max_inflight_images": 4096,
         "compile": "compiled" in options.modes if torch.cuda.is_available() else "auto",
         "log_level": "warning",
     }
-    title, note = f"Service over HTTP: {model.title}", "as `vit-serve serve` runs it, with room for 4096 images"
+    title, note = (
+        f"Service over HTTP: {model.title}",
+        "as `vit-serve serve` runs it, with room for 4096 images; p50 and p99 of the slowest replica",
+    )
     shutil.rmtree(_WORK / "cache" / "torch", ignore_errors=True)
     with (_WORK / f"service-{model.name}.log").open("wb") as log:
-        for start in ("first start",) if options.one_start else ("first start", "second start"):
+        if not options.one_start:
             began = time.perf_counter()
-            server, port = start_ours(model.directory(_WORK / "models"), settings, log.fileno())
-            try:
-                wait_until_healthy(server, port, _START_PATIENCE_S)
-                report.add(title, note, _row(start, {"seconds": time.perf_counter() - began}))
-                if start == "second start" or options.one_start:
-                    for row in _loads(server, port, options):
-                        report.add(title, note, row)
-                    report.add(title, note, _row("memory afterwards", {"MiB (PSS)": pss_mib(server.pids())}))
-            finally:
-                server.stop()
+            with _services(model, settings, 1, log.fileno()):
+                report.add(title, note, _row("first start", {"seconds": time.perf_counter() - began}))
+        for replicas in options.replicas:
+            began = time.perf_counter()
+            name = f"{replicas} x " if replicas > 1 else ""
+            shared = {"decode_workers": max(1, available_cpus() // replicas)} if replicas > 1 else {}
+            with _services(model, settings | shared, replicas, log.fileno()) as services:
+                report.add(title, note, _row(f"{name}start", {"seconds": time.perf_counter() - began}))
+                for row in _loads(services, name, options):
+                    report.add(title, note, row)
+                memory = pss_mib([pid for server, _ in services for pid in server.pids()])
+                report.add(title, note, _row(f"{name}memory afterwards", {"MiB (PSS)": memory}))
 
 
-def _loads(server: Server, port: int, options: argparse.Namespace) -> Iterator[Row]:
-    for images in (WEB, WEB_40_KB):
-        target = Target(port, "/predict?vectors=false", _files(images), "image/jpeg")
-        for clients in options.clients:
-            before = _cpu_s(server)
-            with _gpu_watched() as gpu:
-                load = closed_loop(target, clients, options.http_seconds, _WARM_UP_S)
-            process, workers = (
-                (after - earlier) / (options.http_seconds + _WARM_UP_S)
-                for after, earlier in zip(_cpu_s(server), before, strict=True)
-            )
-            cores = {"service, cores": process, "decoders, cores": workers}
-            yield _row(f"{images.name}, {clients} clients", _of_load(load) | cores | gpu)
+@contextmanager
+def _services(
+    model: BenchmarkModel, settings: dict[str, object], replicas: int, log: int
+) -> Iterator[list[tuple[Server, int]]]:
+    """Start services at the same time, each with its port; stop them after the block."""
+    with ExitStack() as stack:
+        services = [start_ours(model.directory(_WORK / "models"), settings, log) for _ in range(replicas)]
+        for server, _ in services:
+            stack.callback(server.stop)
+        for server, port in services:
+            wait_until_healthy(server, port, _START_PATIENCE_S)
+        yield services
+
+
+def _loads(services: Sequence[tuple[Server, int]], name: str, options: argparse.Namespace) -> Iterator[Row]:
+    """Load each service from a process of its own, with its share of the clients."""
+    with ProcessPoolExecutor(len(services), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(time.sleep, [0.2] * len(services)))  # start the processes
+        for images in (WEB, WEB_40_KB):
+            targets = [Target(port, "/predict?vectors=false", _files(images), "image/jpeg") for _, port in services]
+            for clients in options.clients:
+                before = [_cpu_s(server) for server, _ in services]
+                with _gpu_watched() as gpu:
+                    share = max(1, clients // len(services))
+                    loads = list(pool.map(partial(_closed_loop, clients=share, seconds=options.http_seconds), targets))
+                cores = _cores_used(services, before, options.http_seconds + _WARM_UP_S)
+                yield _row(f"{images.name}, {name}{share} clients", _of_loads(loads) | cores | gpu)
+
+
+def _closed_loop(target: Target, clients: int, seconds: float) -> Load:
+    return closed_loop(target, clients, seconds, _WARM_UP_S)
+
+
+def _cores_used(
+    services: Sequence[tuple[Server, int]], before: Sequence[tuple[float, float]], seconds: float
+) -> dict[str, float]:
+    used = np.subtract([_cpu_s(server) for server, _ in services], before).sum(axis=0) / seconds
+    return dict(zip(("service, cores", "decoders, cores"), used.tolist(), strict=True))
 
 
 def _cpu_s(server: Server) -> tuple[float, float]:
@@ -245,13 +292,13 @@ def _cpu_s_of(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # user and system
 
 
-def _of_load(load: Load) -> dict[str, float]:
+def _of_loads(loads: Sequence[Load]) -> dict[str, float]:
     return {
-        "a second": load.throughput,
-        "p50 ms": load.p50 * 1000,
-        "p99 ms": load.p99 * 1000,
-        "errors": load.errors,
-        "generator, of a core": load.generator_share,
+        "a second": sum(load.throughput for load in loads),
+        "p50 ms": max(load.p50 for load in loads) * 1000,
+        "p99 ms": max(load.p99 for load in loads) * 1000,
+        "errors": sum(load.errors for load in loads),
+        "generators, of a core": sum(load.generator_share for load in loads),
     }
 
 
@@ -277,12 +324,12 @@ def _gpu_watched() -> Iterator[dict[str, float]]:
 
 
 def _decoded(model: BenchmarkModel) -> list[Pixels]:
-    decoder = _decoder(model)
+    decoder = _decoder(model.directory(_WORK / "models"))
     return [decoder.decode(image) for image in _files(WEB)]
 
 
-def _decoder(model: BenchmarkModel) -> ImageDecoder:
-    preprocessing = load_checkpoint(model.directory(_WORK / "models")).preprocessing
+def _decoder(directory: Path) -> ImageDecoder:
+    preprocessing = load_checkpoint(directory).preprocessing
     return ImageDecoder(preprocessing, formats=FORMATS, max_bytes=10**9, max_pixels=10**9, exact=False)
 
 
@@ -312,7 +359,10 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--clients", nargs="+", type=int, default=[1, 8, 32, 128, 512])
     parser.add_argument("--seconds", type=float, default=30.0, help="for the largest batch; others take at most 3")
     parser.add_argument("--http-seconds", type=float, default=10.0, help="for each number of clients")
-    parser.add_argument("--one-start", action="store_true", help="do not measure a second start")
+    parser.add_argument(
+        "--replicas", nargs="+", type=int, default=[1], help="services that share the device, each with its clients"
+    )
+    parser.add_argument("--one-start", action="store_true", help="do not start once with an empty cache first")
     parser.add_argument("--output", type=Path, default=_WORK / "gpu.json")
     return parser.parse_args(arguments)
 

@@ -31,7 +31,6 @@ class StartingDecoder:
         check_decoders(settings.image_formats)
         self._settings = settings
         self._metrics = metrics
-        self._observe_wait = metrics.decode_wait_seconds.observe
         self._zygote = Zygote() if _wants_processes(settings) else None
 
     def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
@@ -47,7 +46,7 @@ class StartingDecoder:
         settings = self._settings
         decode = image_decoder(settings, preprocessing).decode
         if self._zygote is None:
-            return ThreadDecoder(decode, threads=settings.decode_workers, observe_wait=self._observe_wait)
+            return ThreadDecoder(decode, threads=settings.decode_workers)
         job = Job(
             (Preprocessor(decode, shape),),
             max_image_bytes=settings.max_image_bytes,
@@ -61,7 +60,6 @@ class StartingDecoder:
             job,
             processes=settings.decode_workers,
             on_restart=self._count,
-            observe_wait=self._observe_wait,
         )
         decoder.warm_up()
         return decoder
