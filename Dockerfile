@@ -5,7 +5,7 @@ ARG BASE=python:3.11-slim-bookworm
 
 # Only the dependencies, so that other changes in pyproject.toml do not reinstall torch.
 FROM ${BASE} AS requirements
-# Comma-separated extras of pyproject.toml: --build-arg EXTRAS=heif to decode HEIC.
+# Comma-separated extras of pyproject.toml: --build-arg EXTRAS=heif,otel to decode HEIC and to export traces.
 ARG EXTRAS=
 COPY pyproject.toml .
 RUN EXTRAS="$EXTRAS" python -c "import os, tomllib; \

@@ -1,6 +1,7 @@
 """create_app: the service as an ASGI application, for any ASGI server. Nothing is global."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,6 +19,7 @@ from app.api.problems import common_problem_responses, install_problem_handlers
 from app.api.protocols.select import wires_of
 from app.api.request_log import RequestLog
 from app.api.state import AppState
+from app.api.traced_requests import TracedRequests
 from app.auth.access import Access
 from app.errors import StartError
 from app.http.time_slices import TimeSlices
@@ -27,6 +29,7 @@ from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
 from app.serving.service import Service
 from app.settings import Settings
+from app.tracing.start import start_tracing
 
 _log = structlog.get_logger(__name__)
 
@@ -58,6 +61,8 @@ def create_app(
         openapi_url="/openapi.json" if settings.docs else None,
         docs_url=None,
         redoc_url=None,
+        # FastAPI's own spans and logs would have query strings and the texts of exceptions
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     app.state.vit_serve = state
     _add_routes(app, state)
@@ -77,6 +82,7 @@ def _state(settings: Settings, load: Callable[[Settings, Metrics], Classifier]) 
         slices=TimeSlices(),
         request_log=RequestLog(polled=wires.health_paths | {metrics_route.PATH}),
         wires=wires,
+        tracer=start_tracing(os.environ),
     )
 
 
@@ -90,6 +96,8 @@ async def _lifespan(state: AppState, on_failure: Callable[[str], None], _: FastA
         await asyncio.wait([state.starting])
         await state.service.close()
         state.request_log.close()
+        if state.tracer is not None:
+            await state.tracer.close()
 
 
 def _add_routes(app: FastAPI, state: AppState) -> None:
@@ -118,6 +126,8 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
     app.add_middleware(PlainErrorsAsProblems, wires=state.wires)
     app.add_middleware(HeadAsGet)
     app.add_middleware(RequestContext, service=state.service, metrics=state.metrics, log=state.request_log, wires=state.wires)
+    if state.tracer is not None:
+        app.add_middleware(TracedRequests, tracer=state.tracer, untraced=state.wires.health_paths | {metrics_route.PATH})
 
 
 async def _start(service: Service, on_failure: Callable[[str], None]) -> None:

@@ -134,10 +134,20 @@ def mean_batch_size(contender: Contender) -> float:
     return numbers["vit_batch_size_images_sum"] / numbers["vit_batch_size_images_count"]
 
 
-def start_ours(model: Path, settings: dict[str, object], log: int) -> tuple[Server, int]:
-    """Start our server; return it and its port before it is ready."""
+def start_ours(
+    model: Path, settings: dict[str, object], log: int, *, source: Path = ROOT, others: Mapping[str, str] | None = None
+) -> tuple[Server, int]:
+    """Start our server; return it and its port before it is ready.
+
+    Args:
+        model: checkpoint to serve.
+        settings: settings without their prefix.
+        log: descriptor that its log is written to.
+        source: checkout whose code runs.
+        others: variables that are no settings.
+    """
     port = _free_port()
-    return _start_ours(model, port, log, settings), port
+    return _start_ours(model, port, log, settings, source, others), port
 
 
 def wait_until_healthy(server: Server, port: int, patience_s: float = _PATIENCE_S) -> None:
@@ -157,14 +167,21 @@ def wait_until_healthy(server: Server, port: int, patience_s: float = _PATIENCE_
     raise SystemExit(f"{OURS} has ended, or is not ready after {patience_s:.0f} s")
 
 
-def _start_ours(model: Path, port: int, log: int, settings: dict[str, object]) -> Server:
+def _start_ours(
+    model: Path,
+    port: int,
+    log: int,
+    settings: dict[str, object],
+    source: Path = ROOT,
+    others: Mapping[str, str] | None = None,
+) -> Server:
     variables = {"model": model, "port": port, **settings}
     mark = f"VIT_BENCHMARK_RUN={uuid.uuid4()}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
     environment |= {f"VIT_{name.upper()}": str(value) for name, value in variables.items()}
-    environment |= dict([mark.split("=", 1)])
+    environment |= {**(others or {}), **dict([mark.split("=", 1)])}
     command = [sys.executable, "-m", "app.cli", "serve"]
-    return Server(subprocess.Popen(command, cwd=ROOT, env=environment, stderr=log, start_new_session=True), mark)
+    return Server(subprocess.Popen(command, cwd=source, env=environment, stderr=log, start_new_session=True), mark)
 
 
 def _wait_until_ready(name: str, server: Server, target: Target) -> None:

@@ -18,7 +18,7 @@ WIRE = ("app.api", "app.auth", "app.http", "fastapi", "starlette")
 
 OUT_OF_REACH = {
     "model": ("app", "httpx", *WIRE),
-    "app/decoding": ("app.cli", "app.engines", "app.main", "app.serving", *WIRE),
+    "app/decoding": ("app.tracing", "app.cli", "app.engines", "app.main", "app.serving", *WIRE),
     "app/decoding/headers": ("PIL", "app.decoding.pool", "app.settings", "model", "torch"),
     "app/decoding/image.py": ("app.decoding.pool", "app.settings"),
     "app/decoding/limits.py": ("PIL", "app.settings", "model", "torch"),
@@ -27,8 +27,8 @@ OUT_OF_REACH = {
     "app/decoding/pool/threads.py": ("PIL", "app.settings", "model", "pickle", "torch"),
     "app/decoding/pool/zygote_main.py": ("app.settings", "model", "torch"),
     "app/decoding/pool/sandbox.py": ("model", "torch"),
-    "app/engines": ("app.cli", "app.decoding.pool", "app.main", "app.serving", "app.settings", *WIRE),
-    "app/serving": ("app.cli", "app.main", "app.server", *WIRE),
+    "app/engines": ("app.tracing", "app.cli", "app.decoding.pool", "app.main", "app.serving", "app.settings", *WIRE),
+    "app/serving": ("app.tracing.spans", "opentelemetry", "app.cli", "app.main", "app.server", *WIRE),
     "app/serving/admission.py": ("app.metrics", "app.settings", "asyncio", "numpy"),
     "app/serving/batching.py": ("app.metrics", "app.serving.admission", "app.settings", "model", "numpy", "torch"),
     "app/serving/classifier.py": ("app.decoding.pool", "app.serving.loading", "app.settings", "torch"),
@@ -74,6 +74,17 @@ OUT_OF_REACH = {
     "app/errors.py": ("app.settings", "http", "model", *WIRE),
     "app/metrics.py": ("app.settings", "model", "torch", *WIRE),
     "app/settings.py": ("torch", *WIRE),
+    "app/tracing": (
+        "app.cli",
+        "app.decoding",
+        "app.engines",
+        "app.main",
+        "app.serving",
+        "app.settings",
+        "model",
+        "torch",
+        *WIRE,
+    ),
 }
 
 
@@ -126,6 +137,16 @@ def test_imports_stay_within_reach(place: str) -> None:
 def test_only_the_command_imports_bench() -> None:
     others = [name for name in modules("app") if not name.startswith("app.bench")]
     assert [name for name in others if any(other.startswith("app.bench") for other in imported(name))] == ["app.cli.bench"]
+
+
+def test_only_spans_import_opentelemetry() -> None:
+    direct = {name for name in modules("app") if any(other.split(".")[0] == "opentelemetry" for other in imported(name))}
+    assert direct == {"app.tracing.spans"}
+    assert {name for name in modules("app") if "app.tracing.spans" in imported(name)} == {
+        "app.api.state",
+        "app.api.traced_requests",
+        "app.tracing.start",
+    }
 
 
 def test_only_engines_import_torch_and_openvino() -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # has no types
 
 from app.settings import Settings, read_settings
+from app.tracing.spans import FLUSH_S
 from tests.support.models import ROOT
 
 _OUTSIDE = {"compile", "model", "cache_dir", "api_keys_file"}
@@ -124,12 +125,21 @@ def test_container_cannot_write_or_gain_rights() -> None:
 
 def test_container_has_time_to_stop() -> None:
     grace_s = float(_service("docker-compose.yml")["stop_grace_period"].removesuffix("s"))
-    assert grace_s > Settings.model_fields["drain_timeout_s"].default + 5  # 5 s to send the last answers
+    # 5 s to send the last answers
+    assert grace_s > Settings.model_fields["drain_timeout_s"].default + 5 + FLUSH_S
 
 
 def test_settings_pass_into_the_container() -> None:
     environment = _service("docker-compose.yml")["environment"]
     assert _settings_named_in(" ".join(environment)) == set(Settings.model_fields) - _OUTSIDE
+
+
+def test_traces_pass_into_the_container() -> None:
+    environment = _service("docker-compose.yml")["environment"]
+    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
+    named = {name for name in environment if name.startswith("OTEL_")}
+    assert {"OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_SDK_DISABLED"} <= named
+    assert all(environment[name] is None and f"`{name}`" in page for name in named)
 
 
 @pytest.mark.parametrize("file", _FILES)
@@ -174,7 +184,7 @@ def test_pod_is_probed_on_health_routes() -> None:
 def test_pod_has_time_to_stop() -> None:
     pod = _kubernetes("Deployment")["template"]["spec"]
     sleep_s = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pod["terminationGracePeriodSeconds"] > sleep_s + Settings.model_fields["drain_timeout_s"].default + 5
+    assert pod["terminationGracePeriodSeconds"] > sleep_s + Settings.model_fields["drain_timeout_s"].default + 5 + FLUSH_S
 
 
 def test_kubernetes_service_omits_metrics() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 
@@ -13,6 +14,9 @@ from app.http.time_slices import TimeSlices
 from app.metrics import Metrics
 from app.serving.service import Service
 from app.settings import Settings
+
+if TYPE_CHECKING:  # imports OpenTelemetry's SDK, an extra
+    from app.tracing.spans import Tracer
 
 
 @dataclass(slots=True)
@@ -27,6 +31,8 @@ class AppState:
     slices: TimeSlices
     request_log: RequestLog
     wires: Wires
+    tracer: "Tracer | None" = None
+    """None unless traces are asked for."""
     starting: asyncio.Task[None] | None = None
     """Task that loads the model, from the start of the lifespan on."""
 

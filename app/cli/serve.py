@@ -1,5 +1,6 @@
 """The command `serve`."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -9,6 +10,7 @@ from app.cli.options import Model, configure
 from app.cli.output import explained_errors
 from app.process.exit import end_process
 from app.process.signals import STOP, handled
+from app.tracing.start import check_propagators
 
 
 def serve(
@@ -20,6 +22,7 @@ def serve(
     # until the server handles signals itself: the first process of a container ignores those without a handler
     with handled(STOP, lambda *_: sys.exit(0)), explained_errors():
         settings = configure(model=model, host=host, port=port)
+        check_propagators(os.environ)
         from app.server import serve as run_server  # importing torch takes seconds, which --help should not
 
         end_process(run_server(settings))

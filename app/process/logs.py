@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from typing import Literal
 
 import structlog
@@ -9,6 +10,26 @@ from structlog.typing import Processor
 
 _QUIET = ("uvicorn.access", "python_multipart", "PIL")
 """Loggers that repeat our lines, or quote data from clients."""
+
+_SELDOM = ("opentelemetry.exporter.otlp.proto.http.trace_exporter", "opentelemetry.sdk._shared_internal")
+"""Loggers that report an unreachable collector of traces: each try, and each span that the queue has no room for."""
+
+_SELDOM_S = 60.0
+
+
+class _Seldom(logging.Filter):
+    """Filter that lets one line of a logger pass in a minute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next = 0.0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + _SELDOM_S
+        return True
 
 
 def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
@@ -41,3 +62,5 @@ def configure_logging(level: str, log_format: Literal["text", "json"]) -> None:
     root.setLevel(level.upper())
     for name in _QUIET:
         logging.getLogger(name).setLevel(logging.ERROR)
+    for logger in map(logging.getLogger, _SELDOM):
+        logger.filters = [*(each for each in logger.filters if not isinstance(each, _Seldom)), _Seldom()]

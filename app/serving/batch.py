@@ -37,6 +37,8 @@ class Job(Generic[Item, Result]):
     deadline: float
     """Time of the event loop's clock, for decisions."""
     future: asyncio.Future[BatchResult[Result]]
+    origin: Any = None
+    """What `observe` is told of the item."""
 
     def still_awaited(self) -> bool:
         """Return False if the job was cancelled or is late; fail a late one whose timer has not fired yet."""
@@ -57,7 +59,7 @@ class BatchExecutor(Generic[Item, Result]):
         run: see `Batcher`.
         max_batch_size: items in one batch.
         timeout_s: time after which a batch counts as hung, and the engine as dead.
-        observe: context manager around each batch, called with its size.
+        observe: context manager around each batch, called with the origins of its items.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class BatchExecutor(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result]]],
         max_batch_size: int,
         timeout_s: float,
-        observe: Callable[[int], AbstractContextManager[Any]],
+        observe: Callable[[Sequence[Any]], AbstractContextManager[Any]],
     ) -> None:
         self.max_batch_size = max_batch_size
         self._run = run
@@ -91,7 +93,7 @@ class BatchExecutor(Generic[Item, Result]):
         """Run jobs as one batch and deliver their results, or return the pieces to try after a failure."""
         started = time.perf_counter()
         try:
-            results = await self._run_in_time([job.item for job in jobs])
+            results = await self._run_in_time(jobs)
             if len(results) != len(jobs):
                 raise RuntimeError(f"a batch of {len(jobs)} items gave {len(results)} results")
         except EngineDead:
@@ -104,15 +106,15 @@ class BatchExecutor(Generic[Item, Result]):
                 job.future.set_result(BatchResult(result, started - job.arrival, inference_s, len(jobs)))
         return []
 
-    async def _run_in_time(self, items: Sequence[Item]) -> Sequence[Result]:
+    async def _run_in_time(self, jobs: Sequence[Job[Item, Result]]) -> Sequence[Result]:
         try:
             async with asyncio.timeout(self._timeout_s) as limit:
-                with self._observe(len(items)):
-                    return await self._run(items)
+                with self._observe([job.origin for job in jobs]):
+                    return await self._run([job.item for job in jobs])
         except TimeoutError as error:
             if not limit.expired():  # raised by `run` itself
                 raise
-            raise EngineDead(f"a batch of {len(items)} did not end within {self._timeout_s:g} s") from error
+            raise EngineDead(f"a batch of {len(jobs)} did not end within {self._timeout_s:g} s") from error
 
     def _split(self, jobs: Sequence[Job[Item, Result]], error: Exception) -> list[Sequence[Job[Item, Result]]]:
         """Return the halves of a failed batch; fail its job if there is only one."""

@@ -65,7 +65,7 @@ class Batcher(Generic[Item, Result]):
         independent_streams: batches in flight do not wait for each other, as on the cores of a CPU: queued items are shared out
             among the free slots. Otherwise, as on a GPU, a batch takes all it can and the next is prepared behind it.
         inference_timeout_s: time after which a batch counts as hung, and the engine as dead.
-        observe: context manager around each batch, called with its size.
+        observe: context manager around each batch, called with the origins of its items, as `submit` was given them.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Batcher(Generic[Item, Result]):
         max_queue_delay_s: float = 0.0,
         independent_streams: bool = False,
         inference_timeout_s: float = math.inf,
-        observe: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        observe: Callable[[Sequence[Any]], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self._executor = BatchExecutor[Item, Result](run, max_batch_size, inference_timeout_s, observe)
         self._slots = slots
@@ -123,12 +123,13 @@ class Batcher(Generic[Item, Result]):
         """Items that wait for a batch."""
         return len(self._queue)
 
-    async def submit(self, item: Item, deadline: float = math.inf) -> BatchResult[Result]:
+    async def submit(self, item: Item, deadline: float = math.inf, origin: Any = None) -> BatchResult[Result]:
         """Queue an item and await its result. Cancelling this call removes the item from the queue.
 
         Args:
             item: input of `run`.
             deadline: time of the event loop's clock after which the result is of no use.
+            origin: what `observe` is told of the item.
 
         Raises:
             DeadlineExceeded: the deadline passed first.
@@ -140,7 +141,7 @@ class Batcher(Generic[Item, Result]):
             raise _stopping()
         if not self.alive:
             raise NotReady("The inference worker is not running.", retry_after_s=5.0)
-        job = Job[Item, Result](item, time.perf_counter(), deadline, asyncio.get_running_loop().create_future())
+        job = Job[Item, Result](item, time.perf_counter(), deadline, asyncio.get_running_loop().create_future(), origin)
         self._queue[job] = None
         self._changed.set()
         try:

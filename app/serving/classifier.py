@@ -16,6 +16,7 @@ from app.serving.admission import Admission
 from app.serving.batching import Batcher
 from app.serving.results import Classification, Embedding, ModelDescription, Timings
 from app.serving.runner import ModelRunner, Scores
+from app.tracing.images import ImageTrace, image_trace
 
 _log = structlog.get_logger(__name__)
 
@@ -127,11 +128,15 @@ class Classifier:
         """
         self.check_classes()
         with self._metrics.outcome_of_image(), self.admission.slot():
-            return self._classification(*await self._infer(Decoded(pixels, 0.0, 0.0), deadline))
+            return self._classification(*await self._infer(Decoded(pixels, 0.0, 0.0), deadline, image_trace()))
 
     async def _run(self, image_bytes: bytes, deadline: float, request: Hashable) -> tuple[Scores, Timings]:
         with self._metrics.outcome_of_image(), self.admission.slot():
-            return await self._infer(await self._decode(image_bytes, deadline, request), deadline)
+            trace = image_trace()
+            with trace.decoding() as on_decoded:
+                decoded = await self._decode(image_bytes, deadline, request)
+                on_decoded(decoded.wait_s, decoded.decode_s)
+            return await self._infer(decoded, deadline, trace)
 
     async def _decode(self, image_bytes: bytes, deadline: float, request: Hashable) -> Decoded:
         try:
@@ -140,8 +145,9 @@ class Classifier:
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
 
-    async def _infer(self, decoded: Decoded, deadline: float) -> tuple[Scores, Timings]:
-        batched = await self._batcher.submit(decoded.pixels, deadline)
+    async def _infer(self, decoded: Decoded, deadline: float, trace: ImageTrace) -> tuple[Scores, Timings]:
+        with trace.queued():
+            batched = await self._batcher.submit(decoded.pixels, deadline, trace)
         scores = batched.result
         if not (np.isfinite(scores.logits).all() and np.isfinite(scores.features).all()):
             _log.error("the model gave numbers that are not finite")

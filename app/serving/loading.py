@@ -1,6 +1,7 @@
 """Composition root: settings -> `Classifier`: the checkpoint on its engine, the batcher and the decoder."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from app.decoding import Decoder
@@ -17,6 +18,7 @@ from app.serving.classifier import Classifier
 from app.serving.results import Features, ModelDescription
 from app.serving.runner import ModelRunner, Scores
 from app.settings import Settings
+from app.tracing.images import ImageTrace, batch_trace
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.config import ViTConfig
 from model.features import feature_sizes
@@ -89,11 +91,19 @@ def _load_classifier(
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
         independent_streams=engine.independent_streams,
         inference_timeout_s=settings.inference_timeout_s,
-        observe=model_metrics.outcome_of_batch,
+        observe=partial(_observed, model_metrics, engine.batch_sizes),
     )
     description = _describe(checkpoint, engine, with_features=settings.embed)
     _show(model_metrics, settings, admission, batcher, description)
     return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=model_metrics)
+
+
+@contextmanager
+def _observed(metrics: ModelMetrics, padded_sizes: Sequence[int], images: Sequence[ImageTrace]) -> Iterator[None]:
+    """Count and trace a batch of these images."""
+    size = len(images)
+    with batch_trace(images, next((padded for padded in padded_sizes if padded >= size), size)), metrics.outcome_of_batch(size):
+        yield
 
 
 def _show(

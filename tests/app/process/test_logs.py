@@ -39,3 +39,12 @@ def test_traceback_shows_no_local_variables(capsys: pytest.CaptureFixture[str], 
     written = capsys.readouterr().err
     assert "Traceback" in written
     assert image_bytes not in written
+
+
+def test_lost_collector_is_logged_seldom(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    for attempt in range(5):
+        logging.getLogger("opentelemetry.sdk._shared_internal").warning("no room for span %d", attempt)
+        logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("attempt %d failed", attempt)
+    events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
+    assert events == ["no room for span 0", "attempt 0 failed"]
