@@ -125,17 +125,18 @@ def main() -> int:
     with _cases(arguments.checkpoint or model.directory(_WORK / "models"), arguments.before) as cases:
         measured = [(name, partial(case.measure, arguments.seconds)) for name, case in cases.items()]
         throughput = interleaved("traces", measured, arguments.rounds)
-        base = next(iter(cases))
-        for name, case in cases.items():
-            # the rounds of one case end in the order of all others
-            cpu, reference = Samples(tuple(case.cpu_ms)), Samples(tuple(cases[base].cpu_ms))
-            rounds = zip(throughput[name].values, throughput[base].values, strict=True)
-            spread = sorted(mine / theirs for mine, theirs in rounds)
-            print(  # noqa: T201
-                f"{name}: {throughput[name].median:.1f} answers a second, {throughput[name].over(throughput[base]):.3f} of "
-                f"{base} [{spread[0]:.3f}..{spread[-1]:.3f}]; CPU {cpu.median:.3f} ms a request, {cpu.over(reference):.3f}"
-            )
+    cpu_ms = {name: Samples(tuple(case.cpu_ms)) for name, case in cases.items()}
+    base = next(iter(cases))
+    for name in cases:
+        print(f"{name}: answers a second {_compared(throughput[name], throughput[base])} of {base}")  # noqa: T201
+        print(f"{name}: ms of CPU a request {_compared(cpu_ms[name], cpu_ms[base])} of {base}")  # noqa: T201
     return 0
+
+
+def _compared(mine: Samples, theirs: Samples) -> str:
+    """Return the median, and the median and range of the ratios within each round."""
+    ratios = sorted(each / other for each, other in zip(mine.values, theirs.values, strict=True))
+    return f"{mine.median:.2f}, {mine.over(theirs):.3f} [{ratios[0]:.3f}..{ratios[-1]:.3f}]"
 
 
 def _arguments() -> argparse.Namespace:

@@ -452,5 +452,5 @@ async def test_untraced_log_has_no_ids(open_client: OpenClient, log: Log) -> Non
     assert not {"trace_id", "span_id", "trace_flags"} & line.keys()
 
 
-def test_code_outside_of_requests_records_nothing() -> None:
+def test_code_outside_requests_records_nothing() -> None:
     assert image_trace() is NOT_RECORDED
