@@ -130,6 +130,15 @@ def test_collector_that_hangs_first_recovers(receiver: Receiver, tiny_checkpoint
     assert len(receiver.named("POST /predict")) == 2
 
 
+def test_telemetry_of_fastapi_is_off(receiver: Receiver, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
+    with running_server(model=tiny_checkpoint) as server:
+        predict(server)
+        stop(server)
+    assert set(receiver.paths) == {"/v1/traces"}  # neither metrics nor logs
+    assert len(receiver.spans) == 6
+
+
 @pytest.mark.parametrize("sent", [b"BAD\r\n\r\n", b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Length: x\r\n\r\n"])
 def test_refused_by_the_parser_is_traced(receiver: Receiver, tiny_checkpoint: Path, sent: bytes) -> None:
     with running_server(model=tiny_checkpoint) as server:

@@ -291,19 +291,6 @@ async def test_two_traceparents_are_none(open_client: OpenClient, receiver: Rece
     assert receiver.one("GET /model").parent_id == ""
 
 
-async def test_telemetry_of_fastapi_is_off(
-    open_client: OpenClient, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from opentelemetry import _logs, metrics, trace
-
-    monkeypatch.setenv("FASTAPI_OTEL_AUTO_CONFIGURE", "true")
-    async with open_client() as client:
-        await client.get("/model")
-        providers = (trace.get_tracer_provider(), metrics.get_meter_provider(), _logs.get_logger_provider())
-    assert all("Proxy" in type(provider).__name__ for provider in providers)  # nobody has set one
-    assert [span.name for span in receiver.spans] == ["GET /model"]
-
-
 @pytest.mark.parametrize("bad", ["", "00-zz-1-01", f"00-{'0' * 32}-{CALLER}-01", "x" * 5000])
 async def test_bad_traceparent_begins_a_trace(open_client: OpenClient, receiver: Receiver, bad: str) -> None:
     async with open_client() as client:
