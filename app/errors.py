@@ -147,7 +147,7 @@ class NoClasses(ServiceError):
 
 
 class NoFeatures(ServiceError):
-    """The model gives no features: a library runs it, or they are switched off."""
+    """The model gives no features: they are switched off, or its classifier reads no vector."""
 
     code = "no_features"
 

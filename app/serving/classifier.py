@@ -30,6 +30,7 @@ class Classifier:
         admission: bounds on images and bytes in flight.
         batcher: the queue in front of the runner.
         metrics: outcomes and timings of this model.
+        why_no_features: reason, if the model's description has no features.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Classifier:
         admission: Admission,
         batcher: Batcher[Pixels, Scores],
         metrics: ModelMetrics,
+        why_no_features: str = "",
     ) -> None:
         self.admission = admission
         self.model = model
@@ -48,6 +50,7 @@ class Classifier:
         self._runner = runner
         self._batcher = batcher
         self._metrics = metrics
+        self._why_no_features = why_no_features
 
     def start(self, on_death: Callable[[], None] = lambda: None) -> None:
         """Start the decoder and the batcher. Call it in the event loop that will classify.
@@ -109,8 +112,7 @@ class Classifier:
         """
         names = [each.name for each in self.model.features]
         if not names:
-            why = "VIT_EMBED is false" if self.model.served_by == "vit-serve" else f"{self.model.served_by} runs it"
-            raise NoFeatures(f"{self.model.name} gives no features: {why}.")
+            raise NoFeatures(f"{self.model.name} gives no features: {self._why_no_features}.")
         if asked is not None and asked not in names:
             raise InvalidParameter(f"There is no pooling {asked[:64]!r}; this model has {', '.join(names)}.")
         return asked or names[0]

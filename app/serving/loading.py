@@ -18,8 +18,6 @@ from app.serving.results import Features, ModelDescription
 from app.serving.runner import ModelRunner, Scores
 from app.settings import Settings
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from model.config import ViTConfig
-from model.features import feature_sizes
 from model.head import probabilities
 from model.library.library_model import LibraryConfig
 from model.preprocessing import Preprocessing
@@ -93,7 +91,15 @@ def _load_classifier(
     )
     description = _describe(checkpoint, engine, with_features=settings.embed)
     _show(model_metrics, settings, admission, batcher, description)
-    return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=model_metrics)
+    return Classifier(
+        description,
+        decoder,
+        runner,
+        admission=admission,
+        batcher=batcher,
+        metrics=model_metrics,
+        why_no_features=checkpoint.why_no_features if settings.embed else "VIT_EMBED is false",
+    )
 
 
 def _show(
@@ -135,7 +141,7 @@ def _engine_options(settings: Settings) -> EngineOptions:
 
 def _describe(checkpoint: Checkpoint, engine: Engine, *, with_features: bool) -> ModelDescription:
     config = checkpoint.model.config
-    features = feature_sizes(config) if with_features and isinstance(config, ViTConfig) else {}
+    features = checkpoint.features if with_features else {}
     return ModelDescription(
         name=checkpoint.name,
         architecture=checkpoint.architecture,
