@@ -50,7 +50,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(EncoderBlock(config) for _ in range(config.depth)))
         norm, fc_norm = config.final_norm and not config.fc_norm, config.final_norm and config.fc_norm
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if norm else nn.Identity()
-        self.attn_pool = _attention_pool(config) if config.pooling == "map" else None
+        self.attn_pool = _attention_pool(config) if config.pooling == "map" or config.attention_pool else None
         self.fc_norm = nn.LayerNorm(config.head_dim, eps=config.layer_norm_eps) if fc_norm else nn.Identity()
         self.head = _head(config)
         self.head_dist = nn.Linear(config.head_dim, config.num_classes) if config.head_dist else None

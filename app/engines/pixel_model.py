@@ -81,6 +81,8 @@ class PixelModel(EngineModel):
         super().__init__()
         self.features = feature_sizes(model.config) if with_features or not model.config.num_classes else {}
         self.vit = _sharing_weights(model)
+        if model.config.attention_pool and not self.features:
+            self.vit.attn_pool = None  # its weights would take memory for nothing
         folded = model.patch_embed.fold_normalization(preprocessing.scale, preprocessing.mean, preprocessing.std)
         if preprocessing.bgr:
             folded.proj.weight = nn.Parameter(folded.proj.weight.detach().flip(1))

@@ -24,7 +24,7 @@ from model.checkpoints.hugging_face.key_maps import dinov2_key_map
 from model.checkpoints.labels import FILE as LABELS
 from model.checkpoints.labels import check_labels, name_classes
 from model.checkpoints.tensors.file_kind import SUFFIXES
-from model.checkpoints.tensors.key_map import KeyMap, build, read_state
+from model.checkpoints.tensors.key_map import KeyMap, build, has_module, read_state
 from model.checkpoints.tensors.regular_file import exists
 from model.checkpoints.tensors.renaming import how_to_serve, rename_tensors
 from model.checkpoints.tensors.weights_file import (
@@ -149,6 +149,8 @@ def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> Vision
     weights = rename_tensors(open_weights(blueprint.weights), blueprint.key_map)
     if weights.note is not None:
         _log.warning("%s: %s", weights.path, weights.note)
+    if config.pooling != "map" and has_module(weights, blueprint.key_map, "attn_pool"):
+        config = replace(config, attention_pool=True)
     state = _read_state(weights, blueprint.key_map, config)
     if image_size != config.image_size:
         if not may_resize:

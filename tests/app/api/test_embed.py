@@ -61,6 +61,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Pool]]] = {
     "BEiT": ("BeitForImageClassification", PLAIN | {"use_relative_position_bias": True}, "beit", {"avg": pooled}),
     "I-JEPA": ("IJepaForImageClassification", PLAIN, "ijepa", {"avg": lambda o: o.last_hidden_state.mean(dim=1)}),
     "DINOv3 encoder": ("DINOv3ViTModel", PLAIN | {"num_register_tokens": 2}, "", {"token": pooled}),
+    "SigLIP": (
+        "SiglipForImageClassification",
+        {"vision_config": PLAIN},
+        "vision_model",
+        {"avg": lambda o: o.last_hidden_state.mean(dim=1), "map": pooled},
+    ),
     "SigLIP encoder": ("SiglipVisionModel", PLAIN, "", {"map": pooled}),
     "CLIP with projection": (
         "CLIPVisionModelWithProjection",
