@@ -49,11 +49,14 @@ class Watch:
         self._runs: list[tuple[Tensor, Tensor]] = []
 
     def __enter__(self) -> "Watch":
-        self._hook = self._layer.register_forward_hook(lambda _, inputs, output: self._runs.append((inputs[0], output)))
+        self._hook = self._layer.register_forward_hook(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
+
+    def _note(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self._runs.append((inputs[0], output.clone()))  # what comes after it might change it in place
 
     def check(self, logits: Tensor) -> int:
         """Return F, the size of the vector that the layer made these logits (B, K) of.

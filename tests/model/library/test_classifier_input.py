@@ -39,6 +39,11 @@ class TwoHeads(Head):
         return (super().forward(images) + self.other(images.mean(dim=(2, 3)))) / 2
 
 
+class ChangedInPlace(Head):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).mul_(2)
+
+
 class TwoRuns(Head):
     def forward(self, images: Tensor) -> Tensor:
         return (super().forward(images[..., :16]) + super().forward(images[..., 16:])) / 2
@@ -67,6 +72,7 @@ def library_model_of(module: nn.Module) -> LibraryModel:
     ("make", "reason"),
     [
         (TwoHeads, "its logits are not what the classifier gives"),
+        (ChangedInPlace, "its logits are not what the classifier gives"),
         (TwoRuns, "its classifier runs 2 times, not once"),
         (PixelByPixel, "its classifier reads (1, 1024, 3), not one vector for each image"),
         (Convolution, "its classifier is of the type Conv2d, not one linear layer"),
