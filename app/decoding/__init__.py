@@ -5,6 +5,9 @@ from typing import Protocol
 
 from app.pixels import Pixels
 
+INPUT, PHOTOGRAPH = 0, 1
+"""Indices of preprocessings: to the input of the model, and to a photograph to show (`photograph.py`)."""
+
 Decode = Callable[[bytes], Pixels]
 """Function that decodes one image. Blocks; raises a `ServiceError` for an image that it refuses."""
 
@@ -15,13 +18,13 @@ class Decoder(Protocol):
     def start(self) -> None:
         """Start decoding, in the running event loop."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = INPUT) -> Pixels:
         """Decode one image when its turn comes. A call that is cancelled before its turn costs nothing.
 
         Args:
             image_bytes: the encoded image.
             request: identity of the request that brought it: requests take turns. None is a request of its own.
-            preprocessing: index of the model's preprocessing among those that the decoder was made with.
+            preprocessing: `INPUT`, or `PHOTOGRAPH`.
 
         Raises:
             ImageTooLarge, UnsupportedImageFormat, UndecodableImage: see `ImageDecoder.decode`.

@@ -8,7 +8,10 @@ from app.decoding.pool.select import begin_decoding
 from app.engines import Engine
 from app.engines.select import EngineOptions, choose_engine
 from app.errors import StartError
-from app.metrics import Metrics
+from app.explaining.explainer import ExplainedModel, Explainer
+from app.explaining.keeper import ProcessKeeper
+from app.explaining.process import ExplainingProcess
+from app.metrics import ExplainMetrics, Metrics
 from app.pixels import Pixels
 from app.process.startup import OnStep, watched_start
 from app.serving.admission import Admission
@@ -23,6 +26,7 @@ from model.features import feature_sizes
 from model.head import probabilities
 from model.library.library_model import LibraryConfig
 from model.preprocessing import Preprocessing
+from model.vit import VisionTransformer
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
 Shape = tuple[int, int, int]
@@ -95,7 +99,25 @@ def _load_classifier(
     model_metrics.inflight_bytes.set_function(lambda: admission.bytes)
     model_metrics.queued_images.set_function(lambda: batcher.queued)
     description = _describe(checkpoint, engine, with_features=settings.embed)
-    return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=model_metrics)
+    return Classifier(
+        description,
+        decoder,
+        runner,
+        admission=admission,
+        batcher=batcher,
+        metrics=model_metrics,
+        explainer=_explainer(settings, checkpoint, decoder, metrics.explain),
+    )
+
+
+def _explainer(settings: Settings, checkpoint: Checkpoint, decoder: Decoder, metrics: ExplainMetrics) -> Explainer | None:
+    if not settings.explain or not isinstance(checkpoint.model, VisionTransformer):
+        return None
+    config, preprocessing = checkpoint.model.config, checkpoint.preprocessing
+    model = ExplainedModel(checkpoint.name, checkpoint.labels, config.grid_size, config.patch_size, preprocessing)
+    arguments = (settings.model, settings.architecture, settings.image_size, checkpoint.activation)
+    keeper = ProcessKeeper(lambda: ExplainingProcess.start(arguments), on_loss=metrics.lost.inc)
+    return Explainer(model, decoder, keeper, max_images=settings.max_explained_images, metrics=metrics)
 
 
 def _engine_options(settings: Settings) -> EngineOptions:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import structlog
 from PIL import Image
 
-from app.decoding import Decoder
+from app.decoding import Decoder, photograph
 from app.decoding.formats import check_decoders, needs_threads
 from app.decoding.image import ImageDecoder
+from app.decoding.photograph import photograph_decoder
 from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
@@ -35,7 +36,7 @@ class StartingDecoder:
         self._zygote = Zygote() if _wants_processes(settings) else None
 
     def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
-        """Return the decoder when it is warm. Blocks.
+        """Return the decoder when it is warm; its preprocessing 0 is the checkpoint's, and 1 gives photographs. Blocks.
 
         Args:
             preprocessing: the checkpoint's.
@@ -45,26 +46,28 @@ class StartingDecoder:
             StartError: it cannot be started.
         """
         settings = self._settings
-        decode = image_decoder(settings, preprocessing).decode
+        decoder = image_decoder(settings, preprocessing)
+        work = (Preprocessor(decoder.decode, shape), Preprocessor(photograph_decoder(decoder.decode_whole), photograph.SHAPE))
         if self._zygote is None:
-            return ThreadDecoder(decode, threads=settings.decode_workers, observe_wait=self._observe_wait)
+            decoders = [each.decode for each in work]
+            return ThreadDecoder(*decoders, threads=settings.decode_workers, observe_wait=self._observe_wait)
         job = Job(
-            (Preprocessor(decode, shape),),
+            work,
             max_image_bytes=settings.max_image_bytes,
             memory_bytes=needed_bytes(settings.max_image_pixels, settings.max_image_bytes),
             timeout_s=settings.decode_timeout_s,
             probe=_probe(settings.image_formats),
             threads=needs_threads(settings.image_formats),
         )
-        decoder = ProcessDecoder(
+        pool = ProcessDecoder(
             self._zygote,
             job,
             processes=settings.decode_workers,
             on_restart=self._count,
             observe_wait=self._observe_wait,
         )
-        decoder.warm_up()
-        return decoder
+        pool.warm_up()
+        return pool
 
     def give_up(self) -> None:
         """End the zygote."""

@@ -1,0 +1,60 @@
+"""Photographs: whole images, upright and small enough to show, in pixels of a fixed shape as the pool of decoders wants it."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from PIL import Image
+
+from app.decoding import Decode
+from app.decoding.size import Size
+from app.pixels import Pixels
+
+MAX_SIDE = 768
+"""Maximum pixels of a side."""
+
+SHAPE = (3, MAX_SIDE + 1, MAX_SIDE)
+"""(C, H, W) of what `photograph_decoder` returns: the photograph at the top left, and a row more with its sizes."""
+
+_SIZES = struct.Struct("<4I")
+"""Width and height of the image, and of the photograph."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """An image that is shown."""
+
+    size: Size
+    """(width, height) of the uploaded image, upright."""
+    pixels: Pixels
+    """(3, h, w), scaled so that no side is longer than `MAX_SIDE`."""
+
+
+def photograph_decoder(decode_whole: Callable[[bytes], Image.Image]) -> Decode:
+    """Return a function that decodes to `SHAPE`, given one that decodes a whole image, upright, to RGB."""
+    return partial(_decode, decode_whole)
+
+
+def read_photograph(pixels: Pixels) -> Photograph:
+    """Read what the function of `photograph_decoder` returned.
+
+    Raises:
+        ValueError: its sizes contradict its shape.
+    """
+    width, height, shown_width, shown_height = _SIZES.unpack(pixels[0, MAX_SIDE, : _SIZES.size].tobytes())
+    if not (0 < shown_width <= min(width, MAX_SIDE) and 0 < shown_height <= min(height, MAX_SIDE)):
+        raise ValueError("the sizes of a photograph contradict each other")
+    return Photograph((width, height), pixels[:, :shown_height, :shown_width])
+
+
+def _decode(decode_whole: Callable[[bytes], Image.Image], image_bytes: bytes) -> Pixels:
+    image = decode_whole(image_bytes)
+    scale = min(1.0, MAX_SIDE / max(image.size))
+    width, height = (max(1, round(side * scale)) for side in image.size)
+    shown = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
+    pixels = np.zeros(SHAPE, np.uint8)
+    pixels[:, :height, :width] = np.asarray(shown).transpose(2, 0, 1)
+    pixels[0, MAX_SIDE, : _SIZES.size] = np.frombuffer(_SIZES.pack(*image.size, width, height), np.uint8)
+    return pixels
