@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,13 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # prometheus_client l
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
+_RESTART_REASONS = ("timeout", "crashed", "killed", "start")
+_HTTP_REFUSED_REASONS = ("too_many_connections", "dropped", "evicted", "silent", "slow_reader")
+_REFUSED_CODES = ("rate_limited", "queue_full", "too_many_connections", "not_ready", "draining")
+_FAILURE_CODES = ("internal_error", "inference_failed", "deadline_exceeded")
+_IMAGE_CODES = ("undecodable_image", "unsupported_image_format", "image_too_large", "queue_full", "not_ready", "draining")
+_BATCH_OUTCOMES = ("ok", "cut_off", "out_of_memory", "engine_dead", "failed")
+
 
 class _ReadCounter(Collector):
     """Counter that reads its value at each scrape."""
@@ -50,9 +57,12 @@ class Metrics:
         self.request_seconds = Histogram(
             "vit_http_request_seconds",
             "Time from a request's arrival to the end of its answer.",
-            ("route",),
+            ("method", "route"),
             buckets=_SECONDS,
             registry=registry,
+        )
+        self.problems = Counter(
+            "vit_http_problems", "Requests answered with an error, by the problem's code.", ("code",), registry=registry
         )
         self.rate_limited = Counter(
             "vit_rate_limited_requests",
@@ -69,11 +79,10 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
-        for reason in ("timeout", "crashed", "killed", "start"):
-            self.decoder_restarts.labels(reason)
-        self.decode_wait_seconds = Histogram(
-            "vit_decode_wait_seconds", "Waiting for a decoding worker, by image.", buckets=_SECONDS, registry=registry
-        )
+        _begin_at_zero(self.problems.labels, *_REFUSED_CODES, *_FAILURE_CODES)
+        _begin_at_zero(self.rate_limited.labels, "key", "address")
+        _begin_at_zero(self.http_refused.labels, *_HTTP_REFUSED_REASONS)
+        _begin_at_zero(self.decoder_restarts.labels, *_RESTART_REASONS)
         self.ready = Gauge("vit_ready", "1 while the service takes requests.", registry=registry)
         self.inflight_requests = Gauge("vit_inflight_requests", "Requests accepted and not yet answered.", registry=registry)
         self.explain = ExplainMetrics(registry)
@@ -96,6 +105,12 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+def _begin_at_zero(series: Callable[[str], Counter], *values: str) -> None:
+    """Create the series of labels that alerts watch: `increase` sees no first count of one that appears with it."""
+    for value in values:
+        series(value)
+
+
 class _MetricsOfModels:
     """Metrics with the label `model`."""
 
@@ -105,15 +120,31 @@ class _MetricsOfModels:
         gauge = partial(Gauge, labelnames=("model",), registry=registry)
         self.images = counter("vit_images", "Images by outcome: `ok` or an error's code.")
         self.batches = counter("vit_batches", "Batches by outcome: `ok` or the failure.")
-        self.decode_seconds = seconds("vit_decode_seconds", "Waiting for a decoding worker and decoding, by image.")
+        self.decode_wait_seconds = seconds("vit_decode_wait_seconds", "Waiting of an image for a decoding worker.")
+        self.decode_seconds = seconds("vit_decode_seconds", "Decoding of an image by its worker, without waiting for one.")
         self.queue_seconds = seconds("vit_queue_seconds", "Time of an image in the queue.")
         self.inference_seconds = seconds("vit_inference_seconds", "Inference of the batch that an image was in.")
         self.batch_size = Histogram(
             "vit_batch_size_images", "Images in a batch that succeeded.", ("model",), buckets=_BATCH_SIZES, registry=registry
         )
+        self.padding = Counter(
+            "vit_batch_padding_images",
+            "Rows without an image in batches that were padded to a compiled size.",
+            ("model",),
+            registry=registry,
+        )
         self.inflight_images = gauge("vit_inflight_images", "Images accepted and not yet answered.")
         self.inflight_bytes = gauge("vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer.")
         self.queued_images = gauge("vit_queued_images", "Images that wait for a batch.")
+        self.max_inflight_images = gauge("vit_max_inflight_images", "Limit of `vit_inflight_images`.")
+        self.max_inflight_bytes = gauge("vit_max_inflight_bytes", "Limit of `vit_inflight_bytes`.")
+        self.max_batch_size = gauge("vit_max_batch_size_images", "Images in a batch at most; less once memory ran out.")
+        self.info = Gauge(
+            "vit_model_info",
+            "1 for the served model, with what runs it.",
+            ("model", "architecture", "served_by", "engine", "device", "dtype"),
+            registry=registry,
+        )
 
 
 @dataclass(slots=True)
@@ -125,6 +156,7 @@ class Statistics:
     batches: int = 0
     decode_s: float = 0.0
     queue_s: float = 0.0
+    """Waiting for a decoding worker, and for a batch."""
     inference_s: float = 0.0
     last_ms: int = 0
     """Time of the last image, in milliseconds since 1970; 0 for none."""
@@ -164,15 +196,29 @@ class ModelMetrics:
 
     def __init__(self, metrics: _MetricsOfModels, name: str) -> None:
         self.statistics = Statistics()
+        self.padded_sizes: Sequence[int] = ()
+        """Sizes that batches are padded to, ascending; empty if every size runs as it is."""
         self._images = partial(metrics.images.labels, name)
         self._batches = partial(metrics.batches.labels, name)
+        self._decode_wait_seconds = metrics.decode_wait_seconds.labels(name)
         self._decode_seconds = metrics.decode_seconds.labels(name)
         self._queue_seconds = metrics.queue_seconds.labels(name)
         self._inference_seconds = metrics.inference_seconds.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
+        self._padding = metrics.padding.labels(name)
         self.inflight_images = metrics.inflight_images.labels(name)
         self.inflight_bytes = metrics.inflight_bytes.labels(name)
         self.queued_images = metrics.queued_images.labels(name)
+        self.max_inflight_images = metrics.max_inflight_images.labels(name)
+        self.max_inflight_bytes = metrics.max_inflight_bytes.labels(name)
+        self.max_batch_size = metrics.max_batch_size.labels(name)
+        self._info = partial(metrics.info.labels, name)
+        _begin_at_zero(self._images, "ok", "cancelled", *_FAILURE_CODES, *_IMAGE_CODES)
+        _begin_at_zero(self._batches, *_BATCH_OUTCOMES)
+
+    def describe(self, *, architecture: str, served_by: str, engine: str, device: str, dtype: str) -> None:
+        """Show what the model is and what runs it."""
+        self._info(architecture, served_by, engine, device, dtype).set(1)
 
     @contextmanager
     def outcome_of_image(self) -> Iterator[None]:
@@ -213,15 +259,18 @@ class ModelMetrics:
         else:
             self._batches("ok").inc()
             self._batch_size.observe(size)
+            self._padding.inc(next((padded - size for padded in self.padded_sizes if padded >= size), 0))
             self.statistics.batches += 1
 
-    def observe_timings(self, decode_s: float, queue_s: float, inference_s: float) -> None:
-        """Observe the seconds that one image spent in each step."""
-        self._decode_seconds.observe(decode_s)
+    def observe_timings(self, decode_wait_s: float, decode_s: float, queue_s: float, inference_s: float) -> None:
+        """Observe the seconds that one image spent in each step; one that arrived as pixels was not decoded, in 0 s."""
+        if decode_s:
+            self._decode_wait_seconds.observe(decode_wait_s)
+            self._decode_seconds.observe(decode_s)
         self._queue_seconds.observe(queue_s)
         self._inference_seconds.observe(inference_s)
         sums = self.statistics
         sums.images, sums.last_ms = sums.images + 1, time.time_ns() // 1_000_000
         sums.decode_s += decode_s
-        sums.queue_s += queue_s
+        sums.queue_s += decode_wait_s + queue_s
         sums.inference_s += inference_s

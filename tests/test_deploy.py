@@ -18,7 +18,14 @@ from tests.support.models import ROOT
 _OUTSIDE = {"compile", "model", "cache_dir", "api_keys_file"}
 """Settings without a meaning in a plain container, such as paths of the host."""
 
-_FILES = ("Dockerfile", ".dockerignore", "docker-compose.yml", "deploy/compose.gpu.yml", "deploy/kubernetes.yml")
+_FILES = (
+    "Dockerfile",
+    ".dockerignore",
+    "docker-compose.yml",
+    "deploy/compose.gpu.yml",
+    "deploy/compose.monitoring.yml",
+    "deploy/kubernetes.yml",
+)
 
 
 def _instructions(name: str) -> list[str]:

@@ -79,8 +79,10 @@ class RequestContext:
         method = scope["method"] if scope["method"] in _METHODS else "other"
         protocol = state.get("protocol") or self._protocol(scope["path"])
         self._metrics.requests.labels(method, route, str(status), protocol).inc()
-        self._metrics.request_seconds.labels(route).observe(total_s)
-        self._log.write(method, route, status, state.get("problem_code"), _milliseconds(state.get("timings"), total_s))
+        self._metrics.request_seconds.labels(method, route).observe(total_s)
+        if (code := state.get("problem_code")) is not None:
+            self._metrics.problems.labels(code).inc()
+        self._log.write(method, route, status, code, _milliseconds(state.get("timings"), total_s))
 
 
 class UnhandledErrors:
@@ -197,6 +199,7 @@ def _milliseconds(timings: Timings | None, total_s: float) -> dict[str, float]:
     steps = {"total_ms": total_s}
     if timings is not None:
         steps = {
+            "decode_wait_ms": timings.decode_wait_s,
             "decode_ms": timings.decode_s,
             "queue_ms": timings.queue_s,
             "inference_ms": timings.inference_s,

@@ -1,6 +1,7 @@
 """Decoding: encoded images to pixels, in worker processes (`pool/processes.py`) or threads (`pool/threads.py`)."""
 
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from typing import Protocol
 
 from app.pixels import Pixels
@@ -12,13 +13,23 @@ Decode = Callable[[bytes], Pixels]
 """Function that decodes one image. Blocks; raises a `ServiceError` for an image that it refuses."""
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """Pixels of one image, with the seconds that it waited for a worker and those that the worker took."""
+
+    pixels: Pixels
+    wait_s: float
+    """Includes the time with workers that were lost."""
+    decode_s: float
+
+
 class Decoder(Protocol):
     """Decodes several images at once, beside the event loop."""
 
     def start(self) -> None:
         """Start decoding, in the running event loop."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = INPUT) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = INPUT) -> Decoded:
         """Decode one image when its turn comes. A call that is cancelled before its turn costs nothing.
 
         Args:

@@ -155,15 +155,15 @@ class Explainer:
         self._keeper.close()
 
     async def _explain(self, image_bytes: bytes, asked: Asked) -> Explanation:
-        began, request = time.perf_counter(), object()
-        pixels = await self._decoder.decode(image_bytes, request, INPUT)
-        photograph = read_photograph(await self._decoder.decode(image_bytes, request, PHOTOGRAPH))
-        decoded = time.perf_counter()
+        request = object()
+        decoded = await self._decoder.decode(image_bytes, request, INPUT)
+        whole = await self._decoder.decode(image_bytes, request, PHOTOGRAPH)
+        photograph = read_photograph(whole.pixels)
+        began = time.perf_counter()
         box = self.model.box(photograph.size)
         shown = b"" if asked.opacity is None else photograph.pixels.tobytes()
         question = Question(asked.method, asked.class_index, _overlay(photograph, box, asked.opacity))
-        fields, grid, overlay = await self._keeper.ask(question, pixels.tobytes(), shown)
-        ended = time.perf_counter()
+        fields, grid, overlay = await self._keeper.ask(question, decoded.pixels.tobytes(), shown)
         run_s = float(fields["seconds"])
         self._metrics.seconds.observe(run_s)
         return Explanation(
@@ -172,7 +172,12 @@ class Explainer:
             np.frombuffer(grid, np.float32).reshape(self.model.grid_size, -1),
             photograph.size,
             box,
-            Timings(decoded - began, ended - decoded - run_s, run_s),
+            Timings(
+                decode_wait_s=decoded.wait_s + whole.wait_s,
+                decode_s=decoded.decode_s + whole.decode_s,
+                queue_s=time.perf_counter() - began - run_s,
+                inference_s=run_s,
+            ),
             overlay,
         )
 

@@ -7,7 +7,7 @@ import { curl, python } from "./snippets.js";
 
 const BEST = 5;
 const OUTSIDE = "rgb(10 12 16 / 65%)";
-const STAGES = [["decode", "Decoding"], ["queue", "Waiting for a batch"], ["inference", "Inference"], ["other", "All else in the service"]];
+const STAGES = [["decode_wait", "Waiting for a decoder"], ["decode", "Decoding"], ["queue", "Waiting for a batch"], ["inference", "Inference"], ["other", "All else in the service"]];
 
 export class Card {
   constructor(file, model, { scales, announce }) {
@@ -35,7 +35,7 @@ export class Card {
     const image = this.part("img");
     this.url = URL.createObjectURL(this.file);
     image.alt = this.file.name;
-    image.addEventListener("error", () => { image.hidden = true; });
+    image.addEventListener("error", () => { image.replaceWith(text("no-preview quiet", "This browser cannot show the image.")); });
     image.src = this.url;
   }
 
@@ -131,7 +131,7 @@ export class Card {
 
   showTime(stages, roundTripMs) {
     const total = stages.total ?? 0;
-    const known = (stages.decode ?? 0) + (stages.queue ?? 0) + (stages.inference ?? 0);
+    const known = (stages.decode_wait ?? 0) + (stages.decode ?? 0) + (stages.queue ?? 0) + (stages.inference ?? 0);
     const all = { ...stages, other: Math.max(0, total - known) };
     this.part(".time summary").textContent = `Answered in ${milliseconds(total)}`;
     this.part(".stages").replaceChildren(...STAGES.map(([name]) => {

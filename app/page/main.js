@@ -80,6 +80,7 @@ async function take(files) {
     const card = new Card(file, served, { scales: () => find("scale").checked, announce });
     card.part(".remove").addEventListener("click", () => removeCard(card));
     find("results").prepend(card.element);
+    document.body.classList.add("has-results");
     waiting.push(card);
   }
   next();
@@ -99,6 +100,7 @@ function removeCard(card) {
   const at = waiting.indexOf(card);
   if (at >= 0) waiting.splice(at, 1);
   card.remove();
+  document.body.classList.toggle("has-results", find("results").childElementCount > 0);
   find("choose").focus();
 }
 

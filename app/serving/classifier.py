@@ -2,14 +2,13 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 
 import numpy as np
 import structlog
 
-from app.decoding import Decoder
+from app.decoding import Decoded, Decoder
 from app.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, NoClasses, NoExplanation, NoFeatures
 from app.explaining.explainer import Explainer
 from app.metrics import ModelMetrics, Statistics
@@ -144,29 +143,27 @@ class Classifier:
         """
         self.check_classes()
         with self._metrics.outcome_of_image(), self.admission.slot():
-            return self._classification(*await self._infer(pixels, deadline, decode_s=0.0))
+            return self._classification(*await self._infer(Decoded(pixels, 0.0, 0.0), deadline))
 
     async def _run(self, image_bytes: bytes, deadline: float, request: Hashable) -> tuple[Scores, Timings]:
         with self._metrics.outcome_of_image(), self.admission.slot():
-            started = time.perf_counter()
-            pixels = await self._decode(image_bytes, deadline, request)
-            return await self._infer(pixels, deadline, time.perf_counter() - started)
+            return await self._infer(await self._decode(image_bytes, deadline, request), deadline)
 
-    async def _decode(self, image_bytes: bytes, deadline: float, request: Hashable) -> Pixels:
+    async def _decode(self, image_bytes: bytes, deadline: float, request: Hashable) -> Decoded:
         try:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
                 return await self._decoder.decode(image_bytes, request)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
 
-    async def _infer(self, pixels: Pixels, deadline: float, decode_s: float) -> tuple[Scores, Timings]:
-        batched = await self._batcher.submit(pixels, deadline)
+    async def _infer(self, decoded: Decoded, deadline: float) -> tuple[Scores, Timings]:
+        batched = await self._batcher.submit(decoded.pixels, deadline)
         scores = batched.result
         if not (np.isfinite(scores.logits).all() and np.isfinite(scores.features).all()):
             _log.error("the model gave numbers that are not finite")
             raise InferenceFailed("The model gave numbers that are not finite for this image.")
-        timings = Timings(decode_s, batched.queue_s, batched.inference_s)
-        self._metrics.observe_timings(decode_s, batched.queue_s, batched.inference_s)
+        timings = Timings(decoded.wait_s, decoded.decode_s, batched.queue_s, batched.inference_s)
+        self._metrics.observe_timings(decoded.wait_s, decoded.decode_s, batched.queue_s, batched.inference_s)
         return scores, timings
 
     def _classification(self, scores: Scores, timings: Timings) -> Classification:

@@ -11,7 +11,7 @@ from app.errors import StartError
 from app.explaining.explainer import ExplainedModel, Explainer
 from app.explaining.keeper import ProcessKeeper
 from app.explaining.process import ExplainingProcess
-from app.metrics import ExplainMetrics, Metrics
+from app.metrics import ExplainMetrics, Metrics, ModelMetrics
 from app.pixels import Pixels
 from app.process.startup import OnStep, watched_start
 from app.serving.admission import Admission
@@ -95,10 +95,8 @@ def _load_classifier(
         inference_timeout_s=settings.inference_timeout_s,
         observe=model_metrics.outcome_of_batch,
     )
-    model_metrics.inflight_images.set_function(lambda: admission.images)
-    model_metrics.inflight_bytes.set_function(lambda: admission.bytes)
-    model_metrics.queued_images.set_function(lambda: batcher.queued)
     description = _describe(checkpoint, engine, with_features=settings.embed)
+    _show(model_metrics, settings, admission, batcher, description)
     return Classifier(
         description,
         decoder,
@@ -118,6 +116,30 @@ def _explainer(settings: Settings, checkpoint: Checkpoint, decoder: Decoder, met
     arguments = (settings.model, settings.architecture, settings.image_size, checkpoint.activation)
     keeper = ProcessKeeper(lambda: ExplainingProcess.start(arguments), on_loss=metrics.lost.inc)
     return Explainer(model, decoder, keeper, max_images=settings.max_explained_images, metrics=metrics)
+
+
+def _show(
+    metrics: ModelMetrics,
+    settings: Settings,
+    admission: Admission,
+    batcher: Batcher[Pixels, Scores],
+    model: ModelDescription,
+) -> None:
+    """Set the gauges of a model: what it is, what it holds, and its limits."""
+    metrics.inflight_images.set_function(lambda: admission.images)
+    metrics.inflight_bytes.set_function(lambda: admission.bytes)
+    metrics.queued_images.set_function(lambda: batcher.queued)
+    metrics.max_batch_size.set_function(lambda: batcher.max_batch_size)
+    metrics.max_inflight_images.set(settings.max_inflight_images)
+    metrics.max_inflight_bytes.set(settings.max_inflight_bytes)
+    metrics.padded_sizes = model.compiled_batch_sizes
+    metrics.describe(
+        architecture=model.architecture,
+        served_by=model.served_by,
+        engine=model.engine,
+        device=model.device,
+        dtype=model.dtype,
+    )
 
 
 def _engine_options(settings: Settings) -> EngineOptions:

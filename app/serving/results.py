@@ -20,8 +20,9 @@ Activation = Annotated[
 class Timings:
     """Seconds that one image spent in each step."""
 
+    decode_wait_s: float
+    """Waiting for a decoding worker; 0 for an image that arrived as pixels."""
     decode_s: float
-    """Seconds of waiting for a decoding worker and of decoding."""
     queue_s: float
     inference_s: float
 
@@ -31,6 +32,7 @@ def longest(timings: Sequence[Timings]) -> Timings | None:
     if not timings:
         return None
     return Timings(
+        decode_wait_s=max(timing.decode_wait_s for timing in timings),
         decode_s=max(timing.decode_s for timing in timings),
         queue_s=max(timing.queue_s for timing in timings),
         inference_s=max(timing.inference_s for timing in timings),

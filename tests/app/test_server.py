@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.watch import metrics_of
 from tests.support.models import png
-from tests.support.server import Server, metric, running_server, wait_for_metric
+from tests.support.server import Server, children, metric, running_server, wait_for_metric
 
 LIMITS = httpx.Limits(max_connections=200)
 
@@ -297,11 +297,6 @@ async def test_hung_decoder_costs_one_image(tiny_checkpoint: Path) -> None:
             assert (await client.post("/predict", content=png(1))).json() == expected
             assert (await client.get("/health/ready")).status_code == 200
         assert metric(server, 'vit_decoder_restarts_total{reason="timeout"}') == 1
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that any of its threads has started."""
-    return [int(child) for each in Path(f"/proc/{pid}/task").glob("*/children") for child in each.read_text().split()]
 
 
 def test_sigterm_before_listening_exits(tiny_checkpoint: Path) -> None:

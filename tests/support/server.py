@@ -116,6 +116,17 @@ def running_server(**variables: Any) -> Iterator[Server]:
         server.wait()
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that any thread of a process has started."""
+    return [int(child) for each in Path(f"/proc/{pid}/task").glob("*/children") for child in each.read_text().split()]
+
+
+def decoders(server: Server) -> list[int]:
+    """Return the decoding workers: children of the zygote, which is the only child of the service."""
+    (zygote,) = children(server.process.pid)
+    return children(zygote)
+
+
 def metric(server: Server, name: str) -> float:
     return metrics_of(httpx.get(f"{server.url}/metrics").content).get(name, 0.0)
 

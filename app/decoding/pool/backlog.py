@@ -2,10 +2,12 @@
 
 import asyncio
 import contextvars
+import math
 import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
+from app.decoding import Decoded
 from app.decoding.pool.attempt import DecodingFault, attempt, reported
 from app.decoding.pool.fair_queue import FairQueue, Turn, turn_of
 from app.errors import Draining
@@ -18,10 +20,12 @@ class PendingImage:
 
     encoded: bytes
     preprocessing: int
-    result: asyncio.Future[Pixels]
+    result: asyncio.Future[Decoded]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Context of the request: its id is logged if the image ends a worker."""
-    queued_at: float = field(default_factory=time.perf_counter)
+    arrived_at: float = field(default_factory=time.perf_counter)
+    begun_at: float = math.nan
+    """Time at which the last worker that had it took it."""
     crashes: int = 0
     kills: int = 0
 
@@ -32,15 +36,13 @@ class Backlog:
     Args:
         workers: images decoded at once.
         dispatch: called when an image was added.
-        observe_wait: called with the seconds that a taken image was queued.
     """
 
-    def __init__(self, workers: int, dispatch: Callable[[], None], observe_wait: Callable[[float], None]) -> None:
+    def __init__(self, workers: int, dispatch: Callable[[], None]) -> None:
         self._queue = FairQueue[PendingImage](workers)
         self._dispatch = dispatch
-        self._observe_wait = observe_wait
 
-    async def decode(self, image_bytes: bytes, request: Hashable, preprocessing: int) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable, preprocessing: int) -> Decoded:
         """Queue an image and await its pixels. Cancelling drops it if it is still queued."""
         image = PendingImage(image_bytes, preprocessing, asyncio.get_running_loop().create_future())
         try:
@@ -58,7 +60,7 @@ class Backlog:
         """Take the image whose turn it is, if any; `settle` it or `put_back` later."""
         while (turn := self._queue.take()) is not None:
             if not turn.item.result.done():
-                self._observe_wait(time.perf_counter() - turn.item.queued_at)
+                turn.item.begun_at = time.perf_counter()
                 return turn
             self._queue.release(turn)  # cancelled, but its call has not run since
         return None
@@ -68,18 +70,19 @@ class Backlog:
         if turn.item.result.done():
             self._queue.release(turn)
         else:
-            turn.item.queued_at = time.perf_counter()
             self._queue.put_back(turn)
 
     def settle(self, turn: Turn[PendingImage], outcome: Pixels | BaseException) -> None:
         """Give the request of a taken image its pixels or its error, unless it was cancelled."""
         self._queue.release(turn)
-        if turn.item.result.done():
+        image = turn.item
+        if image.result.done():
             return
         if isinstance(outcome, BaseException):
-            turn.item.result.set_exception(outcome)
+            image.result.set_exception(outcome)
         else:
-            turn.item.result.set_result(outcome)
+            now = time.perf_counter()
+            image.result.set_result(Decoded(outcome, image.begun_at - image.arrived_at, now - image.begun_at))
 
     def refuse(self, error: Exception) -> None:
         """Fail all queued images."""

@@ -14,6 +14,7 @@ from typing import Literal
 
 import structlog
 
+from app.decoding import Decoded
 from app.decoding.limits import check_length
 from app.decoding.pool.attempt import DecodingFault
 from app.decoding.pool.backlog import Backlog, PendingImage, draining
@@ -24,7 +25,6 @@ from app.decoding.pool.spawner import Spawner
 from app.decoding.pool.worker import State, Worker
 from app.decoding.pool.zygote import WorkerFailed, WorkerProcess, Zygote, ZygoteDied, describe_exit
 from app.errors import NotReady, StartError, UndecodableImage
-from app.pixels import Pixels
 
 Reason = Literal["timeout", "crashed", "killed", "start"]
 """Reason for a restart: `killed` is SIGKILL from outside, as the kernel sends it when memory runs out, and `start` a death
@@ -55,7 +55,6 @@ class ProcessDecoder:
         job: their work. An image that exceeds its time limit, counted from when it is begun, is refused.
         processes: images decoded at once.
         on_restart: called with the reason whenever a worker is replaced.
-        observe_wait: called with the seconds that an image waited for a worker.
     """
 
     def __init__(
@@ -65,13 +64,12 @@ class ProcessDecoder:
         *,
         processes: int,
         on_restart: Callable[[Reason], None],
-        observe_wait: Callable[[float], None] = lambda seconds: None,
     ) -> None:
         self._job = job
         self._processes = processes
         self._on_restart = on_restart
         self._closing = asyncio.Event()
-        self._backlog = Backlog(processes, self._dispatch, observe_wait)
+        self._backlog = Backlog(processes, self._dispatch)
         self._spawner = Spawner(zygote, job, self._closing, self._on_failed_start)
         self._workers: list[Worker] = []
         self._replacing: set[asyncio.Task[None]] = set()
@@ -107,7 +105,7 @@ class ProcessDecoder:
             return "Decoding processes end before they have decoded an image; the log says how."
         return "The decoding processes are being started again." if self._spawner.zygote_died else None
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Decoded:
         check_length(image_bytes, self._job.max_image_bytes)
         if self._closing.is_set():
             raise draining()

@@ -32,7 +32,6 @@ class StartingDecoder:
         check_decoders(settings.image_formats)
         self._settings = settings
         self._metrics = metrics
-        self._observe_wait = metrics.decode_wait_seconds.observe
         self._zygote = Zygote() if _wants_processes(settings) else None
 
     def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
@@ -49,8 +48,7 @@ class StartingDecoder:
         decoder = image_decoder(settings, preprocessing)
         work = (Preprocessor(decoder.decode, shape), Preprocessor(photograph_decoder(decoder.decode_whole), photograph.SHAPE))
         if self._zygote is None:
-            decoders = [each.decode for each in work]
-            return ThreadDecoder(*decoders, threads=settings.decode_workers, observe_wait=self._observe_wait)
+            return ThreadDecoder(*(each.decode for each in work), threads=settings.decode_workers)
         job = Job(
             work,
             max_image_bytes=settings.max_image_bytes,
@@ -64,7 +62,6 @@ class StartingDecoder:
             job,
             processes=settings.decode_workers,
             on_restart=self._count,
-            observe_wait=self._observe_wait,
         )
         pool.warm_up()
         return pool

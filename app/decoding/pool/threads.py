@@ -1,11 +1,11 @@
 """ThreadDecoder: decodes in threads of the service; nothing to start or copy, but a decoder that crashes takes all with it."""
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from app.decoding import Decode
+from app.decoding import Decode, Decoded
 from app.decoding.pool.attempt import DecodingFault, attempt
 from app.decoding.pool.backlog import Backlog, PendingImage, draining
 from app.decoding.pool.fair_queue import Turn
@@ -19,14 +19,13 @@ class ThreadDecoder:
     Args:
         decoders: functions that decode one image, one for each preprocessing.
         threads: images decoded at once.
-        observe_wait: called with the seconds that an image waited for a thread.
     """
 
-    def __init__(self, *decoders: Decode, threads: int, observe_wait: Callable[[float], None] = lambda seconds: None) -> None:
+    def __init__(self, *decoders: Decode, threads: int) -> None:
         self._decoders = decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=lower_priority)
         self._free = threads
-        self._backlog = Backlog(threads, self._dispatch, observe_wait)
+        self._backlog = Backlog(threads, self._dispatch)
         self._closed = False
 
     @property
@@ -37,7 +36,7 @@ class ThreadDecoder:
     def start(self) -> None:
         """See `Decoder`; threads start when they are needed."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Pixels:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Decoded:
         """See `Decoder`."""
         if self._closed:
             raise draining()

@@ -1,42 +1,52 @@
-"""Alerts use exported metrics, and Prometheus loads both."""
+"""Alerts and dashboard name metrics that a real service exports, with labels that these have."""
 
 import re
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
-import yaml  # type: ignore[import-untyped]  # as in tests/test_deploy.py
 
-from tests.support.models import ROOT, png
+from tests.support.models import png
+from tests.support.monitoring import DASHBOARD, RULES, dashboard_queries, grouped, named, selectors
+from tests.support.server import running_server
 
-_PROMETHEUS: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "prometheus.yml").read_text())
-_RULES: list[dict[str, Any]] = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text())["groups"][0]["rules"]
+_QUERIES = [(rule["alert"], rule["expr"]) for rule in RULES] + dashboard_queries()
 
-_METRIC = re.compile(r"\b((?:vit|process)_\w+)(?:{([^}]*)})?")
-"""Metric with its matchers, in PromQL or Prometheus' text format."""
-
-_OF_PROMETHEUS = {"job", "instance", "le"}
-"""Labels added by Prometheus, or common to every histogram."""
+_UP = {"up": set[str]()}
+"""Made by Prometheus."""
 
 
-def labels_of(matchers: str) -> set[str]:
-    return set(re.findall(r"(\w+)=~?\"", matchers)) - _OF_PROMETHEUS
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Path) -> Iterator[dict[str, set[str]]]:
+    """Labels of each exported metric, after one request: a series exists after its first count."""
+    with running_server(model=tiny_checkpoint, engine="torch", decode_isolation="thread") as server:
+        httpx.post(f"{server.url}/predict", content=png(0)).raise_for_status()
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+    samples = (next(named(line)) for line in lines if line.startswith(("vit_", "process_")))
+    yield _UP | dict(samples)
 
 
-@pytest.mark.parametrize("rule", _RULES, ids=[rule["alert"] for rule in _RULES])
-async def test_metrics_of_alerts_are_exported(client: httpx.AsyncClient, rule: dict[str, Any]) -> None:
-    await client.post("/predict", content=png(0))  # a series exists after its first count
-    lines = (await client.get("/metrics")).text.splitlines()
-    samples = [match for line in lines if line[:1] != "#" and (match := _METRIC.match(line))]
-    exported = {match[1]: labels_of(match[2] or "") for match in samples}
-    asked = [(match[1], labels_of(match[2] or "")) for match in _METRIC.finditer(rule["expr"])]
-    assert asked or rule["expr"].startswith("up{")
-    for name, labels in asked:
-        assert name in exported
-        assert labels <= exported[name]
+@pytest.mark.parametrize(("name", "query"), _QUERIES, ids=[name for name, _ in _QUERIES])
+def test_metrics_of_queries_are_exported(exported: dict[str, set[str]], name: str, query: str) -> None:
+    asked = list(named(query))
+    assert asked
+    for metric, labels in asked:
+        assert metric in exported
+        assert labels <= exported[metric]
+    assert grouped(query) <= set[str]().union(*(exported[metric] for metric, _ in asked))
 
 
-def test_prometheus_loads_the_alerts() -> None:
-    assert _PROMETHEUS["rule_files"] == ["alerts.yml"]
-    jobs = {job for rule in _RULES for job in re.findall(r'job="([^"]+)"', rule["expr"])}
-    assert jobs == {scrape["job_name"] for scrape in _PROMETHEUS["scrape_configs"]}
+def test_unknown_metrics_and_labels_are_noticed(exported: dict[str, set[str]]) -> None:
+    (asked,) = named('rate(vit_images_total{instance=~"a", outcome!="ok", colour=~"red"}[5m])')
+    assert asked == ("vit_images_total", {"outcome", "colour"})
+    assert not asked[1] <= exported["vit_images_total"]
+    assert selectors('sum by (code) (vit_a{b="c"} / vit_d)') == ['vit_a{b="c"}', "vit_d"]
+    assert grouped("sum by (instance, code) (x) > on (job, model) y") == {"code", "model"}
+
+
+def test_dashboard_variables_are_exported(exported: dict[str, set[str]]) -> None:
+    asked = [each.get("definition", "") for each in DASHBOARD["templating"]["list"]]
+    metrics = {metric for text in asked for metric in re.findall(r"label_values\((\w+), instance\)", text)}
+    assert metrics
+    assert metrics <= exported.keys()

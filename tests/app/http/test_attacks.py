@@ -17,7 +17,7 @@ from PIL import Image
 
 from benchmarks.watch import metrics_of, resident_bytes
 from tests.support.models import png
-from tests.support.server import Server, running_server
+from tests.support.server import Server, children, decoders, running_server
 
 LARGE_SIDE = 6000
 
@@ -34,17 +34,6 @@ def metrics(server: Server) -> dict[str, float]:
 
 def restarts(server: Server) -> float:
     return sum(value for name, value in metrics(server).items() if name.startswith("vit_decoder_restarts_total"))
-
-
-def decoders(server: Server) -> list[int]:
-    """Return the workers: children of the zygote, which is the only child of the service."""
-    (zygote,) = children(server.process.pid)
-    return children(zygote)
-
-
-def children(pid: int) -> list[int]:
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
 
 
 def kill_decoders(server: Server, stop: threading.Event) -> None:

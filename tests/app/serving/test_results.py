@@ -8,7 +8,7 @@ from app.serving.results import Classification, Timings
 
 def ranked(logits: list[float], k: int) -> list[int]:
     labels = tuple(map(str, range(len(logits))))
-    found = Classification(labels, np.array(logits, np.float32), None, Timings(0, 0, 0))
+    found = Classification(labels, np.array(logits, np.float32), None, Timings(0, 0, 0, 0))
     return found.ranked(k).tolist()
 
 

@@ -20,6 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from app.decoding import Decoded
 from app.decoding.pool.job import Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.worker import State, Worker
@@ -61,7 +62,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 async def value(decoder: ProcessDecoder, number: int) -> int:
-    return int(np.unique(await decoder.decode(b"good %d" % number)).item())
+    return int(np.unique((await decoder.decode(b"good %d" % number)).pixels).item())
 
 
 def workers_of(decoder: ProcessDecoder) -> list[int]:
@@ -355,13 +356,13 @@ def _is_right(image: bytes, outcome: object) -> bool:
         return True  # killed again and again
     match image.partition(b" ")[0]:
         case b"good":  # or twice it followed an image that broke its worker
-            right = isinstance(outcome, np.ndarray) and (outcome == int(image.partition(b" ")[2])).all()
+            right = isinstance(outcome, Decoded) and (outcome.pixels == int(image.partition(b" ")[2])).all()
             return bool(right) or isinstance(outcome, UndecodableImage | InternalError)
         case b"raise":
             return isinstance(outcome, InternalError | UndecodableImage)
         case b"no" | b"exit" | b"signal" | b"say" | b"break":  # or an error of the one before
             return isinstance(outcome, InternalError | UndecodableImage)
-    return isinstance(outcome, np.ndarray | ServiceError)
+    return isinstance(outcome, Decoded | ServiceError)
 
 
 TestPoolMachine = PoolMachine.TestCase

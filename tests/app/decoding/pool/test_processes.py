@@ -61,7 +61,7 @@ async def open_decoder() -> AsyncIterator[Open]:
 
 async def value(decoder: ProcessDecoder, image: bytes) -> int:
     """Return the value of every pixel of the image."""
-    pixels = await decoder.decode(image)
+    pixels = (await decoder.decode(image)).pixels
     assert pixels.shape == faults.SHAPE
     return int(np.unique(pixels).item())
 
@@ -81,7 +81,7 @@ async def test_each_image_gets_its_own_pixels(open_decoder: Open) -> None:
 
 async def test_next_image_leaves_pixels_alone(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
-    first = await decoder.decode(b"good 1")
+    first = (await decoder.decode(b"good 1")).pixels
     await decoder.decode(b"good 2")
     assert (first == 1).all()
 
@@ -92,9 +92,9 @@ async def test_models_share_a_pool(open_decoder: Open) -> None:
     decoder, restarts = await open_decoder(processes=2, preprocessors=table)
     images = [(number, number % 3) for number in range(60)]
     calls = (decoder.decode(b"good %d" % number, preprocessing=index) for number, index in images)
-    for (number, index), pixels in zip(images, await asyncio.gather(*calls), strict=True):
-        assert pixels.shape == shapes[index]
-        assert (pixels == number).all()
+    for (number, index), decoded in zip(images, await asyncio.gather(*calls), strict=True):
+        assert decoded.pixels.shape == shapes[index]
+        assert (decoded.pixels == number).all()
     assert not restarts
 
 
@@ -429,7 +429,7 @@ async def test_damaged_images_cost_no_worker(open_decoder: Open) -> None:
                 await decoder.decode(broken(good, rng))
             except ServiceError as error:
                 assert error.code in ("undecodable_image", "unsupported_image_format", "image_too_large")
-        assert np.array_equal(await decoder.decode(good), expected)
+        assert np.array_equal((await decoder.decode(good)).pixels, expected)
     assert not restarts
 
 

@@ -14,7 +14,7 @@ from app.errors import InternalError
 async def test_threads_preprocess_as_they_are_told() -> None:
     threads = ThreadDecoder(lambda _: np.zeros((3, 2, 2), np.uint8), lambda _: np.ones((3, 4, 4), np.uint8), threads=1)
     for index, shape in enumerate([(3, 2, 2), (3, 4, 4)]):
-        pixels = await threads.decode(b"", preprocessing=index)
+        pixels = (await threads.decode(b"", preprocessing=index)).pixels
         assert pixels.shape == shape
         assert (pixels == index).all()
     await threads.close()
@@ -44,7 +44,7 @@ async def test_thread_that_cannot_start_fails_one_image(monkeypatch: pytest.Monk
     with pytest.raises(InternalError):
         await threads.decode(b"")
     for _ in range(3):
-        assert not (await threads.decode(b"")).any()
+        assert not (await threads.decode(b"")).pixels.any()
     await threads.close()
 
 
@@ -66,15 +66,13 @@ async def test_cancelled_image_is_never_begun() -> None:
     assert begun == [b"first", b"third"]
 
 
-async def test_wait_is_observed_without_decoding() -> None:
-    waits, decode_s = list[float](), 0.02
-
-    def decode(_: bytes) -> Any:
-        time.sleep(decode_s)
+async def test_waiting_and_decoding_are_told_apart() -> None:
+    def decode(encoded: bytes) -> Any:
+        time.sleep(0.05 if encoded == b"slow" else 0)
         return np.zeros((3, 2, 2), np.uint8)
 
-    threads = ThreadDecoder(decode, threads=1, observe_wait=waits.append)
-    await asyncio.gather(threads.decode(b""), threads.decode(b""))
+    threads = ThreadDecoder(decode, threads=1)
+    slow, quick = await asyncio.gather(threads.decode(b"slow"), threads.decode(b"quick"))
     await threads.close()
-    first, second = waits
-    assert first < decode_s / 2 < second
+    assert slow.wait_s < slow.decode_s
+    assert quick.decode_s < quick.wait_s
