@@ -98,7 +98,9 @@ def _load_classifier(
     model_metrics.inflight_images.set_function(lambda: admission.images)
     model_metrics.inflight_bytes.set_function(lambda: admission.bytes)
     model_metrics.queued_images.set_function(lambda: batcher.queued)
-    description = _describe(checkpoint, engine, with_features=settings.embed)
+    explainer = _explainer(settings, checkpoint, decoder, metrics.explain)
+    methods = () if explainer is None else explainer.model.methods
+    description = _describe(checkpoint, engine, methods, with_features=settings.embed)
     return Classifier(
         description,
         decoder,
@@ -106,7 +108,7 @@ def _load_classifier(
         admission=admission,
         batcher=batcher,
         metrics=model_metrics,
-        explainer=_explainer(settings, checkpoint, decoder, metrics.explain),
+        explainer=explainer,
     )
 
 
@@ -133,7 +135,9 @@ def _engine_options(settings: Settings) -> EngineOptions:
     )
 
 
-def _describe(checkpoint: Checkpoint, engine: Engine, *, with_features: bool) -> ModelDescription:
+def _describe(
+    checkpoint: Checkpoint, engine: Engine, explanations: tuple[str, ...], *, with_features: bool
+) -> ModelDescription:
     config = checkpoint.model.config
     features = feature_sizes(config) if with_features and isinstance(config, ViTConfig) else {}
     return ModelDescription(
@@ -148,6 +152,7 @@ def _describe(checkpoint: Checkpoint, engine: Engine, *, with_features: bool) ->
         served_by=checkpoint.served_by,
         output_size=config.output_dim,
         features=tuple(Features(name, size) for name, size in features.items()),
+        explanations=explanations,
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,
