@@ -28,10 +28,14 @@ class RecordedModel:
         self._pool = None if model.attn_pool is None else RecordedPool(model.attn_pool)
         model.attn_pool = self._pool  # type: ignore[assignment]  # it pools as the one that it records
 
-    def run(self, image: Tensor) -> "Recording":
-        """Run one normalised image: (1, C, H, W) -> its output, with the attention of all blocks."""
-        tokens = self._model.norm(self._model.blocks(self._model.embed(image).requires_grad_()))
-        output = self._model.forward_head(tokens)[0]
+    def run(self, image: Tensor, *, gradients: bool = True) -> "Recording":
+        """Run one normalised image: (1, C, H, W) -> its output, with the attention of all blocks.
+
+        Without `gradients` only `rollout` can follow; intermediate results are then not kept.
+        """
+        with torch.set_grad_enabled(gradients):
+            tokens = self._model.norm(self._model.blocks(self._model.embed(image).requires_grad_(gradients)))
+            output = self._model.forward_head(tokens)[0]
         pool = None if self._pool is None else self._pool.weights
         return Recording(self.config, output, tokens, [attention.weights for attention in self._attentions], pool)
 
@@ -60,27 +64,31 @@ class Recording:
             flow = identity
             for weights in self.attention:
                 flow = (0.5 * weights[0].mean(dim=0) + 0.5 * identity) @ flow
-            return self._patches(self._read_by_attention() @ flow)
+            return self._patches(self._shares() @ flow)
 
     def relevance(self, class_index: int) -> Tensor:
         """Follow attention that raises the logit of a class back to the patches: (N,), not negative.
 
-        Each head counts by the positive part of weight times gradient (Chefer, Gur and Wolf, equations 5 and 6), and each token
-        that the head reads by the positive part of token times gradient: with a class token alone, as in the paper, that
-        token is all that counts.
+        Each head counts by the positive part of weight times gradient (Chefer, Gur and Wolf, equations 5 and 6). Where the head
+        reads a class token alone, that token is all that counts, as in the paper; where it reads patches, each token that it
+        reads counts by the positive part of token times gradient. It frees what the run kept for gradients.
+
+        Raises:
+            RuntimeError: the model was run without gradients, or this is the second call.
         """
         gradients = torch.autograd.grad(self.output[class_index], [self.tokens, *self.attention])
         with torch.no_grad():
             flow = torch.eye(self.tokens.shape[1])
             for weights, gradient in zip(self.attention, gradients[1:], strict=True):
                 flow = flow + (weights * gradient)[0].clamp(min=0).mean(dim=0) @ flow
-            read = (self.tokens * gradients[0])[0].sum(dim=1).clamp(min=0)
+            reads_patches = self.pool_attention is not None or "avg" in self.config.pooling
+            read = (self.tokens * gradients[0])[0].sum(dim=1).clamp(min=0) if reads_patches else self._shares()
             return self._patches(read @ flow)
 
     def _patches(self, tokens: Tensor) -> Tensor:
         return tokens[self.config.num_prefix_tokens :]
 
-    def _read_by_attention(self) -> Tensor:
+    def _shares(self) -> Tensor:
         """Return the share of each token in what the head reads: (T,), sum 1."""
         config = self.config
         read = torch.zeros(self.tokens.shape[1])

@@ -19,6 +19,9 @@ from app.serving.admission import Admission
 from app.serving.results import Timings
 from model.preprocessing import Preprocessing
 
+_NAMED_CLASSES = 8
+"""Classes of the same label that a refusal names."""
+
 
 @dataclass(frozen=True, slots=True)
 class ExplainedModel:
@@ -54,9 +57,8 @@ class ExplainedModel:
         if len(found) == 1:
             return found[0]
         if found:
-            raise InvalidParameter(
-                f"{len(found)} classes have this label; send the index of one: {', '.join(map(str, found))}."
-            )
+            some = ", ".join(map(str, found[:_NAMED_CLASSES]))
+            raise InvalidParameter(f"{len(found)} classes have this label; send the index of one, such as {some}.")
         if named.isascii() and named.isdigit() and len(named) < 8 and int(named) < len(self.labels):
             return int(named)
         raise InvalidParameter(f"There is no class {named[:64]!r}; send a label as in `GET /model`, or its index.")

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import structlog
 
-from app.errors import Draining, InternalError, NotReady
+from app.errors import Draining, InferenceFailed, InternalError, NotReady
 from app.explaining.messages import Message
 from app.explaining.process import CannotLoad
 from app.explaining.question import Question
@@ -20,13 +20,20 @@ is ended."""
 _IDLE_S = 600.0
 """Seconds without a question after which the process is ended, so that its memory is free."""
 
-_LEAST_RETRY_S = 1.0
+_DRAINING = ("The service is shutting down.", 1.0)
+"""Message and seconds to retry after."""
+
+_FAILED = "The image could not be explained; what happened has been logged."
 
 _log = structlog.get_logger(__name__)
 
 
 class Process(Protocol):
     """What the keeper needs of a process; see `ExplainingProcess`."""
+
+    @property
+    def ended(self) -> bool:
+        """True if it is known to have ended."""
 
     async def ask(self, question: Question, pixels: bytes, photograph: bytes) -> Message:
         """See `ExplainingProcess.ask`."""
@@ -58,6 +65,7 @@ class ProcessKeeper:
 
         Raises:
             NotReady: the process cannot be started now.
+            InferenceFailed: the model's outputs for this image are not finite.
             InternalError: it failed on this image; what happened was logged.
             Draining: the keeper was closed, before or meanwhile.
         """
@@ -69,7 +77,7 @@ class ProcessKeeper:
             return await asyncio.shield(run)
         except asyncio.CancelledError:
             if run.cancelled():
-                raise Draining("The service is shutting down.", _LEAST_RETRY_S) from None
+                raise Draining(*_DRAINING) from None
             raise
 
     def close(self) -> None:
@@ -81,24 +89,21 @@ class ProcessKeeper:
 
     async def _ask(self, question: Question, pixels: bytes, photograph: bytes) -> Message:
         if self._closed:
-            raise Draining("The service is shutting down.", _LEAST_RETRY_S)
+            raise Draining(*_DRAINING)
         if self._idle is not None:
             self._idle.cancel()
+        if self._process is not None and self._process.ended:
+            self._lose("the process that explains ended while it was idle", EOFError("it closed its socket"), pause=False)
         process = self._process or await self._started()
         try:
             async with asyncio.timeout(_RUN_S):
                 message = await process.ask(question, pixels, photograph)
         except (OSError, EOFError, TimeoutError) as error:
             self._lose("the process that explains was lost", error)
-            raise InternalError("The image could not be explained; what happened has been logged.") from None
+            raise InternalError(_FAILED) from None
         self._backoff.reset()
-        if "error" in message[0]:
-            _log.error(
-                "an image could not be explained through a fault of the service, please report it: %s", message[0]["error"]
-            )
-            raise InternalError("The image could not be explained; what happened has been logged.")
         self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._end)
-        return message
+        return _checked(message)
 
     async def _started(self) -> Process:
         if remaining_s := self._backoff.remaining_s:
@@ -113,11 +118,11 @@ class ProcessKeeper:
         _log.info("ready to explain", seconds=round(time.monotonic() - began, 1), failures=self._backoff.failures)
         return process
 
-    def _lose(self, event: str, error: Exception) -> float:
+    def _lose(self, event: str, error: Exception, *, pause: bool = True) -> float:
         """End the process after a failure. Returns the seconds until it may be started again."""
         self._end()
         self._on_loss()
-        pause_s = max(_LEAST_RETRY_S, self._backoff.fail())
+        pause_s = self._backoff.fail(pause=pause)
         _log.warning(event, reason=str(error) or type(error).__name__, in_s=pause_s)
         return pause_s
 
@@ -132,3 +137,14 @@ class ProcessKeeper:
         self._turn.release()
         if not run.cancelled():
             run.exception()  # retrieved: its caller may have gone
+
+
+def _checked(message: Message) -> Message:
+    """Return an answer, or raise what it reports."""
+    fields = message[0]
+    if "error" in fields:
+        _log.error("an image could not be explained through a fault of the service, please report it: %s", fields["error"])
+        raise InternalError(_FAILED)
+    if "failed" in fields:
+        raise InferenceFailed(fields["failed"])
+    return message

@@ -40,8 +40,10 @@ class ModelCopy:
     def explain(self, question: Question, pixels: bytes, photograph: bytes) -> bytes:
         """Explain one image: pixels (C, H, W) uint8 of the model's input, photograph as `question.overlay` says -> message."""
         began = time.perf_counter()
-        recording = self._model.run(self._normalised(pixels))
+        recording = self._model.run(self._normalised(pixels), gradients=question.method == "relevance")
         logits = recording.output.detach().numpy()
+        if not np.isfinite(logits).all():
+            return messages.pack({"failed": "The model gives outputs that are not finite for this image."})
         index = question.class_index
         if index is None and self._checkpoint.labels:
             index = int(logits.argmax())

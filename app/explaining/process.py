@@ -1,6 +1,7 @@
 """ExplainingProcess: the service's side of the process that explains; starts it, asks it, and ends it."""
 
 import asyncio
+import os
 import socket
 import sys
 from typing import Any, Self
@@ -10,9 +11,6 @@ from app.explaining.question import Question
 
 CheckpointArguments = tuple[str, str | None, int | None, str]
 """Arguments of `load_checkpoint`: model, architecture, image size and activation."""
-
-_LONGEST_MESSAGE = 64 * 2**20
-"""Bytes of a part, which a PNG of the largest photograph does not reach."""
 
 
 class CannotLoad(Exception):
@@ -36,11 +34,13 @@ class ExplainingProcess:
             OSError, EOFError: it cannot be started, or has ended.
         """
         ours, theirs = socket.socketpair()
-        with theirs:
-            command = (sys.executable, "-P", "-m", "app.explaining.process_main", str(theirs.fileno()))
-            quiet = asyncio.subprocess.DEVNULL
-            process = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, pass_fds=[theirs.fileno()])
-        started = cls(process, *await asyncio.open_connection(sock=ours, limit=_LONGEST_MESSAGE))
+        try:
+            with theirs:
+                process = await _spawn(theirs.fileno())
+            started = cls(process, *await asyncio.open_connection(sock=ours))
+        except BaseException:
+            ours.close()  # which ends a process that has started
+            raise
         try:
             fields, _, _ = await started._exchange({"checkpoint": checkpoint})
             if "error" in fields:
@@ -49,6 +49,11 @@ class ExplainingProcess:
             started.kill()
             raise
         return started
+
+    @property
+    def ended(self) -> bool:
+        """True if the process has closed its socket, or was reaped."""
+        return self._reader.at_eof() or self._process.returncode is not None
 
     async def ask(self, question: Question, pixels: bytes, photograph: bytes = b"") -> messages.Message:
         """Send a question with its pixels, and wait for the answer. A call that is cancelled ruins the process.
@@ -68,3 +73,11 @@ class ExplainingProcess:
         self._writer.write(messages.pack(fields, *parts))
         await self._writer.drain()
         return await messages.receive(self._reader)
+
+
+async def _spawn(descriptor: int) -> asyncio.subprocess.Process:
+    """Start the process with one end of a socket. It needs no setting, and some are secret."""
+    command = (sys.executable, "-P", "-m", "app.explaining.process_main", str(descriptor))
+    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("VIT_")}
+    quiet = asyncio.subprocess.DEVNULL
+    return await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, env=environment, pass_fds=[descriptor])

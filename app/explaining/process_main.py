@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 from contextlib import suppress
+from pathlib import Path
 
 from app.process.signals import IGNORED, STOP
 
@@ -26,7 +27,12 @@ def main(descriptor: int) -> None:
 
 
 def _yield_to_all_others() -> None:
-    """Take only CPU time that no other process wants: Linux's idle class, elsewhere the lowest priority."""
+    """Take only CPU time that no other process wants: Linux's idle class, elsewhere the lowest priority.
+
+    Where the machine or the container runs out of memory, the kernel ends this process before the service.
+    """
+    with suppress(OSError):  # not Linux, or /proc is read-only
+        Path("/proc/self/oom_score_adj").write_text("1000")
     with suppress(OSError):
         os.nice(_NICEST)
     if hasattr(os, "SCHED_IDLE"):

@@ -95,7 +95,9 @@ def _load_classifier(
         inference_timeout_s=settings.inference_timeout_s,
         observe=model_metrics.outcome_of_batch,
     )
-    description = _describe(checkpoint, engine, with_features=settings.embed)
+    explainer = _explainer(settings, checkpoint, decoder, metrics.explain)
+    methods = () if explainer is None else explainer.model.methods
+    description = _describe(checkpoint, engine, methods, with_features=settings.embed)
     _show(model_metrics, settings, admission, batcher, description)
     return Classifier(
         description,
@@ -104,7 +106,7 @@ def _load_classifier(
         admission=admission,
         batcher=batcher,
         metrics=model_metrics,
-        explainer=_explainer(settings, checkpoint, decoder, metrics.explain),
+        explainer=explainer,
     )
 
 
@@ -155,7 +157,9 @@ def _engine_options(settings: Settings) -> EngineOptions:
     )
 
 
-def _describe(checkpoint: Checkpoint, engine: Engine, *, with_features: bool) -> ModelDescription:
+def _describe(
+    checkpoint: Checkpoint, engine: Engine, explanations: tuple[str, ...], *, with_features: bool
+) -> ModelDescription:
     config = checkpoint.model.config
     features = feature_sizes(config) if with_features and isinstance(config, ViTConfig) else {}
     return ModelDescription(
@@ -170,6 +174,7 @@ def _describe(checkpoint: Checkpoint, engine: Engine, *, with_features: bool) ->
         served_by=checkpoint.served_by,
         output_size=config.output_dim,
         features=tuple(Features(name, size) for name, size in features.items()),
+        explanations=explanations,
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,

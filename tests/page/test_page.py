@@ -99,7 +99,9 @@ def test_stages_add_up(open_page: OpenPage) -> None:
     page = open_page()
     upload(page, FLOWER)
     page.click(".time > summary")
-    shares = page.evaluate("[...document.querySelectorAll('.stages span')].map((bar) => parseFloat(bar.style.getPropertyValue('--share')))")
+    shares = page.evaluate(
+        "[...document.querySelectorAll('.stages span')].map((bar) => parseFloat(bar.style.getPropertyValue('--share')))"
+    )
     assert len(shares) == 5 and sum(shares) == pytest.approx(100, abs=1)
     expect(page.locator(".time dt")).to_have_count(6)
 
