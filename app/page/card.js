@@ -148,8 +148,8 @@ export class Card {
 
   showCode() {
     const [first, second] = this.parts(".snippet code");
-    first.textContent = curl(this.file);
-    second.textContent = python(this.file);
+    first.textContent = curl(this.file, this.model);
+    second.textContent = python(this.file, this.model);
   }
 
   showMethods() {

@@ -4,13 +4,15 @@ import shutil
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.support.server import Server, running_server
 
 CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
 
 OpenPage = Callable[..., Page]
+
+expect.set_options(timeout=60_000)  # milliseconds: the first explanation loads the model
 
 
 @pytest.fixture(scope="session")

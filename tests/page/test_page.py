@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import FilePayload, Page, Route, expect
 
 from tests.model.checkpoints.test_encoders import save
 from tests.page.conftest import OpenPage
@@ -14,7 +14,7 @@ from tests.support.server import Server, running_server
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
 FLOWER, CHINA, LARGE = (PHOTOGRAPHS / name for name in ("flower.jpg", "china.jpg", "seeding.jpg"))
-BAD = {"name": "bad.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
+BAD: FilePayload = {"name": "bad.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
 KEY = "a key of the tests"
 
 DISPATCH = """([kind, name, encoded]) => {
@@ -32,8 +32,12 @@ def dispatch(page: Page, kind: str) -> None:
     page.evaluate(DISPATCH, [kind, "flower.jpg", base64.b64encode(FLOWER.read_bytes()).decode()])
 
 
-def upload(page: Page, *files: object) -> None:
-    page.set_input_files("#files", list(files))  # type: ignore[arg-type]
+def upload(page: Page, *files: Path | FilePayload) -> None:
+    page.set_input_files("#files", [payload(file) if isinstance(file, Path) else file for file in files])
+
+
+def payload(file: Path) -> FilePayload:
+    return {"name": file.name, "mimeType": "image/jpeg", "buffer": file.read_bytes()}
 
 
 def ranked(page: Page) -> list[str]:
@@ -115,8 +119,8 @@ def test_explanation(open_page: OpenPage) -> None:
     page.locator(".opacity").fill("30")
     expect(canvas).to_have_css("opacity", "0.3")
     before = canvas.evaluate("(canvas) => canvas.toDataURL()")
-    page.locator(".why .class").select_option(index=3)
-    expect(page.locator(".explained")).not_to_contain_text("mushroom")
+    page.locator(".why .class").select_option("9")
+    expect(page.locator(".explained")).to_contain_text("What speaks for jellyfish")
     assert canvas.evaluate("(canvas) => canvas.toDataURL()") != before
     page.locator(".why .method").select_option("rollout")
     expect(page.locator(".explained")).to_contain_text("Where attention flows")
@@ -151,7 +155,7 @@ def test_code_runs(open_page: OpenPage, tmp_path: Path, monkeypatch: pytest.Monk
     assert "curl -H 'Content-Type: image/jpeg'" in curl and "@flower.jpg" in curl
     monkeypatch.chdir(PHOTOGRAPHS)
     printed: list[str] = []
-    exec(python, {"print": lambda *words: printed.append(str(words[0]))})  # noqa: S102  # our own code, as it is shown
+    exec(python, {"print": lambda *words: printed.append(str(words[0]))})  # our own code, as it is shown
     assert printed == ranked(page)
 
 
@@ -306,3 +310,5 @@ def test_encoder(open_page: OpenPage, tmp_path: Path) -> None:
         assert "features (" in label
         ask_why(page)
         expect(page.locator(".explained")).to_contain_text("Where attention flows")
+        page.click(".code > summary")
+        assert all("/embed" in code for code in page.locator(".snippet code").all_inner_texts())
