@@ -69,7 +69,6 @@ class ExplainingProcess:
         """End the process, without waiting for its end: it has the lowest priority for that too."""
         self._writer.close()
         self._process.kill()
-        threading.Thread(target=self._process.wait, name="reap", daemon=True).start()
 
     async def _exchange(self, fields: dict[str, Any], *parts: bytes) -> messages.Message:
         self._writer.write(messages.pack(fields, *parts))
@@ -79,8 +78,24 @@ class ExplainingProcess:
 
 def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
     """Start the process with one end of a socket. It needs no setting, and some are secret."""
-    command = (sys.executable, "-P", "-m", "app.explaining.process_main", str(descriptor))
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("VIT_")}
-    quiet = subprocess.DEVNULL
-    # not asyncio's: its loop may be closed before the process has ended
-    return subprocess.Popen(command, stdin=quiet, stdout=quiet, env=environment, pass_fds=[descriptor])
+    # not asyncio's, whose loop may be closed before the process has ended
+    process = subprocess.Popen(
+        (sys.executable, "-P", "-m", "app.explaining.process_main", str(descriptor)),
+        env=environment | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,  # the service's own may block
+        pass_fds=[descriptor],
+    )
+    threading.Thread(target=_echo_and_reap, args=(process,), name="explaining process's stderr", daemon=True).start()
+    return process
+
+
+def _echo_and_reap(process: subprocess.Popen[bytes]) -> None:
+    """Copy a process's standard error to the service's until it ends, and reap it."""
+    assert process.stderr is not None
+    with process.stderr as stderr:
+        for line in stderr:
+            sys.stderr.write(line.decode(errors="backslashreplace"))
+    process.wait()
