@@ -3,7 +3,9 @@
 import asyncio
 import os
 import socket
+import subprocess
 import sys
+import threading
 from typing import Any, Self
 
 from app.explaining import messages
@@ -20,7 +22,7 @@ class CannotLoad(Exception):
 class ExplainingProcess:
     """A process with a copy of the model, which answers one question after another."""
 
-    def __init__(self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._process = process
         self._reader = reader
         self._writer = writer
@@ -36,11 +38,11 @@ class ExplainingProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = await _spawn(theirs.fileno())
-            started = cls(process, *await asyncio.open_connection(sock=ours))
+                process = _spawn(theirs.fileno())
         except BaseException:
-            ours.close()  # which ends a process that has started
+            ours.close()
             raise
+        started = cls(process, *await asyncio.open_connection(sock=ours))
         try:
             fields, _, _ = await started._exchange({"checkpoint": checkpoint})
             if "error" in fields:
@@ -53,7 +55,7 @@ class ExplainingProcess:
     @property
     def ended(self) -> bool:
         """True if the process has closed its socket, or was reaped."""
-        return self._reader.at_eof() or self._process.returncode is not None
+        return self._reader.at_eof() or self._process.poll() is not None
 
     async def ask(self, question: Question, pixels: bytes, photograph: bytes = b"") -> messages.Message:
         """Send a question with its pixels, and wait for the answer. A call that is cancelled ruins the process.
@@ -64,10 +66,9 @@ class ExplainingProcess:
         return await self._exchange(question.as_fields(), pixels, photograph)
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process, without waiting for its end: it has the lowest priority for that too."""
         self._writer.close()
-        if self._process.returncode is None:
-            self._process.kill()
+        self._process.kill()
 
     async def _exchange(self, fields: dict[str, Any], *parts: bytes) -> messages.Message:
         self._writer.write(messages.pack(fields, *parts))
@@ -75,9 +76,26 @@ class ExplainingProcess:
         return await messages.receive(self._reader)
 
 
-async def _spawn(descriptor: int) -> asyncio.subprocess.Process:
+def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
     """Start the process with one end of a socket. It needs no setting, and some are secret."""
-    command = (sys.executable, "-P", "-m", "app.explaining.process_main", str(descriptor))
     environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("VIT_")}
-    quiet = asyncio.subprocess.DEVNULL
-    return await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, env=environment, pass_fds=[descriptor])
+    # not asyncio's, whose loop may be closed before the process has ended
+    process = subprocess.Popen(
+        (sys.executable, "-P", "-m", "app.explaining.process_main", str(descriptor)),
+        env=environment | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,  # the service's own may block
+        pass_fds=[descriptor],
+    )
+    threading.Thread(target=_echo_and_reap, args=(process,), name="explaining process's stderr", daemon=True).start()
+    return process
+
+
+def _echo_and_reap(process: subprocess.Popen[bytes]) -> None:
+    """Copy a process's standard error to the service's until it ends, and reap it."""
+    assert process.stderr is not None
+    with process.stderr as stderr:
+        for line in stderr:
+            sys.stderr.write(line.decode(errors="backslashreplace"))
+    process.wait()

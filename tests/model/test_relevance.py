@@ -47,6 +47,11 @@ def small(kind: str) -> VisionTransformer:
     return model
 
 
+def linear(module: torch.nn.Module) -> torch.nn.Linear:
+    assert isinstance(module, torch.nn.Linear)
+    return module
+
+
 def image_for(config: ViTConfig, seed: int = 0) -> torch.Tensor:
     shape = (1, config.num_channels, config.image_size, config.image_size)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -108,7 +113,8 @@ def literal(model: Any, image: torch.Tensor, index: int) -> tuple[torch.Tensor, 
 
 def test_both_equal_the_papers_formulas(tmp_path: Path) -> None:
     directory = write_small_vit(tmp_path / "model", 5)
-    configuration = transformers.ViTConfig(**SIZES, num_labels=5)
+    sizes: dict[str, Any] = {**SIZES, "num_labels": 5}
+    configuration = transformers.ViTConfig(**sizes)
     reference = lively(transformers.ViTForImageClassification._from_config(configuration, attn_implementation="eager"))
     reference.save_pretrained(tmp_path / "weights")
     (tmp_path / "weights" / "model.safetensors").replace(directory / "model.safetensors")
@@ -127,10 +133,9 @@ def test_both_equal_the_papers_formulas(tmp_path: Path) -> None:
 
 def zero_branches(model: VisionTransformer) -> VisionTransformer:
     """Let each block pass its input on unchanged."""
-    for block in model.blocks:
-        for layer in (block.attn.proj, block.mlp.fc2):  # type: ignore[union-attr]  # those of EncoderBlock
-            torch.nn.init.zeros_(layer.weight)  # type: ignore[union-attr,arg-type]
-            torch.nn.init.zeros_(layer.bias)  # type: ignore[union-attr,arg-type]
+    for name, parameter in model.named_parameters():
+        if ".attn.proj." in name or ".mlp.fc2." in name:
+            torch.nn.init.zeros_(parameter)
     return model
 
 
@@ -139,7 +144,7 @@ def test_mean_of_unchanged_patches_is_exact() -> None:
     image = image_for(SMALL)
     with torch.no_grad():
         tokens = model.norm(model.embed(image))[0, 1:]
-        own = tokens @ model.head.weight.T / len(tokens)  # type: ignore[union-attr,operator]  # a Linear
+        own = tokens @ linear(model.head).weight.T / len(tokens)
     recorded = RecordedModel(model)
     for index in range(SMALL.num_classes):
         assert (own[:, index] > 0).any() and (own[:, index] < 0).any()
@@ -148,7 +153,7 @@ def test_mean_of_unchanged_patches_is_exact() -> None:
 
 def test_negative_logit_is_explained_too() -> None:
     model = small("class token")
-    model.head.bias.data -= 100  # type: ignore[union-attr,operator]  # a Linear; softmax does not change
+    linear(model.head).bias.data -= 100  # softmax does not change
     shifted = RecordedModel(model).run(image_for(SMALL))
     expected = RecordedModel(small("class token")).run(image_for(SMALL)).relevance(0)
     assert shifted.output.max() < 0 < expected.max()

@@ -1,0 +1,60 @@
+"""Whole photographs in pixels of a fixed shape."""
+
+import numpy as np
+import pytest
+
+from app.decoding.photograph import MAX_SIDE, SHAPE, photograph_decoder, read_photograph
+from app.errors import ServiceError, UndecodableImage, UnsupportedImageFormat
+from tests.app.decoding.decoders import as_pixels, decoder, oriented
+from tests.support.models import encode, random_image
+
+decode = photograph_decoder(decoder(max_pixels=10_000_000).decode_whole)
+
+
+def test_small_image_is_unchanged() -> None:
+    image = random_image(0, 40, 36)
+    pixels = decode(encode(image))
+    assert pixels.shape == SHAPE
+    photograph = read_photograph(pixels)
+    assert photograph.size == (40, 36)
+    np.testing.assert_array_equal(photograph.pixels, as_pixels(image))
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((768, 768), (768, 768)),
+        ((1536, 768), (768, 384)),
+        ((772, 2000), (296, 768)),
+        ((4000, 4), (768, 1)),
+        ((4, 4000), (1, 768)),
+    ],
+)
+def test_large_image_is_scaled(size: tuple[int, int], shown: tuple[int, int]) -> None:
+    photograph = read_photograph(decode(encode(random_image(1, *size))))
+    assert photograph.size == size
+    assert photograph.pixels.shape == (3, shown[1], shown[0])
+    assert max(shown) == MAX_SIDE
+
+
+def test_image_is_turned_upright() -> None:
+    image = random_image(2, 40, 36)
+    photograph = read_photograph(decode(encode(image, exif=oriented(6))))
+    assert photograph.size == (36, 40)
+    np.testing.assert_array_equal(photograph.pixels, np.rot90(as_pixels(image), 3, axes=(1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("image_bytes", "error"), [(b"hello", UnsupportedImageFormat), (encode(random_image(0))[:200], UndecodableImage)]
+)
+def test_bad_image_is_refused(image_bytes: bytes, error: type[ServiceError]) -> None:
+    with pytest.raises(error):
+        decode(image_bytes)
+
+
+@pytest.mark.parametrize("sizes", [(0, 0, 0, 0), (10, 10, 11, 10), (2000, 2000, 769, 10), (10, 10, 10, 0)])
+def test_contradiction_is_refused(sizes: tuple[int, ...]) -> None:
+    pixels = np.zeros(SHAPE, np.uint8)
+    pixels[0, MAX_SIDE, :16] = np.frombuffer(np.array(sizes, "<u4").tobytes(), np.uint8)
+    with pytest.raises(ValueError, match="contradict"):
+        read_photograph(pixels)
