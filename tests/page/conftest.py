@@ -15,8 +15,9 @@ OpenPage = Callable[..., Page]
 expect.set_options(timeout=60_000)  # milliseconds: the first explanation loads the model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    # of the module alone: the event loop of playwright is in the way of asynchronous tests elsewhere
     if CHROMIUM is None:
         pytest.skip("no Chromium here; Debian's package chromium has one")
     with (
@@ -26,7 +27,7 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def service(browser: Browser) -> Iterator[Server]:
     with running_server() as server:
         yield server
