@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from app.bench.load import Load, ask, closed_loop, open_loop
 from app.process.cpu import available_cpus
 from benchmarks import inside, machine, protocols
 from benchmarks.contenders import (
@@ -27,7 +28,6 @@ from benchmarks.contenders import (
     wait_until_healthy,
 )
 from benchmarks.images import IMAGE_SETS, WEB
-from benchmarks.load import Load, ask, closed_loop, open_loop
 from benchmarks.measure import Samples, interleaved
 from benchmarks.models import MODELS, BenchmarkModel
 from benchmarks.peers import PEERS, Peer

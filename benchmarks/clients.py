@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.load import Answer, Connection, Connections, head
+from app.bench.connections import Address, Answer, Connection, Connections
+from app.bench.load import head
 
 TOLERANCE = 1e-4
 """Allowed difference of a logit between batch sizes, as the README promises."""
@@ -70,12 +71,12 @@ class Clients:
 
     def __init__(self, port: int, images: Sequence[KnownImage], max_image_bytes: int, seed: int) -> None:
         self.tally = Tally()
-        self._port = port
+        self._address = Address(port)
         self._images = images
         self._max_image_bytes = max_image_bytes
         self._broken = _broken_requests(images[0].image_bytes)
         self._random = random.Random(seed)
-        self._connections = Connections(port, limit=512)
+        self._connections = Connections(self._address, limit=512)
 
     async def call(self, due: float) -> None:
         """Send one request of a random kind."""
@@ -185,7 +186,7 @@ class Clients:
 
     @asynccontextmanager
     async def _connected(self) -> AsyncIterator[Connection]:
-        connection = await Connection.open(self._port)
+        connection = await Connection.open(self._address)
         try:
             yield connection
         finally:

@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.load import Load, Target, ask
+from app.bench.load import Load, Target, ask
 from benchmarks.measure import progress
 from benchmarks.peers import ROOT, Peer, Server
 from benchmarks.watch import metrics_of

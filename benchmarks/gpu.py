@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from app.bench.load import Load, Target, closed_loop
 from app.decoding.image import ImageDecoder
 from app.engines.pixel_model import PixelModel, parse_dtype
 from app.engines.torch_cuda import make_torch_cuda_engine
@@ -32,7 +33,6 @@ from benchmarks import machine
 from benchmarks.contenders import pss_mib, start_ours, wait_until_healthy
 from benchmarks.images import WEB, WEB_40_KB, ImageSet
 from benchmarks.inside import FORMATS, rate
-from benchmarks.load import Load, Target, closed_loop
 from benchmarks.measure import progress
 from benchmarks.models import MODELS, VIT_LARGE, BenchmarkModel
 from benchmarks.peers import Server

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
+from app.bench.load import Exchange, Load, OpenLoop, Target, ask, closed_loop, quantile, send_open_loop
 from benchmarks import machine
 from benchmarks.contenders import Contender, contenders
 from benchmarks.images import WEB
-from benchmarks.load import Exchange, Load, OpenLoop, Target, ask, closed_loop, quantile, send_open_loop
 from benchmarks.measure import progress
 from benchmarks.models import MODELS
 from benchmarks.report import Verdict, conclude

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from app.bench.load import Target
 from app.decoding.image import ImageDecoder
 from benchmarks.inside import FORMATS
-from benchmarks.load import Target
 from model.checkpoints.checkpoint import load_checkpoint
 
 MODEL = "measured"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.load import Load
+from app.bench.load import Load
 from benchmarks.measure import Samples
 
 

@@ -29,12 +29,12 @@ import httpx
 import numpy as np
 import uvloop
 
+from app.bench.load import Exchange, Target, ask, closed_loop, quantile
 from benchmarks import machine
 from benchmarks.attackers import FEWER, PARTS, PERIOD_S, Attackers, Periods
 from benchmarks.clients import IMAGES_A_REQUEST, REFUSALS, TOLERANCE, Clients, KnownImage, Tally
 from benchmarks.contenders import start_ours, wait_until_healthy
 from benchmarks.images import WEB
-from benchmarks.load import Exchange, Target, ask, closed_loop, quantile
 from benchmarks.measure import progress
 from benchmarks.models import MODELS
 from benchmarks.peers import Server

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.load import Connections, Exchange, exchange, get
+from app.bench.connections import Address, Connections
+from app.bench.load import Exchange, exchange, get
 
 _PROBE_INTERVAL_S = 0.05
 """Seconds between two probes."""
@@ -44,7 +45,7 @@ def watch(port: int, pid: int, seconds: float) -> Watch:
 
 
 async def _watch(port: int, pid: int, seconds: float) -> Watch:
-    connections = Connections(port)
+    connections = Connections(Address(port))
     end = time.perf_counter() + seconds
     live, ready, samples = await asyncio.gather(
         probe(connections, get("/health/live"), end),
@@ -61,7 +62,7 @@ def probe_live(port: int, seconds: float) -> list[Exchange]:
 
 
 async def _probe_live(port: int, seconds: float) -> list[Exchange]:
-    connections = Connections(port)
+    connections = Connections(Address(port))
     found = await probe(connections, get("/health/live"), time.perf_counter() + seconds)
     connections.close()
     return found

@@ -57,6 +57,19 @@ OUT_OF_REACH = {
         "fastapi",
         "torch",
     ),
+    "app/bench": (
+        "app.cli",
+        "app.decoding",
+        "app.engines",
+        "app.main",
+        "app.metrics",
+        "app.serving",
+        "app.settings",
+        "httpx",
+        "model",
+        "torch",
+        *WIRE,
+    ),
     "app/api/protocols": ("app.cli", "app.decoding.pool", "app.main", "app.server", "torch"),
     "app/api/payloads": ("app.api.protocols", "app.auth", "app.decoding", "app.engines", "model", "numpy", "torch"),
     "app/process": ("app.settings", "httpx", "model", "torch", *WIRE),
@@ -111,6 +124,11 @@ def test_imports_stay_within_reach(place: str) -> None:
             if any(name == other or name.startswith(f"{other}.") for other in OUT_OF_REACH[place])
         }
         assert not strays, f"{module} reaches {strays}"
+
+
+def test_only_the_command_imports_bench() -> None:
+    others = [name for name in modules("app") if not name.startswith("app.bench")]
+    assert [name for name in others if any(other.startswith("app.bench") for other in imported(name))] == ["app.cli.bench"]
 
 
 def test_only_engines_import_torch_and_openvino() -> None:

@@ -10,7 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from pydantic_core import PydanticUndefined
+from typer.main import get_group
 
+from app.cli import cli
+from app.cli.bench import KEY_OF_CLIENTS
 from app.settings import BUNDLED_MODEL, Settings
 from tests.support.models import ROOT
 from tests.support.server import Server, running_server
@@ -63,7 +66,7 @@ def test_settings_page_is_complete() -> None:
 def test_settings_in_docs_exist(page: str) -> None:
     named = set(re.findall(r"VIT_[A-Z_]+[A-Z]", (ROOT / page).read_text(encoding="utf-8")))
     assert named
-    assert named <= {f"VIT_{name.upper()}" for name in Settings.model_fields}
+    assert named <= {KEY_OF_CLIENTS, *(f"VIT_{name.upper()}" for name in Settings.model_fields)}
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,12 @@ def test_make_targets_in_docs_exist() -> None:
     for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
         for target in re.findall(r"\bmake (\w+)", page):
             assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_options_of_bench_are_all_there() -> None:
+    page = (ROOT / "docs" / "bench.md").read_text(encoding="utf-8")
+    options = {name for option in get_group(cli).commands["bench"].params for name in option.opts if name.startswith("--")}
+    assert set(re.findall(r"--[a-z][a-z-]+", page)) == options
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,11 @@
-"""The command line: `vit-serve serve | classify | embed | info | train | evaluate`."""
+"""The command line: `vit-serve serve | classify | embed | info | train | evaluate | bench`."""
 
 from typing import Annotated
 
 import typer
 
 from app import __version__
-from app.cli import classify, embed, evaluate, info, serve, train
+from app.cli import bench, classify, embed, evaluate, info, serve, train
 from app.cli.output import out
 from app.process.stderr import queue_stderr
 
@@ -17,6 +17,7 @@ cli.command()(embed.embed)
 cli.command()(info.info)
 cli.command()(train.train)
 cli.command()(evaluate.evaluate)
+cli.command(cls=bench.SeveralNumbers)(bench.bench)
 
 
 def main() -> None:

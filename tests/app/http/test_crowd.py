@@ -11,8 +11,9 @@ import httpx
 import numpy as np
 import pytest
 
+from app.bench.connections import Address, Connection
+from app.bench.load import head
 from benchmarks.clients import KINDS, TOLERANCE, Clients, KnownImage
-from benchmarks.load import Connection, head
 from benchmarks.soak import counted
 from benchmarks.watch import metrics_of, usage
 from tests.support.models import encode, png, random_image
@@ -106,7 +107,7 @@ async def test_vanished_clients_leave_nothing_behind(patient_server: Server, sha
     server, before = patient_server, metrics(patient_server)
     files = usage([server.process.pid]).open_files
     for wave in range(1, _WAVES + 1):
-        connections = [await Connection.open(port(server)) for _ in range(_WAVE)]
+        connections = [await Connection.open(Address(port(server))) for _ in range(_WAVE)]
         for seed, connection in enumerate(connections):
             image = png(seed)
             connection.write(head("/predict", len(image), "image/png") + image[: int(share * len(image))])
