@@ -32,9 +32,9 @@ class Photograph:
     """(3, h, w), scaled so that no side is longer than `MAX_SIDE`."""
 
 
-def photograph_decoder(decode_whole: Callable[[bytes], Image.Image]) -> Decode:
-    """Return a function that decodes to `SHAPE`, given one that decodes a whole image, upright, to RGB."""
-    return partial(_decode, decode_whole)
+def photograph_decoder(decode_to_show: Callable[[bytes, int], tuple[Image.Image, Size]]) -> Decode:
+    """Return a function that decodes to `SHAPE`, given `ImageDecoder.decode_to_show`."""
+    return partial(_decode, decode_to_show)
 
 
 def read_photograph(pixels: Pixels) -> Photograph:
@@ -49,12 +49,12 @@ def read_photograph(pixels: Pixels) -> Photograph:
     return Photograph((width, height), pixels[:, :shown_height, :shown_width])
 
 
-def _decode(decode_whole: Callable[[bytes], Image.Image], image_bytes: bytes) -> Pixels:
-    image = decode_whole(image_bytes)
-    scale = min(1.0, MAX_SIDE / max(image.size))
-    width, height = (max(1, round(side * scale)) for side in image.size)
+def _decode(decode_to_show: Callable[[bytes, int], tuple[Image.Image, Size]], image_bytes: bytes) -> Pixels:
+    image, size = decode_to_show(image_bytes, MAX_SIDE)
+    scale = min(1.0, MAX_SIDE / max(size))
+    width, height = (max(1, round(side * scale)) for side in size)
     shown = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
     pixels = np.zeros(SHAPE, np.uint8)
     pixels[:, :height, :width] = np.asarray(shown).transpose(2, 0, 1)
-    pixels[0, MAX_SIDE, : _SIZES.size] = np.frombuffer(_SIZES.pack(*image.size, width, height), np.uint8)
+    pixels[0, MAX_SIDE, : _SIZES.size] = np.frombuffer(_SIZES.pack(*size, width, height), np.uint8)
     return pixels

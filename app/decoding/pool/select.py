@@ -47,7 +47,7 @@ class StartingDecoder:
         """
         settings = self._settings
         decoder = image_decoder(settings, preprocessing)
-        work = (Preprocessor(decoder.decode, shape), Preprocessor(photograph_decoder(decoder.decode_whole), photograph.SHAPE))
+        work = (Preprocessor(decoder.decode, shape), Preprocessor(photograph_decoder(decoder.decode_to_show), photograph.SHAPE))
         if self._zygote is None:
             decoders = [each.decode for each in work]
             return ThreadDecoder(*decoders, threads=settings.decode_workers, observe_wait=self._observe_wait)

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from app.decoding.photograph import MAX_SIDE, SHAPE, photograph_decoder, read_photograph
 from app.errors import ServiceError, UndecodableImage, UnsupportedImageFormat
 from tests.app.decoding.decoders import as_pixels, decoder, oriented
 from tests.support.models import encode, random_image
 
-decode = photograph_decoder(decoder(max_pixels=10_000_000).decode_whole)
+decode = photograph_decoder(decoder(max_pixels=11_000_000).decode_to_show)
 
 
 def test_small_image_is_unchanged() -> None:
@@ -35,6 +36,20 @@ def test_large_image_is_scaled(size: tuple[int, int], shown: tuple[int, int]) ->
     assert photograph.size == size
     assert photograph.pixels.shape == (3, shown[1], shown[0])
     assert max(shown) == MAX_SIDE
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+@pytest.mark.parametrize("size", [(3200, 1600), (1601, 3199), (3200, 3199)])
+def test_large_jpeg_is_the_same(size: tuple[int, int], orientation: int) -> None:
+    image = random_image(3, 48, 24).resize(size)
+    turns = {1: 0, 3: 2, 6: 3, 8: 1}[orientation]
+    jpeg = encode(image, "JPEG", quality=95, exif=oriented(orientation))
+    photograph = read_photograph(decode(jpeg))
+    whole = decoder(max_pixels=11_000_000).decode_whole(jpeg)
+    assert photograph.size == whole.size == (size if turns % 2 == 0 else size[::-1])
+    scaled = whole.resize(photograph.pixels.shape[:0:-1], Image.Resampling.BICUBIC)
+    difference = np.abs(photograph.pixels.astype(int) - as_pixels(scaled))
+    assert difference.mean() < 2
 
 
 def test_image_is_turned_upright() -> None:
