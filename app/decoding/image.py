@@ -78,8 +78,12 @@ class ImageDecoder:
             if image_format == "jpeg":
                 scale = enough / max(width, height)
                 image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
-            upright = upright_rgb(image)
-            return upright, (height, width) if orientation(image) >= _LIES else (width, height)
+            return upright_rgb(image), _upright((width, height), image, image_format)
+
+    def upright_size(self, image_bytes: bytes) -> Size:
+        """Return the (width, height) of an image that has been decoded before, turned upright; see `decode`."""
+        with self._opened(image_bytes) as (image, image_format):
+            return _upright(image.size, image, image_format)
 
     @contextmanager
     def _opened(self, image_bytes: bytes) -> Iterator[tuple[Image.Image, str]]:
@@ -129,6 +133,12 @@ class ImageDecoder:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {self.max_pixels} are allowed.")
         if max(size) > _MAX_SIDE:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {_MAX_SIDE} on a side are allowed.")
+
+
+def _upright(size: Size, image: Image.Image, image_format: str) -> Size:
+    """Turn the size that Pillow tells of an opened image upright; that of a TIFF is."""
+    width, height = size
+    return (height, width) if image_format != "tiff" and orientation(image) >= _LIES else size
 
 
 def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:

@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.decoding.photograph import MAX_SIDE, SHAPE, photograph_decoder, read_photograph
+from app.decoding.photograph import (
+    MAX_SIDE,
+    SHAPE,
+    SIZE_SHAPE,
+    photograph_decoder,
+    read_photograph,
+    read_size,
+    size_decoder,
+)
 from app.errors import ServiceError, UndecodableImage, UnsupportedImageFormat
 from tests.app.decoding.decoders import as_pixels, decoder, oriented
 from tests.support.models import encode, random_image
@@ -73,3 +81,18 @@ def test_contradiction_is_refused(sizes: tuple[int, ...]) -> None:
     pixels[0, MAX_SIDE, :16] = np.frombuffer(np.array(sizes, "<u4").tobytes(), np.uint8)
     with pytest.raises(ValueError, match="contradict"):
         read_photograph(pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_size_is_that_of_the_upright_image(image_format: str, orientation: int) -> None:
+    image = encode(random_image(5, 40, 36), image_format, exif=oriented(orientation))
+    formats = decoder(formats=frozenset({image_format.lower()}))
+    pixels = size_decoder(formats.upright_size)(image)
+    assert pixels.shape == SIZE_SHAPE
+    assert read_size(pixels) == formats.decode_whole(image).size == formats.decode_to_show(image, 768)[1]
+
+
+def test_size_without_pixels_is_refused() -> None:
+    with pytest.raises(ValueError, match="no pixels"):
+        read_size(np.zeros(SIZE_SHAPE, np.uint8))
