@@ -6,8 +6,8 @@ from typing import Protocol
 
 from app.pixels import Pixels
 
-INPUT, PHOTOGRAPH = 0, 1
-"""Indices of preprocessings: to the input of the model, and to a photograph to show (`photograph.py`)."""
+INPUT, PHOTOGRAPH, SIZE = 0, 1, 2
+"""Indices of preprocessings: to the input of the model, to a photograph to show, and to a size alone (`photograph.py`)."""
 
 Decode = Callable[[bytes], Pixels]
 """Function that decodes one image. Blocks; raises a `ServiceError` for an image that it refuses."""
@@ -35,7 +35,7 @@ class Decoder(Protocol):
         Args:
             image_bytes: the encoded image.
             request: identity of the request that brought it: requests take turns. None is a request of its own.
-            preprocessing: `INPUT`, or `PHOTOGRAPH`.
+            preprocessing: `INPUT`, `PHOTOGRAPH`, or `SIZE`.
 
         Raises:
             ImageTooLarge, UnsupportedImageFormat, UndecodableImage: see `ImageDecoder.decode`.

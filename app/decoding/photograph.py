@@ -1,4 +1,4 @@
-"""Photographs: whole images, upright and small enough to show, in pixels of a fixed shape as the pool of decoders wants it."""
+"""Photographs: whole images, upright and small enough to show, or their sizes alone, in pixels of a fixed shape."""
 
 import struct
 from collections.abc import Callable
@@ -21,6 +21,11 @@ SHAPE = (3, MAX_SIDE + 1, MAX_SIDE)
 _SIZES = struct.Struct("<4I")
 """Width and height of the image, and of the photograph."""
 
+_SIZE = struct.Struct("<2I")
+
+SIZE_SHAPE = (1, 1, _SIZE.size)
+"""(C, H, W) of what `size_decoder` returns: the bytes of width and height."""
+
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
@@ -32,9 +37,26 @@ class Photograph:
     """(3, h, w), scaled so that no side is longer than `MAX_SIDE`."""
 
 
-def photograph_decoder(decode_whole: Callable[[bytes], Image.Image]) -> Decode:
-    """Return a function that decodes to `SHAPE`, given one that decodes a whole image, upright, to RGB."""
-    return partial(_decode, decode_whole)
+def photograph_decoder(decode_to_show: Callable[[bytes, int], tuple[Image.Image, Size]]) -> Decode:
+    """Return a function that decodes to `SHAPE`, given `ImageDecoder.decode_to_show`."""
+    return partial(_decode, decode_to_show)
+
+
+def size_decoder(upright_size: Callable[[bytes], Size]) -> Decode:
+    """Return a function that decodes to `SIZE_SHAPE`, given `ImageDecoder.upright_size`."""
+    return partial(_decode_size, upright_size)
+
+
+def read_size(pixels: Pixels) -> Size:
+    """Read what the function of `size_decoder` returned: (width, height) of the uploaded image, upright.
+
+    Raises:
+        ValueError: a side has no pixels.
+    """
+    width, height = _SIZE.unpack(pixels.tobytes())
+    if not (width and height):
+        raise ValueError("an image has no pixels")
+    return width, height
 
 
 def read_photograph(pixels: Pixels) -> Photograph:
@@ -49,12 +71,16 @@ def read_photograph(pixels: Pixels) -> Photograph:
     return Photograph((width, height), pixels[:, :shown_height, :shown_width])
 
 
-def _decode(decode_whole: Callable[[bytes], Image.Image], image_bytes: bytes) -> Pixels:
-    image = decode_whole(image_bytes)
-    scale = min(1.0, MAX_SIDE / max(image.size))
-    width, height = (max(1, round(side * scale)) for side in image.size)
+def _decode(decode_to_show: Callable[[bytes, int], tuple[Image.Image, Size]], image_bytes: bytes) -> Pixels:
+    image, size = decode_to_show(image_bytes, MAX_SIDE)
+    scale = min(1.0, MAX_SIDE / max(size))
+    width, height = (max(1, round(side * scale)) for side in size)
     shown = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=2.0)
     pixels = np.zeros(SHAPE, np.uint8)
     pixels[:, :height, :width] = np.asarray(shown).transpose(2, 0, 1)
-    pixels[0, MAX_SIDE, : _SIZES.size] = np.frombuffer(_SIZES.pack(*image.size, width, height), np.uint8)
+    pixels[0, MAX_SIDE, : _SIZES.size] = np.frombuffer(_SIZES.pack(*size, width, height), np.uint8)
     return pixels
+
+
+def _decode_size(upright_size: Callable[[bytes], Size], image_bytes: bytes) -> Pixels:
+    return np.frombuffer(_SIZE.pack(*upright_size(image_bytes)), np.uint8).reshape(SIZE_SHAPE)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from app.decoding import INPUT, PHOTOGRAPH, Decoder
+from app.decoding import INPUT, PHOTOGRAPH, SIZE, Decoder
 from app.decoding.geometry import Geometry
-from app.decoding.photograph import Photograph, read_photograph
+from app.decoding.photograph import Photograph, read_photograph, read_size
 from app.decoding.size import Size
 from app.errors import DeadlineExceeded, InvalidParameter, NoClasses
 from app.explaining.keeper import ProcessKeeper
@@ -159,12 +159,16 @@ class Explainer:
     async def _explain(self, image_bytes: bytes, asked: Asked) -> Explanation:
         request = object()
         decoded = await self._decoder.decode(image_bytes, request, INPUT)
-        whole = await self._decoder.decode(image_bytes, request, PHOTOGRAPH)
-        photograph = read_photograph(whole.pixels)
+        if asked.opacity is None:
+            whole = await self._decoder.decode(image_bytes, request, SIZE)
+            size, shown, drawn = read_size(whole.pixels), b"", None
+        else:
+            whole = await self._decoder.decode(image_bytes, request, PHOTOGRAPH)
+            photograph = read_photograph(whole.pixels)
+            size, shown = photograph.size, photograph.pixels.tobytes()
+            drawn = _overlay(photograph, self.model.box(size), asked.opacity)
         began = time.perf_counter()
-        box = self.model.box(photograph.size)
-        shown = b"" if asked.opacity is None else photograph.pixels.tobytes()
-        question = Question(asked.method, asked.class_index, _overlay(photograph, box, asked.opacity))
+        question = Question(asked.method, asked.class_index, drawn)
         fields, grid, overlay = await self._keeper.ask(question, decoded.pixels.tobytes(), shown)
         run_s = float(fields["seconds"])
         self._metrics.seconds.observe(run_s)
@@ -172,8 +176,8 @@ class Explainer:
             fields["class_index"],
             fields["probability"],
             np.frombuffer(grid, np.float32).reshape(self.model.grid_size, -1),
-            photograph.size,
-            box,
+            size,
+            self.model.box(size),
             Timings(
                 decode_wait_s=decoded.wait_s + whole.wait_s,
                 decode_s=decoded.decode_s + whole.decode_s,
@@ -184,10 +188,8 @@ class Explainer:
         )
 
 
-def _overlay(photograph: Photograph, box: Box, opacity: float | None) -> Overlay | None:
+def _overlay(photograph: Photograph, box: Box, opacity: float) -> Overlay:
     """Return the overlay with its box in pixels of the photograph that is shown."""
-    if opacity is None:
-        return None
     _, height, width = photograph.pixels.shape
     x_scale, y_scale = width / photograph.size[0], height / photograph.size[1]
     left, top, right, bottom = box

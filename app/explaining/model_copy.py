@@ -38,12 +38,21 @@ class ModelCopy:
         self._model = RecordedModel(checkpoint.model)
 
     def explain(self, question: Question, pixels: bytes, photograph: bytes) -> bytes:
-        """Explain one image: pixels (C, H, W) uint8 of the model's input, photograph as `question.overlay` says -> message."""
+        """Explain one image.
+
+        Args:
+            question: what is asked.
+            pixels: (C, H, W) uint8 of the model's input.
+            photograph: (3, height, width) uint8, of the size that `question.overlay` says.
+
+        Returns:
+            A message: `class_index`, `probability` and `seconds`, the grid as float32, and the picture; or `failed`.
+        """
         began = time.perf_counter()
         recording = self._model.run(self._normalised(pixels), gradients=question.method == "relevance")
         logits = recording.output.detach().numpy()
         if not np.isfinite(logits).all():
-            return messages.pack({"failed": "The model gives outputs that are not finite for this image."})
+            return messages.pack({"failed": "The model's outputs for this image are not finite."})
         index = question.class_index
         if index is None and self._checkpoint.labels:
             index = int(logits.argmax())
@@ -52,6 +61,8 @@ class ModelCopy:
         else:
             assert index is not None, "an encoder has no class to explain"
             found = recording.relevance(index)
+        if not found.isfinite().all():
+            return messages.pack({"failed": "The gradients for this image are not finite."})
         side = self._config.grid_size
         grid = (found / found.max().clamp(min=torch.finfo(found.dtype).tiny)).view(side, side).numpy()
         overlay = self._draw(question, grid, index, photograph)

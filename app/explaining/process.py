@@ -39,10 +39,11 @@ class ExplainingProcess:
         try:
             with theirs:
                 process = _spawn(theirs.fileno())
+            streams = await asyncio.open_connection(sock=ours)
         except BaseException:
-            ours.close()
+            ours.close()  # a process that has started ends by this
             raise
-        started = cls(process, *await asyncio.open_connection(sock=ours))
+        started = cls(process, *streams)
         try:
             fields, _, _ = await started._exchange({"checkpoint": checkpoint})
             if "error" in fields:

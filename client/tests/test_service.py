@@ -63,7 +63,7 @@ def test_image_is_explained(make_client: MakeClient, service: Server) -> None:
     assert [len(row) for row in explanation.relevance] == [4] * 4
     assert max(map(max, explanation.relevance)) == 1
     assert explanation.box == pytest.approx((3.43, 2.25, 35.43, 33.75))
-    by_label, by_index = client.explain(png(1), "class 3"), client.explain(png(1), 3)
+    by_label, by_index = client.explain(png(1), "class 5"), client.explain(png(1), 5)
     assert by_label.relevance == by_index.relevance != explanation.relevance
     assert client.explain(png(1), method="rollout").method == "rollout"
     with pytest.raises(VitError, match="relevance, rollout"):

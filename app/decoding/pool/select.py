@@ -11,7 +11,7 @@ from PIL import Image
 from app.decoding import Decoder, photograph
 from app.decoding.formats import check_decoders, needs_threads
 from app.decoding.image import ImageDecoder
-from app.decoding.photograph import photograph_decoder
+from app.decoding.photograph import photograph_decoder, size_decoder
 from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
@@ -35,7 +35,7 @@ class StartingDecoder:
         self._zygote = Zygote() if _wants_processes(settings) else None
 
     def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
-        """Return the decoder when it is warm; its preprocessing 0 is the checkpoint's, and 1 gives photographs. Blocks.
+        """Return the decoder when it is warm, with the preprocessings of `app.decoding`. Blocks.
 
         Args:
             preprocessing: the checkpoint's.
@@ -46,7 +46,11 @@ class StartingDecoder:
         """
         settings = self._settings
         decoder = image_decoder(settings, preprocessing)
-        work = (Preprocessor(decoder.decode, shape), Preprocessor(photograph_decoder(decoder.decode_whole), photograph.SHAPE))
+        work = (
+            Preprocessor(decoder.decode, shape),
+            Preprocessor(photograph_decoder(decoder.decode_to_show), photograph.SHAPE),
+            Preprocessor(size_decoder(decoder.upright_size), photograph.SIZE_SHAPE),
+        )
         if self._zygote is None:
             return ThreadDecoder(*(each.decode for each in work), threads=settings.decode_workers)
         job = Job(
