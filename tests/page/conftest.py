@@ -40,6 +40,7 @@ def open_page(browser: Browser, service: Server) -> Iterator[OpenPage]:
 
     def open_page(url: str = "", **options: object) -> Page:
         context = browser.new_context(**options)  # type: ignore[arg-type]
+        context.set_default_timeout(60_000)
         contexts.append(context)
         address = url or f"{service.url}/"
         context.on("request", lambda request: complaints.append(request.url) if not _is_own(request.url, address) else None)

@@ -82,6 +82,7 @@ async def test_answer_says_what_and_where(service: httpx.AsyncClient) -> None:
     box = {"left": 3 * 40 / 35, "top": 2 * 36 / 32, "right": 31 * 40 / 35, "bottom": 30 * 36 / 32}
     assert answer["grid"] == {"rows": 4, "columns": 4} | {side: pytest.approx(edge, abs=0.01) for side, edge in box.items()}
     assert [name.split(";")[0] for name in response.headers["server-timing"].split(", ")] == [
+        "decode_wait",
         "decode",
         "queue",
         "inference",
