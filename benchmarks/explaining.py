@@ -18,11 +18,11 @@ from pathlib import Path
 
 import httpx
 
+from app.bench.load import Load, Target, closed_loop, open_loop
 from app.settings import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.contenders import start_ours, wait_until_healthy
 from benchmarks.images import WEB
-from benchmarks.load import Load, Target, closed_loop, open_loop
 
 _WARM_UP_S = 0.5
 _JPEG = "image/jpeg"
