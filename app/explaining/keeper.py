@@ -20,6 +20,9 @@ is ended."""
 _IDLE_S = 600.0
 """Seconds without a question after which the process is ended, so that its memory is free."""
 
+_LONGEST_WAIT_S, _LOOK_S = 1.0, 0.02
+"""Seconds that an explanation waits for a moment without other images, and between two looks for one."""
+
 _DRAINING = ("The service is shutting down.", 1.0)
 """Message and seconds to retry after."""
 
@@ -48,11 +51,19 @@ class ProcessKeeper:
     Args:
         start: starts a process and waits until it is ready.
         on_loss: called when a process was lost or could not be started.
+        is_busy: tells whether the service has other work now. Each question waits a second at most until it has none: the
+            lowest priority leaves it the cores, but not the caches.
     """
 
-    def __init__(self, start: Callable[[], Awaitable[Process]], on_loss: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        start: Callable[[], Awaitable[Process]],
+        on_loss: Callable[[], None],
+        is_busy: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._start = start
         self._on_loss = on_loss
+        self._is_busy = is_busy
         self._turn = asyncio.Lock()
         self._process: Process | None = None
         self._run: asyncio.Task[Message] | None = None
@@ -70,6 +81,11 @@ class ProcessKeeper:
             Draining: the keeper was closed, before or meanwhile.
         """
         await self._turn.acquire()
+        try:
+            await self._wait_for_a_lull()
+        except BaseException:
+            self._turn.release()
+            raise
         # a task of its own: the answer must be read even if the client has gone, or the next would get it
         self._run = run = asyncio.create_task(self._ask(question, pixels, photograph), name="explanation")
         run.add_done_callback(self._end_turn)
@@ -86,6 +102,11 @@ class ProcessKeeper:
         if self._run is not None:
             self._run.cancel()
         self._end()
+
+    async def _wait_for_a_lull(self) -> None:
+        give_up_at = time.monotonic() + _LONGEST_WAIT_S
+        while self._is_busy() and not self._closed and time.monotonic() < give_up_at:  # noqa: ASYNC110 - load sets no Event
+            await asyncio.sleep(_LOOK_S)
 
     async def _ask(self, question: Question, pixels: bytes, photograph: bytes) -> Message:
         if self._closed:

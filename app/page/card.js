@@ -168,6 +168,7 @@ export class Card {
     const asked = new URLSearchParams(chosen && method !== "rollout" ? { method, class: chosen } : { method });
     status.classList.remove("error");
     status.textContent = "Asking why …";
+    this.part(".why .class").disabled = method === "rollout"; // it is the same for all classes
     this.asked = asked;
     try {
       const explanation = await (await send(`explain?${asked}`, this.request(this.sent))).json();

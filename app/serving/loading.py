@@ -95,7 +95,7 @@ def _load_classifier(
         inference_timeout_s=settings.inference_timeout_s,
         observe=model_metrics.outcome_of_batch,
     )
-    explainer = _explainer(settings, checkpoint, decoder, metrics.explain)
+    explainer = _explainer(settings, checkpoint, decoder, admission, metrics.explain)
     methods = () if explainer is None else explainer.model.methods
     description = _describe(checkpoint, engine, methods, with_features=settings.embed)
     _show(model_metrics, settings, admission, batcher, description)
@@ -110,13 +110,17 @@ def _load_classifier(
     )
 
 
-def _explainer(settings: Settings, checkpoint: Checkpoint, decoder: Decoder, metrics: ExplainMetrics) -> Explainer | None:
+def _explainer(
+    settings: Settings, checkpoint: Checkpoint, decoder: Decoder, admission: Admission, metrics: ExplainMetrics
+) -> Explainer | None:
     if not settings.explain or not isinstance(checkpoint.model, VisionTransformer):
         return None
     config, preprocessing = checkpoint.model.config, checkpoint.preprocessing
     model = ExplainedModel(checkpoint.name, checkpoint.labels, config.grid_size, config.patch_size, preprocessing)
     arguments = (settings.model, settings.architecture, settings.image_size, checkpoint.activation)
-    keeper = ProcessKeeper(lambda: ExplainingProcess.start(arguments), on_loss=metrics.lost.inc)
+    keeper = ProcessKeeper(
+        lambda: ExplainingProcess.start(arguments), on_loss=metrics.lost.inc, is_busy=lambda: admission.images > 0
+    )
     return Explainer(model, decoder, keeper, max_images=settings.max_explained_images, metrics=metrics)
 
 

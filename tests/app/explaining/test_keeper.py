@@ -56,7 +56,9 @@ class Fakes:
         self.prepare: Callable[[FakeProcess], None] = lambda process: None
         self.refusal: Exception | None = None
         self.losses = 0
-        self.keeper = ProcessKeeper(self._start, self._lose)
+        self.busy = False
+        self.looks = 0
+        self.keeper = ProcessKeeper(self._start, self._lose, self._is_busy)
 
     @property
     def last(self) -> FakeProcess:
@@ -75,6 +77,10 @@ class Fakes:
 
     def _lose(self) -> None:
         self.losses += 1
+
+    def _is_busy(self) -> bool:
+        self.looks += 1
+        return self.busy
 
 
 @pytest.fixture
@@ -102,6 +108,45 @@ async def test_questions_are_asked_one_at_a_time(fakes: Fakes) -> None:
     pixels = [bytes([number]) for number in range(5)]
     assert await asyncio.gather(*map(fakes.ask, pixels)) == pixels
     assert (len(fakes.started), fakes.last.most_at_once) == (1, 1)
+
+
+async def test_explanation_waits_for_a_lull(fakes: Fakes) -> None:
+    fakes.busy = True
+    question = asyncio.create_task(fakes.ask(b"a"))
+    while fakes.looks < 3:  # noqa: ASYNC110 - a look sets no Event
+        await asyncio.sleep(0.01)
+    assert fakes.started == []
+    fakes.busy = False
+    assert await question == b"a"
+
+
+async def test_explanation_waits_for_no_longer(fakes: Fakes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.explaining.keeper._LONGEST_WAIT_S", 0.05)
+    fakes.busy = True
+    assert await fakes.ask(b"a") == b"a"
+    assert fakes.looks >= 2
+
+
+async def test_who_leaves_before_a_lull_costs_nothing(fakes: Fakes) -> None:
+    fakes.busy = True
+    question = asyncio.create_task(fakes.ask(b"a"))
+    while not fakes.looks:  # noqa: ASYNC110 - a look sets no Event
+        await asyncio.sleep(0)
+    question.cancel()
+    await asyncio.wait([question])
+    assert (question.cancelled(), fakes.started) == (True, [])
+    fakes.busy = False
+    assert await fakes.ask(b"b") == b"b"
+
+
+async def test_closing_ends_the_wait_for_a_lull(fakes: Fakes) -> None:
+    fakes.busy = True
+    question = asyncio.create_task(fakes.ask(b"a"))
+    while not fakes.looks:  # noqa: ASYNC110 - a look sets no Event
+        await asyncio.sleep(0)
+    fakes.keeper.close()
+    with pytest.raises(Draining):
+        await question
 
 
 async def test_answer_of_who_left_goes_to_nobody(fakes: Fakes) -> None:
