@@ -144,14 +144,22 @@ class Attention(nn.Module):
         self.rope = _rotary_positions(config) if config.rope is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
+        q, k, v, bias = self.project(x)
+        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return queries, keys and values with positions, and a bias: (B, T, D) -> three (B, h, T, d), (h, T, T)."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)  # (B, T, 3, h, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # three of (B, h, T, d)
         if self.rope is not None:
             q, k = self.rope(q), self.rope(k)
-        bias = None if self.rel_pos is None else self.rel_pos()  # (h, T, T)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))  # (B, h, T, d) -> (B, T, D)
+        return q, k, v, None if self.rel_pos is None else self.rel_pos()
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """Join the outputs of all heads, and project them: (B, h, T, d) -> (B, T, D)."""
+        projected: Tensor = self.proj(heads.transpose(1, 2).flatten(2))
+        return projected
 
 
 class Mlp(nn.Module):
