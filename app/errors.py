@@ -18,6 +18,7 @@ ServiceError                  a request cannot be answered
 ├── UndecodableImage          an enabled format, but truncated or corrupt
 ├── NoClasses                 the model is an encoder without a classifier
 ├── NoFeatures                the model gives no features
+├── NoExplanation             the model is not explained
 ├── DeadlineExceeded          the answer would be too late
 ├── InferenceFailed           the model failed on this image
 ├── InternalError             the service failed on this image through a bug of its own
@@ -147,9 +148,15 @@ class NoClasses(ServiceError):
 
 
 class NoFeatures(ServiceError):
-    """The model gives no features: a library runs it, or they are switched off."""
+    """The model gives no features: they are switched off, or its classifier reads no vector."""
 
     code = "no_features"
+
+
+class NoExplanation(ServiceError):
+    """The model is not explained: a library runs it, or explanations are switched off."""
+
+    code = "no_explanation"
 
 
 class DeadlineExceeded(ServiceError):

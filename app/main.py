@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from app import __version__
-from app.api import docs
+from app.api import docs, page
 from app.api import metrics as metrics_route
 from app.api.middleware import HeadAsGet, PlainErrorsAsProblems, RequestContext, UnhandledErrors
 from app.api.payloads.images import BodyLimits
@@ -106,6 +106,9 @@ def _add_routes(app: FastAPI, state: AppState) -> None:
     for wire in state.wires.wires:
         for router in wire.routers:
             app.include_router(router)
+    if state.settings.page:
+        app.router.routes.insert(0, page.PageRoute())
+        app.include_router(page.router)
     if state.settings.docs:
         app.include_router(docs.router)
     if state.settings.metrics and state.settings.metrics_port is None:

@@ -85,6 +85,7 @@ class Metrics:
         _begin_at_zero(self.decoder_restarts.labels, *_RESTART_REASONS)
         self.ready = Gauge("vit_ready", "1 while the service takes requests.", registry=registry)
         self.inflight_requests = Gauge("vit_inflight_requests", "Requests accepted and not yet answered.", registry=registry)
+        self.explain = ExplainMetrics(registry)
         self._of_models = _MetricsOfModels(registry)
 
     def of_model(self, name: str) -> "ModelMetrics":
@@ -159,6 +160,35 @@ class Statistics:
     inference_s: float = 0.0
     last_ms: int = 0
     """Time of the last image, in milliseconds since 1970; 0 for none."""
+
+
+class ExplainMetrics:
+    """Metrics of explanations."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._explanations = Counter(
+            "vit_explanations", "Images to explain, by outcome as of `vit_images_total`.", ("outcome",), registry=registry
+        )
+        self.seconds = Histogram("vit_explain_seconds", "Explaining an image.", buckets=_SECONDS, registry=registry)
+        self.lost = Counter(
+            "vit_explainer_losses", "Processes that explain which were lost, or could not be started.", registry=registry
+        )
+
+    @contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Count the outcome of one image: `ok`, `cancelled`, or the error's code."""
+        outcome = "internal_error"
+        try:
+            yield
+            outcome = "ok"
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        except ServiceError as error:
+            outcome = error.code
+            raise
+        finally:
+            self._explanations.labels(outcome).inc()
 
 
 class ModelMetrics:

@@ -78,7 +78,8 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
     state.metrics.counter("vit_log_lines_dropped", "Lines of the log that could not be written.", dropped_lines)
     if settings.metrics and settings.metrics_port is not None:
         _serve_metrics(settings.host, settings.metrics_port, state.metrics.registry)
-    server = DrainingServer(_config(app, settings, connections), state.service, settings.drain_timeout_s, connections.drain)
+    config = _config(app, settings, connections)
+    server = DrainingServer(config, state.service, settings.drain_timeout_s, connections.drain, page=settings.page)
     failure.server = server
     try:
         server.run(_dual_stack_sockets(settings.host, settings.port))
@@ -143,6 +144,13 @@ def _dual_stack_sockets(host: str, port: int) -> list[socket.socket] | None:
         raise StartError(f"VIT_HOST: cannot listen on {host}, port {port}: {error.strerror}") from error
 
 
+def browser_address(host: str, port: int) -> str:
+    """Return the address of the page for a browser on this machine, which cannot open one that stands for all interfaces."""
+    if host in ("0.0.0.0", "::"):
+        host = "localhost"
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
 def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
     """Serve the metrics on their own port, in daemon threads."""
     try:
@@ -170,8 +178,17 @@ class DrainingServer(uvicorn.Server):
     """Server that drains the service on a signal to stop, while it goes on listening: probes and new requests are answered
     (not ready, 503) until the last accepted request is. A second signal refuses what still waits, a third one cuts."""
 
-    def __init__(self, config: uvicorn.Config, service: Service, drain_timeout_s: float, on_drain: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        drain_timeout_s: float,
+        on_drain: Callable[[], None],
+        *,
+        page: bool = False,
+    ) -> None:
         super().__init__(config)
+        self._page = page
         self._service = service
         self._on_drain = on_drain
         self._drain_timeout_s = drain_timeout_s
@@ -195,6 +212,8 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if sockets is not None:
             self._log_started_message(sockets)  # uvicorn does not for sockets it is given
+        if self._page and self.started and (listening := [each for server in self.servers for each in server.sockets]):
+            _log.info("open the page in a browser", address=browser_address(*listening[0].getsockname()[:2]))
 
     def _ignore_signal(self, sig: int, frame: FrameType | None) -> None:
         name = signal.Signals(sig).name

@@ -185,6 +185,11 @@ class Settings(BaseSettings):
         description="Cores for inference on a CPU. Default: the number of CPU cores.",
     )
     embed: bool = Field(True, description="Compute features of images beside logits, for `POST /embed`.")
+    page: bool = Field(True, description="Show browsers a page at `/`, to try the model on images.")
+    explain: bool = Field(True, description="Explain what the model saw, by `POST /explain`.")
+    max_explained_images: int = Field(
+        8, ge=1, le=1000, description="Maximum images that are explained or wait for it; more are refused with 429."
+    )
     protocols: Annotated[
         frozenset[Protocol],
         NoDecode,

@@ -30,10 +30,18 @@ class AttentionPool(nn.Module):
         self.mlp = mlp
 
     def forward(self, tokens: Tensor) -> Tensor:
+        q, k, v = self.project(tokens)
+        return self.merge(F.scaled_dot_product_attention(q, k, v))
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the query, keys and values of each head: (B, T, D) -> (B, h, 1, d), two (B, h, T, d)."""
         batch, count, width = tokens.shape
         heads, size = self.num_heads, width // self.num_heads
-        q = self.q(self.latent).view(1, 1, heads, size).transpose(1, 2).expand(batch, -1, -1, -1)  # (B, h, 1, d)
-        k, v = self.kv(tokens).view(batch, count, 2, heads, size).permute(2, 0, 3, 1, 4)  # two of (B, h, T, d)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, 1, width)
-        x = self.proj(x)
+        q = self.q(self.latent).view(1, 1, heads, size).transpose(1, 2).expand(batch, -1, -1, -1)
+        k, v = self.kv(tokens).view(batch, count, 2, heads, size).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """Join the outputs of all heads, and add the MLP: (B, h, 1, d) -> (B, D)."""
+        x = self.proj(heads.transpose(1, 2).flatten(2))
         return (x + self.mlp(self.norm(x)))[:, 0]

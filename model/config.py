@@ -88,6 +88,8 @@ class ViTConfig:
     final_norm: bool = True
     """A norm after the last block, or after pooling; CLIP's classifiers in transformers have none."""
     pooling: Pooling = "token"
+    attention_pool: bool = False
+    """Attention pooling beside that of the head, for features alone: SigLIP's classifiers have its weights too."""
     projection_dim: int = 0
     """Width of a linear layer without bias after pooling, in an encoder that has one (CLIP); 0 for none."""
     fc_norm: bool = False

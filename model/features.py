@@ -12,7 +12,8 @@ def feature_sizes(config: ViTConfig) -> dict[str, int]:
 
     It is what the head reads, named as the pooling: `token`, `avg`, `token+avg` or `map`; of a model with a second head for a
     distillation token `token+dist`, the mean of both tokens; of an encoder with a projection (CLIP) `projection`. Then come
-    `token`, the class token, and `avg`, the mean of the patches, without a norm that follows pooling.
+    `map`, attention pooling of a classifier that reads the mean (SigLIP); `token`, the class token; and `avg`, the mean of the
+    patches, without a norm that follows pooling.
     """
     usual: str = config.pooling
     if config.head_dist:
@@ -20,6 +21,8 @@ def feature_sizes(config: ViTConfig) -> dict[str, int]:
     elif config.projection_dim and not config.num_classes:
         usual = "projection"
     sizes = {usual: config.projection_dim if usual == "projection" else config.head_dim}
+    if config.attention_pool:
+        sizes.setdefault("map", config.embed_dim)
     if config.class_token:
         sizes.setdefault("token", config.embed_dim)
     sizes.setdefault("avg", config.embed_dim)
@@ -42,6 +45,14 @@ def compute_features(model: VisionTransformer, tokens: Tensor, pooled: Tensor) -
             computed = [(pooled + tokens[:, 1]) / 2]
         case _:
             computed = [pooled]
+    patches = tokens[:, model.config.num_prefix_tokens :]
     for name in others:
-        computed.append(tokens[:, 0] if name == "token" else tokens[:, model.config.num_prefix_tokens :].mean(dim=1))
+        match name:
+            case "token":
+                computed.append(tokens[:, 0])
+            case "map":
+                assert model.attn_pool is not None
+                computed.append(model.attn_pool(patches))
+            case _:
+                computed.append(patches.mean(dim=1))
     return torch.cat(computed, dim=1)

@@ -50,7 +50,7 @@ class VisionTransformer(nn.Module):
         self.blocks = nn.Sequential(*(EncoderBlock(config) for _ in range(config.depth)))
         norm, fc_norm = config.final_norm and not config.fc_norm, config.final_norm and config.fc_norm
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps) if norm else nn.Identity()
-        self.attn_pool = _attention_pool(config) if config.pooling == "map" else None
+        self.attn_pool = _attention_pool(config) if config.pooling == "map" or config.attention_pool else None
         self.fc_norm = nn.LayerNorm(config.head_dim, eps=config.layer_norm_eps) if fc_norm else nn.Identity()
         self.head = _head(config)
         self.head_dist = nn.Linear(config.head_dim, config.num_classes) if config.head_dist else None
@@ -144,14 +144,22 @@ class Attention(nn.Module):
         self.rope = _rotary_positions(config) if config.rope is not None else None
 
     def forward(self, x: Tensor) -> Tensor:
+        q, k, v, bias = self.project(x)
+        return self.merge(F.scaled_dot_product_attention(q, k, v, attn_mask=bias))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return queries, keys and values with positions, and a bias: (B, T, D) -> three (B, h, T, d), (h, T, T)."""
         batch, tokens, width = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.num_heads, width // self.num_heads)  # (B, T, 3, h, d)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # three of (B, h, T, d)
         if self.rope is not None:
             q, k = self.rope(q), self.rope(k)
-        bias = None if self.rel_pos is None else self.rel_pos()  # (h, T, T)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))  # (B, h, T, d) -> (B, T, D)
+        return q, k, v, None if self.rel_pos is None else self.rel_pos()
+
+    def merge(self, heads: Tensor) -> Tensor:
+        """Join the outputs of all heads, and project them: (B, h, T, d) -> (B, T, D)."""
+        projected: Tensor = self.proj(heads.transpose(1, 2).flatten(2))
+        return projected
 
 
 class Mlp(nn.Module):

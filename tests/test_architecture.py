@@ -28,6 +28,9 @@ OUT_OF_REACH = {
     "app/decoding/pool/zygote_main.py": ("app.settings", "model", "torch"),
     "app/decoding/pool/sandbox.py": ("model", "torch"),
     "app/engines": ("app.tracing", "app.cli", "app.decoding.pool", "app.main", "app.serving", "app.settings", *WIRE),
+    "app/explaining": ("app.cli", "app.decoding.pool", "app.main", "app.serving.loading", "app.settings", *WIRE),
+    "app/explaining/explainer.py": ("torch",),
+    "app/explaining/process_main.py": ("app.serving",),
     "app/serving": ("app.tracing.spans", "opentelemetry", "app.cli", "app.main", "app.server", *WIRE),
     "app/serving/admission.py": ("app.metrics", "app.settings", "asyncio", "numpy"),
     "app/serving/batching.py": ("app.metrics", "app.serving.admission", "app.settings", "model", "numpy", "torch"),
@@ -151,7 +154,7 @@ def test_only_spans_import_opentelemetry() -> None:
 
 def test_only_engines_import_torch_and_openvino() -> None:
     direct = {name for name in modules("app") if "torch" in imported(name)}
-    assert all(name.startswith("app.engines.") or name == "app.decoding.jpeg" for name in direct)
+    assert all(name.startswith("app.engines.") or name in ("app.decoding.jpeg", "app.explaining.model_copy") for name in direct)
     assert {name for name in modules("app") if "openvino" in imported(name)} == {"app.engines.int8", "app.engines.openvino"}
 
 

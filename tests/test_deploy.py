@@ -1,17 +1,22 @@
 """Dockerfile, compose and Kubernetes files, checked without Docker."""
 
+import copy
 import json
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
 import yaml  # type: ignore[import-untyped]  # has no types
 
+from app.api.protocols.select import wires_of
+from app.metrics import Metrics
 from app.settings import Settings, read_settings
 from app.tracing.spans import FLUSH_S
 from tests.support.models import ROOT
@@ -25,8 +30,19 @@ _FILES = (
     "docker-compose.yml",
     "deploy/compose.gpu.yml",
     "deploy/compose.monitoring.yml",
-    "deploy/kubernetes.yml",
+    *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "deploy" / "kubernetes").rglob("*.yml"))),
 )
+
+
+KUBERNETES = ROOT / "deploy" / "kubernetes"
+MANIFESTS: dict[str, dict[str, Any]] = {
+    str(file.relative_to(KUBERNETES)): yaml.safe_load(file.read_text())
+    for file in sorted(KUBERNETES.rglob("*.yml"))
+    if file.name not in ("kustomization.yml", "gpu.yml")
+}
+"""Whole objects by file; kustomizations and patches are not."""
+
+KUBERNETES_VERSION = "1.37"
 
 
 def _instructions(name: str) -> list[str]:
@@ -41,8 +57,7 @@ def _service(file: str) -> dict[str, Any]:
 
 
 def _kubernetes(kind: str) -> dict[str, Any]:
-    documents = yaml.safe_load_all((ROOT / "deploy" / "kubernetes.yml").read_text())
-    (found,) = (document for document in documents if document["kind"] == kind)
+    (found,) = (document for document in MANIFESTS.values() if document["kind"] == kind and "spec" in document)
     specification: dict[str, Any] = found["spec"]
     return specification
 
@@ -194,6 +209,82 @@ def test_kubernetes_service_omits_metrics() -> None:
     assert [port["targetPort"] for port in service["ports"]] == ["http"]
 
 
+@pytest.mark.parametrize(
+    "file",
+    [
+        file
+        for file, found in MANIFESTS.items()
+        if "." not in found["apiVersion"].partition("/")[0] or "k8s.io" in found["apiVersion"]
+    ],
+)
+def test_manifest_follows_the_schema(file: str) -> None:
+    kubernetes_validate.validate(MANIFESTS[file], KUBERNETES_VERSION, strict=True)
+
+
+def test_schema_finds_a_typo() -> None:
+    deployment = copy.deepcopy(MANIFESTS["base/deployment.yml"])
+    deployment["spec"]["replica"] = 2
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(deployment, KUBERNETES_VERSION, strict=True)
+
+
+def test_objects_name_each_other() -> None:
+    labels = _kubernetes("Deployment")["template"]["metadata"]["labels"]
+    for kind in ("PodDisruptionBudget", "PodMonitor"):
+        assert _kubernetes(kind)["selector"]["matchLabels"] == labels
+    policy = _kubernetes("NetworkPolicy")
+    assert policy["podSelector"]["matchLabels"] == labels
+    named = {port["name"] for port in _kubernetes("Deployment")["template"]["spec"]["containers"][0]["ports"]}
+    allowed = {port["port"] for rule in policy["ingress"] for port in rule["ports"]}
+    assert allowed == named
+    assert {endpoint["port"] for endpoint in _kubernetes("PodMonitor")["podMetricsEndpoints"]} <= named
+    for kind in ("HorizontalPodAutoscaler", "ScaledObject"):
+        assert _kubernetes(kind)["scaleTargetRef"]["name"] == MANIFESTS["base/deployment.yml"]["metadata"]["name"]
+
+
+def test_metrics_are_for_monitoring_alone() -> None:
+    (rule,) = (rule for rule in _kubernetes("NetworkPolicy")["ingress"] if rule["ports"] == [{"port": "metrics"}])
+    assert rule["from"]
+    assert _kubernetes("NetworkPolicy")["egress"] == []
+
+
+def test_autoscaler_asks_for_metrics_that_exist() -> None:
+    (trigger,) = _kubernetes("ScaledObject")["triggers"]
+    (asked,) = re.findall(r"vit_\w+", trigger["metadata"]["query"])
+    metrics = Metrics()
+    metrics.of_model("any")
+    assert f"# TYPE {asked} gauge" in metrics.text().decode()
+
+
+def test_kserve_runs_the_same_pod() -> None:
+    theirs = _kubernetes("InferenceService")["predictor"]
+    ours = _kubernetes("Deployment")["template"]["spec"]
+    (their_container,), (our_container,) = theirs["containers"], ours["containers"]
+    for name in ("securityContext", "terminationGracePeriodSeconds", "enableServiceLinks", "automountServiceAccountToken"):
+        assert theirs[name] == ours[name]
+    assert their_container["securityContext"] == our_container["securityContext"]
+    paths = {their_container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
+    assert paths == {"/v2/health/live", "/v2/health/ready"} <= wires_of(read_settings()).health_paths
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here to render overlays")
+@pytest.mark.parametrize("overlay", ["cpu", "gpu"])
+def test_overlay_is_valid(overlay: str) -> None:
+    command = ["kubectl", "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    rendered = list(yaml.safe_load_all(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+    for found in rendered:
+        if found["kind"] not in ("PodMonitor", "ScaledObject"):
+            kubernetes_validate.validate(found, KUBERNETES_VERSION, strict=True)
+    (deployment,) = (found for found in rendered if found["kind"] == "Deployment")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert "replicas" not in deployment["spec"]
+    assert container["image"] == f"vit-serve:{overlay}"
+    environment = {variable["name"] for variable in container["env"]}
+    assert {"VIT_API_KEYS_FILE", "VIT_METRICS_PORT"} <= environment
+    assert ("nvidia.com/gpu" in container["resources"]["limits"]) is ("VIT_DEVICE" in environment) is (overlay == "gpu")
+    assert {found["kind"] for found in rendered} & {"HorizontalPodAutoscaler", "ScaledObject"}
+
+
 def test_gpu_overlay_adds_a_gpu() -> None:
     service = _service("deploy/compose.gpu.yml")
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
@@ -207,4 +298,6 @@ def test_gpu_overlay_adds_a_gpu() -> None:
 def test_no_package_index_is_hard_coded(file: str) -> None:
     # the builder chooses the index; the service's own address is none
     addresses = re.findall(r"\w+://\S+", (ROOT / file).read_text())
-    assert all(address.startswith("http://127.0.0.1:8000") for address in addresses), addresses
+    ours = ("http://127.0.0.1:8000", "http://prometheus-operated.monitoring.svc", "https://keda.sh")
+    storage = ("s3://", "gs://", "hf://", "pvc://")  # of models, which KServe fetches
+    assert all(address.startswith((*ours, *storage)) for address in addresses), addresses

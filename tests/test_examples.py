@@ -14,7 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from examples.classify_folder import SUFFIXES, classify_all, seconds_until_retry
 from tests.support.models import ROOT, TINY_LABELS, png, random_image
@@ -87,6 +89,30 @@ def test_images_are_classified_with_the_client(server: Server, tmp_path: Path) -
     assert model == "tiny-dinov2 on cpu"
     assert good.startswith(f"{tmp_path / 'a.png'}: class ") and good.endswith("%")
     assert "image of a known format" in bad
+
+
+def test_similar_images_are_drawn(server: Server, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "deeper").mkdir(parents=True)
+    for seed in range(3):
+        (folder / f"{seed}.png").write_bytes(png(seed))
+    (folder / "deeper" / "same.PNG").write_bytes(png(7))
+    (folder / "bad.png").write_bytes(b"no image")
+    (tmp_path / "query.png").write_bytes(png(7))
+    arguments = ("--out", tmp_path / "sheet.png", "--count", 2, "--url", server.url)
+    result = run("similar_images.py", folder, tmp_path / "query.png", *arguments, VIT_SERVE_API_KEY="secret")
+    assert (result.returncode, result.stderr) == (0, "")
+    refused, first, second = result.stdout.splitlines()
+    assert refused.startswith(f"{folder / 'bad.png'}: ") and "image of a known format" in refused
+    assert (first.split()[1], abs(float(first.split()[0])) < 1e-3) == (str(folder / "deeper" / "same.PNG"), True)
+    assert float(second.split()[0]) > 1e-3
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (3 * 150, 170)
+        pictures = [np.array(sheet.crop((150 * column, 0, 150 * column + 150, 150))) for column in range(3)]
+    assert np.array_equal(pictures[0], pictures[1])
+    assert not np.array_equal(pictures[0], pictures[2])
+    nothing = run("similar_images.py", folder, folder / "bad.png", *arguments, VIT_SERVE_API_KEY="secret")
+    assert (nothing.returncode, "nothing to compare" in nothing.stderr) == (1, True)
 
 
 def test_cvat_function_tags_images(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

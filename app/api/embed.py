@@ -1,12 +1,12 @@
 """POST /embed and POST /embed/batch: features of images."""
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 from app import errors
+from app.api.accept import names
 from app.api.answers import write_numbers
 from app.api.classify import Outcome, embed_all
 from app.api.dependencies import AdmittedDep
@@ -25,7 +25,6 @@ PATHS = frozenset({"/embed", "/embed/batch"})
 EmbeddingDep = Annotated[Embedding, Query()]
 
 _RAW = "application/octet-stream"
-_NEVER = re.compile(r"\s*q=0(\.0*)?\s*")
 
 _ERRORS = problem_responses(*IMAGE_ERRORS, errors.NoFeatures)
 
@@ -41,7 +40,7 @@ async def embed(request: Request, admitted: AdmittedDep, asked: EmbeddingDep) ->
     if isinstance(outcome, errors.ServiceError):
         raise outcome
     vector = scaled(outcome.vector, normalize=asked.normalize)
-    if _takes_raw(request.headers.get("accept", "")):
+    if names(request.headers.get("accept", ""), _RAW):
         return Response(vector.astype("<f4").tobytes(), media_type=_RAW)
     written = await state.slices.work(write_numbers(vector))
     return _answer(admitted.classifier.model.name, features, asked, len(vector), b'"embedding":%b' % written)
@@ -58,12 +57,6 @@ async def embed_batch(request: Request, admitted: AdmittedDep, asked: EmbeddingD
     written = await state.slices.work(_write_results(outcomes, asked))
     size = next(each.size for each in admitted.classifier.model.features if each.name == features)
     return _answer(admitted.classifier.model.name, features, asked, size, b'"results":%b' % written, retry_headers(outcomes))
-
-
-def _takes_raw(accepted: str) -> bool:
-    """Return True if a header `Accept` names raw bytes."""
-    ranges = [part.split(";") for part in accepted.lower().split(",")]
-    return any(kind.strip() == _RAW and not any(_NEVER.fullmatch(each) for each in more) for kind, *more in ranges)
 
 
 def _write_results(outcomes: list[Outcome[results.Embedding]], asked: Embedding) -> Steps[bytes]:

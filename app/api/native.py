@@ -1,16 +1,16 @@
-"""The service's own wire: `/predict`, `/embed`, `/model`, `/health`, errors as RFC 9457 problems."""
+"""The service's own wire: `/predict`, `/embed`, `/explain`, `/model`, `/health`, errors as RFC 9457 problems."""
 
-from app.api import embed, health, model, predict
+from app.api import embed, explain, health, model, predict
 from app.api.problems import render_problem
 from app.api.wire import Wire
 
 NATIVE = Wire(
     name="predict",
-    routers=(predict.router, embed.router, model.router, health.router),
+    routers=(predict.router, embed.router, explain.router, model.router, health.router),
     direct_routes=predict.DIRECT_ROUTES,
     health_paths=health.PATHS,
     render=render_problem,
-    paths=frozenset({"/predict", "/predict/batch", "/model", *embed.PATHS, *health.PATHS}),
+    paths=frozenset({"/predict", "/predict/batch", "/model", *embed.PATHS, explain.PATH, *health.PATHS}),
 )
 
 WITHOUT_PREDICT = Wire(

@@ -36,6 +36,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.InternalError: 500,
     errors.NoClasses: 501,
     errors.NoFeatures: 501,
+    errors.NoExplanation: 501,
     errors.NotSupported: 501,
     errors.TooManyConnections: 503,
     errors.NotReady: 503,

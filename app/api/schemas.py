@@ -95,6 +95,51 @@ class EmbedBody(_Features):
     embedding: list[float]
 
 
+class Explaining(BaseModel):
+    """Parameters of an explanation."""
+
+    method: Annotated[
+        str | None, Field(description="`relevance` for the class (the default), or `rollout` of attention, for no class.")
+    ] = None
+    class_: Annotated[
+        str | None, Field(alias="class", description="Label or index of the class to explain; the first one by default.")
+    ] = None
+    opacity: Annotated[float, Field(ge=0, le=1, description="Opacity of the colours, in a picture.")] = 0.6
+
+
+class ImageSize(BaseModel):
+    """Size of the uploaded image, turned upright, in pixels."""
+
+    width: int
+    height: int
+
+
+class PatchGrid(BaseModel):
+    """Grid of patches, and the part of the uploaded image that it covers, in its pixels."""
+
+    rows: int
+    columns: int
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+class ExplainBody(BaseModel):
+    """Answer of `POST /explain`."""
+
+    model: str
+    method: str
+    class_index: Annotated[int | None, Field(description="null for an encoder.")]
+    label: str | None
+    probability: Annotated[float | None, Field(description="null if the outputs are not classes.")]
+    image: ImageSize
+    grid: PatchGrid
+    relevance: Annotated[
+        list[list[float]], Field(description="By row and column, from 0 to 1, the largest; all are 0 if nothing counts.")
+    ]
+
+
 class Problem(BaseModel):
     """Error body of RFC 9457, with a stable `code`."""
 

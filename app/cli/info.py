@@ -41,6 +41,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "image_size": config.image_size,
         **_sizes_of_own(checkpoint),
         "preprocessing": checkpoint.preprocessing.describe(),
+        "features": dict(checkpoint.features),
         "output": f"{config.output_dim} {'logits' if checkpoint.labels else 'features, and no classes'}",
         "labels": list(checkpoint.labels),
         "labels_source": checkpoint.labels_source,
@@ -51,14 +52,12 @@ def _describe(settings: Settings) -> dict[str, Any]:
 
 def _sizes_of_own(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Return what is known of the service's own models alone."""
-    from model.features import feature_sizes
     from model.vit import VisionTransformer
 
     if not isinstance(checkpoint.model, VisionTransformer):
         return {}
     config = checkpoint.model.config
-    sizes = {"patch_size": config.patch_size, "tokens": config.num_tokens, "flops": config.flops}
-    return {**sizes, "features": feature_sizes(config)}
+    return {"patch_size": config.patch_size, "tokens": config.num_tokens, "flops": config.flops}
 
 
 def _readable(name: str, value: Any) -> str:

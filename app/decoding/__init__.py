@@ -6,6 +6,9 @@ from typing import Protocol
 
 from app.pixels import Pixels
 
+INPUT, PHOTOGRAPH, SIZE = 0, 1, 2
+"""Indices of preprocessings: to the input of the model, to a photograph to show, and to a size alone (`photograph.py`)."""
+
 Decode = Callable[[bytes], Pixels]
 """Function that decodes one image. Blocks; raises a `ServiceError` for an image that it refuses."""
 
@@ -26,13 +29,13 @@ class Decoder(Protocol):
     def start(self) -> None:
         """Start decoding, in the running event loop."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Decoded:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = INPUT) -> Decoded:
         """Decode one image when its turn comes. A call that is cancelled before its turn costs nothing.
 
         Args:
             image_bytes: the encoded image.
             request: identity of the request that brought it: requests take turns. None is a request of its own.
-            preprocessing: index of the model's preprocessing among those that the decoder was made with.
+            preprocessing: `INPUT`, `PHOTOGRAPH`, or `SIZE`.
 
         Raises:
             ImageTooLarge, UnsupportedImageFormat, UndecodableImage: see `ImageDecoder.decode`.

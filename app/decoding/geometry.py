@@ -36,6 +36,20 @@ class Geometry:
         around = (round_around((output[0] - kept[0]) / 2), round_around((output[1] - kept[1]) / 2))
         return cls(full, kept, left, top, output, around)
 
+    def source_box(self, size: Size, side: int) -> tuple[float, float, float, float]:
+        """Return what part of the image the first `side` rows and columns of the output show.
+
+        Args:
+            size: (width, height) of the image.
+            side: pixels of the output, from its top left corner.
+
+        Returns:
+            Left, top, right and bottom in pixels of the image; beyond its edges where the crop is larger than the image.
+        """
+        x_scale, y_scale = size[0] / self.full[0], size[1] / self.full[1]
+        left, top = (start - around for start, around in zip((self.left, self.top), self.around, strict=True))
+        return (left * x_scale, top * y_scale, (left + side) * x_scale, (top + side) * y_scale)
+
     @property
     def is_wasteful(self) -> bool:
         """True if the crop keeps little of the resized image: one that is a pixel wide becomes millions high."""

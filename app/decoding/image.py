@@ -4,6 +4,7 @@ The bytes are not trusted: the first of them tell the format, the size is checke
 frame and the EXIF orientation are read.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
@@ -27,6 +28,9 @@ from model.preprocessing import Preprocessing
 _MAX_SIDE = 65_535
 """Maximum pixels of a side, as JPEG and GIF have it. Pillow allocates more for a row than a single pixel needs, so that an
 image of 1 x 40,000,000 would take gigabytes."""
+
+_LIES = 5
+"""Least EXIF orientation of an image whose rows are stored as columns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,23 @@ class ImageDecoder:
         """Decode an image to RGB at its own size, upright; see `decode`."""
         with self._opened(image_bytes) as (image, _):
             return upright_rgb(image)
+
+    def decode_to_show(self, image_bytes: bytes, enough: int) -> tuple[Image.Image, Size]:
+        """Decode an image to RGB, upright, and return it with its own (width, height); see `decode`.
+
+        A JPEG is decoded at a fraction of its size if its longer side keeps `enough` pixels, in a fraction of the time.
+        """
+        with self._opened(image_bytes) as (image, image_format):
+            width, height = image.size
+            if image_format == "jpeg":
+                scale = enough / max(width, height)
+                image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+            return upright_rgb(image), _upright((width, height), image, image_format)
+
+    def upright_size(self, image_bytes: bytes) -> Size:
+        """Return the (width, height) of an image that has been decoded before, turned upright; see `decode`."""
+        with self._opened(image_bytes) as (image, image_format):
+            return _upright(image.size, image, image_format)
 
     @contextmanager
     def _opened(self, image_bytes: bytes) -> Iterator[tuple[Image.Image, str]]:
@@ -112,6 +133,12 @@ class ImageDecoder:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {self.max_pixels} are allowed.")
         if max(size) > _MAX_SIDE:
             raise ImageTooLarge(f"The image has {width} x {height} pixels; at most {_MAX_SIDE} on a side are allowed.")
+
+
+def _upright(size: Size, image: Image.Image, image_format: str) -> Size:
+    """Turn the size that Pillow tells of an opened image upright; that of a TIFF is."""
+    width, height = size
+    return (height, width) if image_format != "tiff" and orientation(image) >= _LIES else size
 
 
 def _resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Pixels:

@@ -81,6 +81,8 @@ class PixelModel(EngineModel):
         super().__init__()
         self.features = feature_sizes(model.config) if with_features or not model.config.num_classes else {}
         self.vit = _sharing_weights(model)
+        if model.config.attention_pool and not self.features:
+            self.vit.attn_pool = None  # its weights would take memory for nothing
         folded = model.patch_embed.fold_normalization(preprocessing.scale, preprocessing.mean, preprocessing.std)
         if preprocessing.bgr:
             folded.proj.weight = nn.Parameter(folded.proj.weight.detach().flip(1))
@@ -124,8 +126,7 @@ class PixelModel(EngineModel):
         """
         tokens = self.vit.forward_features(pixels.to(self.dtype))
         output = self._output(tokens)
-        widths = [width for width in (self.num_classes, *self.features.values()) if width]
-        sizes = [part.abs().max().expand(part.shape[1]) for part in torch.split(output, widths, dim=1)]
+        sizes = _largest(output, [width for width in (self.num_classes, *self.features.values()) if width])
         if self.num_classes and isinstance(self.vit.head, nn.Linear):
             features = self.vit.fc_norm(self.vit.pool(tokens)).float()
             size = self.vit.head.weight.float().norm(dim=1).max() * features.square().mean().sqrt()
@@ -134,7 +135,7 @@ class PixelModel(EngineModel):
 
 
 class LibraryPixelModel(EngineModel):
-    """A library's model on raw pixels.
+    """A library's model on raw pixels, with its features if they are asked for.
 
     Its first layer may pad, and zero is not black, so normalisation is a step of its own, in float32 whatever the dtype.
     """
@@ -142,11 +143,13 @@ class LibraryPixelModel(EngineModel):
     scale: Tensor
     offset: Tensor
 
-    def __init__(self, model: LibraryModel, preprocessing: Preprocessing) -> None:
+    def __init__(self, model: LibraryModel, preprocessing: Preprocessing, *, with_features: bool = False) -> None:
         super().__init__()
-        self.features = {}
+        self.features = model.features if with_features else {}
         self.config = model.config
         self.model = _sharing_weights(model)
+        if with_features:
+            self.model.give_features()
         self.preprocessing = preprocessing
         std = torch.tensor(preprocessing.std, dtype=torch.float64).view(1, 3, 1, 1)
         mean = torch.tensor(preprocessing.mean, dtype=torch.float64).view(1, 3, 1, 1)
@@ -164,7 +167,7 @@ class LibraryPixelModel(EngineModel):
 
     @property
     def fingerprint(self) -> str:
-        return f"{self.config} {self.preprocessing.bgr}"
+        return f"{self.config} {self.preprocessing.bgr} {list(self.features)}"
 
     @property
     def cpu_batch_size(self) -> int:
@@ -173,8 +176,8 @@ class LibraryPixelModel(EngineModel):
     def forward(self, pixels: Tensor) -> Tensor:
         channels = pixels.flip(1) if self.preprocessing.bgr else pixels
         images = channels.float() * self.scale - self.offset
-        logits: Tensor = self.model(images.to(self.dtype))
-        return logits.float()
+        output: Tensor = self.model(images.to(self.dtype))
+        return output.float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or convert all but the two buffers, which only move."""
@@ -184,15 +187,20 @@ class LibraryPixelModel(EngineModel):
         return self
 
     def reference(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        logits: Tensor = self(pixels)
-        return logits, logits.abs().max().expand(logits.shape[1])
+        output: Tensor = self(pixels)
+        return output, torch.cat(_largest(output, [self.num_classes, *self.features.values()]))
 
 
 def engine_model(checkpoint: Checkpoint, *, with_features: bool = False) -> EngineModel:
-    """Return the module that runs a checkpoint on raw pixels; a library's model gives no features."""
+    """Return the module that runs a checkpoint on raw pixels."""
     if isinstance(checkpoint.model, LibraryModel):
-        return LibraryPixelModel(checkpoint.model, checkpoint.preprocessing)
+        return LibraryPixelModel(checkpoint.model, checkpoint.preprocessing, with_features=with_features)
     return PixelModel(checkpoint.model, checkpoint.preprocessing, with_features=with_features)
+
+
+def _largest(output: Tensor, widths: list[int]) -> list[Tensor]:
+    """Return for each part of an output, (B, width), its largest number, once for each of its columns."""
+    return [part.abs().max().expand(part.shape[1]) for part in torch.split(output, widths, dim=1)]
 
 
 def _sharing_weights(model: Model) -> Model:

@@ -9,7 +9,8 @@ import numpy as np
 import structlog
 
 from app.decoding import Decoded, Decoder
-from app.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, NoClasses, NoFeatures
+from app.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, NoClasses, NoExplanation, NoFeatures
+from app.explaining.explainer import Explainer
 from app.metrics import ModelMetrics, Statistics
 from app.pixels import Pixels
 from app.serving.admission import Admission
@@ -31,6 +32,8 @@ class Classifier:
         admission: bounds on images and bytes in flight.
         batcher: the queue in front of the runner.
         metrics: outcomes and timings of this model.
+        why_no_features: reason, if the model's description has no features.
+        explainer: explains the model; None if it is not explained.
     """
 
     def __init__(
@@ -42,6 +45,8 @@ class Classifier:
         admission: Admission,
         batcher: Batcher[Pixels, Scores],
         metrics: ModelMetrics,
+        why_no_features: str = "",
+        explainer: Explainer | None = None,
     ) -> None:
         self.admission = admission
         self.model = model
@@ -49,6 +54,8 @@ class Classifier:
         self._runner = runner
         self._batcher = batcher
         self._metrics = metrics
+        self._why_no_features = why_no_features
+        self._explainer = explainer
 
     def start(self, on_death: Callable[[], None] = lambda: None) -> None:
         """Start the decoder and the batcher. Call it in the event loop that will classify.
@@ -110,11 +117,22 @@ class Classifier:
         """
         names = [each.name for each in self.model.features]
         if not names:
-            why = "VIT_EMBED is false" if self.model.served_by == "vit-serve" else f"{self.model.served_by} runs it"
-            raise NoFeatures(f"{self.model.name} gives no features: {why}.")
+            raise NoFeatures(f"{self.model.name} gives no features: {self._why_no_features}.")
         if asked is not None and asked not in names:
             raise InvalidParameter(f"There is no pooling {asked[:64]!r}; this model has {', '.join(names)}.")
         return asked or names[0]
+
+    def check_explainer(self) -> Explainer:
+        """Return what explains the model. Routes ask before they read a body.
+
+        Raises:
+            NoExplanation: nothing does.
+        """
+        if self._explainer is None:
+            own = self.model.served_by == "vit-serve"
+            why = "VIT_EXPLAIN is false" if own else f"{self.model.served_by} runs it, and its attention is not known"
+            raise NoExplanation(f"{self.model.name} is not explained: {why}.")
+        return self._explainer
 
     async def classify_pixels(self, pixels: Pixels, deadline: float = math.inf) -> Classification:
         """Classify an image that its client has decoded and resized.
@@ -175,6 +193,8 @@ class Classifier:
 
     async def close(self) -> None:
         """Stop the batcher and the decoder; everything queued or in flight fails with `Draining`."""
+        if self._explainer is not None:
+            self._explainer.close()
         await self._batcher.stop()
         self._runner.close()
         await self._decoder.close()

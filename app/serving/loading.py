@@ -9,7 +9,10 @@ from app.decoding.pool.select import begin_decoding
 from app.engines import Engine
 from app.engines.select import EngineOptions, choose_engine
 from app.errors import StartError
-from app.metrics import Metrics, ModelMetrics
+from app.explaining.explainer import ExplainedModel, Explainer
+from app.explaining.keeper import ProcessKeeper
+from app.explaining.process import ExplainingProcess
+from app.metrics import ExplainMetrics, Metrics, ModelMetrics
 from app.pixels import Pixels
 from app.process.startup import OnStep, watched_start
 from app.serving.admission import Admission
@@ -20,11 +23,10 @@ from app.serving.runner import ModelRunner, Scores
 from app.settings import Settings
 from app.tracing.images import ImageTrace, batch_trace
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
-from model.config import ViTConfig
-from model.features import feature_sizes
 from model.head import probabilities
 from model.library.library_model import LibraryConfig
 from model.preprocessing import Preprocessing
+from model.vit import VisionTransformer
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
 Shape = tuple[int, int, int]
@@ -93,9 +95,34 @@ def _load_classifier(
         inference_timeout_s=settings.inference_timeout_s,
         observe=partial(_observed, model_metrics, engine.batch_sizes),
     )
-    description = _describe(checkpoint, engine, with_features=settings.embed)
+    explainer = _explainer(settings, checkpoint, decoder, admission, metrics.explain)
+    methods = () if explainer is None else explainer.model.methods
+    description = _describe(checkpoint, engine, methods, with_features=settings.embed)
     _show(model_metrics, settings, admission, batcher, description)
-    return Classifier(description, decoder, runner, admission=admission, batcher=batcher, metrics=model_metrics)
+    return Classifier(
+        description,
+        decoder,
+        runner,
+        admission=admission,
+        batcher=batcher,
+        metrics=model_metrics,
+        why_no_features=checkpoint.why_no_features if settings.embed else "VIT_EMBED is false",
+        explainer=explainer,
+    )
+
+
+def _explainer(
+    settings: Settings, checkpoint: Checkpoint, decoder: Decoder, admission: Admission, metrics: ExplainMetrics
+) -> Explainer | None:
+    if not settings.explain or not isinstance(checkpoint.model, VisionTransformer):
+        return None
+    config, preprocessing = checkpoint.model.config, checkpoint.preprocessing
+    model = ExplainedModel(checkpoint.name, checkpoint.labels, config.grid_size, config.patch_size, preprocessing)
+    arguments = (settings.model, settings.architecture, settings.image_size, checkpoint.activation)
+    keeper = ProcessKeeper(
+        lambda: ExplainingProcess.start(arguments), on_loss=metrics.lost.inc, is_busy=lambda: admission.images > 0
+    )
+    return Explainer(model, decoder, keeper, max_images=settings.max_explained_images, metrics=metrics)
 
 
 @contextmanager
@@ -143,9 +170,11 @@ def _engine_options(settings: Settings) -> EngineOptions:
     )
 
 
-def _describe(checkpoint: Checkpoint, engine: Engine, *, with_features: bool) -> ModelDescription:
+def _describe(
+    checkpoint: Checkpoint, engine: Engine, explanations: tuple[str, ...], *, with_features: bool
+) -> ModelDescription:
     config = checkpoint.model.config
-    features = feature_sizes(config) if with_features and isinstance(config, ViTConfig) else {}
+    features = checkpoint.features if with_features else {}
     return ModelDescription(
         name=checkpoint.name,
         architecture=checkpoint.architecture,
@@ -158,6 +187,7 @@ def _describe(checkpoint: Checkpoint, engine: Engine, *, with_features: bool) ->
         served_by=checkpoint.served_by,
         output_size=config.output_dim,
         features=tuple(Features(name, size) for name, size in features.items()),
+        explanations=explanations,
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,

@@ -127,6 +127,10 @@ class ModelDescription:
         tuple[Features, ...],
         Field(description="Features that `POST /embed` gives by `pooling`, the usual one first; empty if it gives none."),
     ]
+    explanations: Annotated[
+        tuple[str, ...],
+        Field(description="Methods of `POST /explain`, the usual one first; empty if the model is not explained."),
+    ]
     engine: Annotated[str, Field(description="`torch` or `openvino`.")]
     device: str
     dtype: Annotated[str, Field(description="`float32`, `bfloat16`, `float16` or `int8`.")]

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypeVar
 
-from vit_serve_client import AsyncVitClient, Embedding, Failure, Model, Result, VitClient
+from vit_serve_client import AsyncVitClient, Embedding, Explanation, Failure, Model, Result, VitClient
 
 T = TypeVar("T")
 
@@ -35,6 +35,12 @@ class AsyncDriver:
 
     def embed(self, *arguments: Any, **options: Any) -> Embedding:
         return self._run(self._client.embed(*arguments, **options))
+
+    def explain(self, *arguments: Any, **options: Any) -> Explanation:
+        return self._run(self._client.explain(*arguments, **options))
+
+    def explain_picture(self, *arguments: Any, **options: Any) -> bytes:
+        return self._run(self._client.explain_picture(*arguments, **options))
 
     def classify_many(self, *arguments: Any, **options: Any) -> list[Result | Failure]:
         return self._run(self._client.classify_many(*arguments, **options))

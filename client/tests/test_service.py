@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from PIL import Image as PillowImage
 
 from client.tests.conftest import KEY, MakeClient
 from client.tests.scripted_server import OK, Reply, answering
@@ -50,6 +51,38 @@ def test_image_is_embedded(make_client: MakeClient, service: Server) -> None:
         client.embed(png(1), pooling="map")
     with pytest.raises(BadImage):
         client.embed(b"no image")
+
+
+def test_image_is_explained(make_client: MakeClient, service: Server) -> None:
+    client = make_client(service.url, api_key=KEY)
+    explanation = client.explain(png(1))
+    first = client.classify(png(1), top_k=1).predictions[0]
+    assert (explanation.class_index, explanation.label) == (first.class_index, first.label)
+    assert explanation.probability == pytest.approx(first.probability, rel=1e-4)
+    assert (explanation.method, explanation.size, bool(explanation.request_id)) == ("relevance", (40, 36), True)
+    assert [len(row) for row in explanation.relevance] == [4] * 4
+    assert max(map(max, explanation.relevance)) == 1
+    assert explanation.box == pytest.approx((3.43, 2.25, 35.43, 33.75))
+    by_label, by_index = client.explain(png(1), "class 5"), client.explain(png(1), 5)
+    assert by_label.relevance == by_index.relevance != explanation.relevance
+    assert client.explain(png(1), method="rollout").method == "rollout"
+    with pytest.raises(VitError, match="relevance, rollout"):
+        client.explain(png(1), method="lime")
+    with pytest.raises(BadImage):
+        client.explain(b"no image")
+
+
+def test_explanation_is_drawn(make_client: MakeClient, service: Server) -> None:
+    client = make_client(service.url, api_key=KEY)
+    with PillowImage.open(io.BytesIO(client.explain_picture(png(1), 3))) as picture:
+        assert (picture.format, picture.size) == ("PNG", (40, 36))
+        assert picture.info["Description"] == "relevance of class 3, by tiny-dinov2"
+    pictures = {client.explain_picture(png(1), 3, opacity=opacity) for opacity in (None, 0.6, 0)}
+    assert len(pictures) == 2  # 0.6 is the default
+    with pytest.raises(VitError, match="opacity"):
+        client.explain_picture(png(1), opacity=2)
+    with pytest.raises(BadImage):
+        client.explain_picture(b"no image")
 
 
 def test_many_images_keep_their_order(make_client: MakeClient, service: Server, tmp_path: Path) -> None:

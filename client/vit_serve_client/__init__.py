@@ -14,7 +14,7 @@ from vit_serve_client.errors import (
     VitError,
 )
 from vit_serve_client.images import SUFFIXES, Image
-from vit_serve_client.results import Embedding, Failure, Features, Model, Prediction, Result
+from vit_serve_client.results import Embedding, Explanation, Failure, Features, Model, Prediction, Result
 
 __all__ = [
     "SUFFIXES",
@@ -22,6 +22,7 @@ __all__ = [
     "BadImage",
     "ConnectionFailed",
     "Embedding",
+    "Explanation",
     "Failure",
     "Features",
     "Image",

@@ -9,7 +9,8 @@ from http import HTTPStatus
 from typing import Any, TypeVar
 
 from vit_serve_client.errors import BY_CODE, BY_STATUS, VitError
-from vit_serve_client.results import Embedding, Failure, Features, Model, Prediction, Result
+from vit_serve_client.requests import PNG
+from vit_serve_client.results import Embedding, Explanation, Failure, Features, Model, Prediction, Result
 
 Built = TypeVar("Built", Features, Model, Prediction)
 
@@ -78,6 +79,34 @@ def read_embedding(answer: Answer) -> Embedding:
             request_id=answer.request_id,
             timings=server_timing(answer.headers.get("Server-Timing", "")),
         )
+
+
+def read_explanation(answer: Answer) -> Explanation:
+    """Return the relevance of each patch of one image."""
+    body = _object(answer)
+    with _Reading(answer):
+        grid, image = body["grid"], body["image"]
+        left, top, right, bottom = (float(grid[side]) for side in ("left", "top", "right", "bottom"))
+        return Explanation(
+            relevance=tuple(tuple(map(float, row)) for row in body["relevance"]),
+            box=(left, top, right, bottom),
+            size=(image["width"], image["height"]),
+            method=body["method"],
+            class_index=body["class_index"],
+            label=body["label"],
+            probability=body["probability"],
+            model=body["model"],
+            request_id=answer.request_id,
+            timings=server_timing(answer.headers.get("Server-Timing", "")),
+        )
+
+
+def read_picture(answer: Answer) -> bytes:
+    """Return the picture of an answer."""
+    kind = answer.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    if kind != PNG:
+        raise VitError(_foreign(answer), status=answer.status, request_id=answer.request_id)
+    return answer.body
 
 
 def read_model(answer: Answer) -> Model:

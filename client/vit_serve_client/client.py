@@ -10,11 +10,20 @@ from typing import Self
 import httpx2
 
 from vit_serve_client import requests
-from vit_serve_client.answers import Answer, check, read_embedding, read_model, read_result, read_results
+from vit_serve_client.answers import (
+    Answer,
+    check,
+    read_embedding,
+    read_explanation,
+    read_model,
+    read_picture,
+    read_result,
+    read_results,
+)
 from vit_serve_client.errors import VitError
 from vit_serve_client.folder import at_least_1, images_of, in_threads
 from vit_serve_client.images import Image, image_bytes, readable_bytes
-from vit_serve_client.results import Embedding, Failure, Model, Result
+from vit_serve_client.results import Embedding, Explanation, Failure, Model, Result
 from vit_serve_client.transport import LIMITS, Body, failure_of, in_places, is_unready, sent_images, stream_arguments
 from vit_serve_client.tries import Clocks, Tries
 
@@ -111,6 +120,31 @@ class VitClient:
             VitError: the service refuses it, or cannot be asked.
         """
         return read_embedding(self._call(requests.embed(image_bytes(image), pooling, normalize)))
+
+    def explain(self, image: Image, class_: str | int | None = None, method: str | None = None) -> Explanation:
+        """Return how much each patch of one image counts for a class.
+
+        Args:
+            image: the image.
+            class_: label or index of the class; None for the first one.
+            method: `relevance`, or `rollout` for no class; None for the usual one.
+
+        Raises:
+            OSError: the image's file cannot be read.
+            VitError: the service refuses it, or cannot be asked.
+        """
+        return read_explanation(self._call(requests.explain(image_bytes(image), class_, method)))
+
+    def explain_picture(
+        self, image: Image, class_: str | int | None = None, method: str | None = None, *, opacity: float | None = None
+    ) -> bytes:
+        """Return the same as colours over the image, as a PNG; `opacity` is that of the colours, from 0 to 1.
+
+        Raises:
+            OSError: the image's file cannot be read.
+            VitError: the service refuses it, or cannot be asked.
+        """
+        return read_picture(self._call(requests.explain_picture(image_bytes(image), class_, method, opacity)))
 
     def model(self) -> Model:
         """Return the description of the served model."""

@@ -14,6 +14,8 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 BATCH_BYTES = 48 * 2**20
 """Most bytes of images that one request holds; the service takes 64 MiB of body unless it is told otherwise."""
 
+PNG = "image/png"
+
 _USER_AGENT = f"vit-serve-client/{version('vit-serve-client')}"
 
 
@@ -27,6 +29,8 @@ class Request:
     content: bytes | None = None
     images: tuple[bytes, ...] = ()
     """Images of a batch, which are sent as multipart."""
+    accept: str = "application/json"
+    """Media type of the answer; errors are JSON in any case."""
 
     def arguments(self) -> dict[str, object]:
         """Return the arguments of httpx2's `request`, but for URL, headers and timeout."""
@@ -59,7 +63,7 @@ def target(base_url: str | None, api_key: str | None) -> Target:
         raise ValueError(f"The service's URL must begin with http:// or https:// and a host: {url!r}.")
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise ValueError("The service's URL must have no user name, query or fragment.")
-    headers = {"User-Agent": _USER_AGENT, "Accept": "application/json, application/problem+json"}
+    headers = {"User-Agent": _USER_AGENT}
     key = (os.environ.get("VIT_SERVE_API_KEY", "") if api_key is None else api_key).strip()
     if not all("!" <= character <= "~" for character in key):
         raise ValueError("The API key must be of printable ASCII characters, without blanks.")
@@ -80,6 +84,17 @@ def embed(image: bytes, pooling: str | None, normalize: bool) -> Request:
     """Return the request for the features of one image."""
     chosen = {} if pooling is None else {"pooling": pooling}
     return Request("POST", "/embed", {**chosen, "normalize": "true" if normalize else "false"}, content=image)
+
+
+def explain(image: bytes, class_: str | int | None, method: str | None) -> Request:
+    """Return the request for the relevance of each patch of one image."""
+    return Request("POST", "/explain", _question(class_, method), content=image)
+
+
+def explain_picture(image: bytes, class_: str | int | None, method: str | None, opacity: float | None) -> Request:
+    """Return the request for the same as a picture."""
+    drawn = {} if opacity is None else {"opacity": str(opacity)}
+    return Request("POST", "/explain", {**_question(class_, method), **drawn}, content=image, accept=PNG)
 
 
 def model() -> Request:
@@ -117,3 +132,8 @@ def chunks(images: Iterable[bytes | T], most: int, most_bytes: int = BATCH_BYTES
 
 def _ranking(top_k: int, vectors: bool) -> dict[str, str]:
     return {"top_k": str(top_k), "vectors": "true" if vectors else "false"}
+
+
+def _question(class_: str | int | None, method: str | None) -> dict[str, str]:
+    named = {"class": class_, "method": method}
+    return {name: str(value) for name, value in named.items() if value is not None}

@@ -48,6 +48,27 @@ class Embedding:
 
 
 @dataclass(frozen=True, slots=True)
+class Explanation:
+    """How much each patch of one image counts for a class."""
+
+    relevance: tuple[tuple[float, ...], ...]
+    """By row and column of the patches, from 0 to 1, the largest; all are 0 if nothing counts."""
+    box: tuple[float, float, float, float]
+    """Left, top, right and bottom of the part of the image that the patches cover, in its pixels."""
+    size: tuple[int, int]
+    """Width and height of the image, turned upright, in pixels."""
+    method: str
+    class_index: int | None
+    """None for an encoder, as the label is."""
+    label: str | None
+    probability: float | None
+    """None if the model's `activation` is `none`."""
+    model: str
+    request_id: str | None
+    timings: dict[str, float] = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """Stands in the place of the result of an image that was not classified."""
 
@@ -80,6 +101,8 @@ class Model:
     output_size: int
     features: tuple[Features, ...]
     """Kinds of features, the usual one first; empty if the model gives none."""
+    explanations: tuple[str, ...]
+    """Methods of `explain`, the usual one first; empty if the model is not explained."""
     engine: str
     device: str
     dtype: str

@@ -20,7 +20,7 @@ def stream_arguments(target: Target, request: Request, left_s: float) -> dict[st
     return {
         **request.arguments(),
         "url": target.url + request.path,
-        "headers": {**target.headers, **deadline_header(left_s)},
+        "headers": {**target.headers, "Accept": f"{request.accept}, application/problem+json", **deadline_header(left_s)},
         "timeout": left_s,
         "follow_redirects": False,  # the key is for this host alone
     }

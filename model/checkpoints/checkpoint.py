@@ -6,7 +6,7 @@ Only JSON and tensors are read: nothing in a checkpoint is ever run. The model i
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from model.checkpoints.hugging_face.key_maps import dinov2_key_map
 from model.checkpoints.labels import FILE as LABELS
 from model.checkpoints.labels import check_labels, name_classes
 from model.checkpoints.tensors.file_kind import SUFFIXES
-from model.checkpoints.tensors.key_map import KeyMap, build, read_state
+from model.checkpoints.tensors.key_map import KeyMap, build, has_module, read_state
 from model.checkpoints.tensors.regular_file import exists
 from model.checkpoints.tensors.renaming import how_to_serve, rename_tensors
 from model.checkpoints.tensors.weights_file import (
@@ -39,6 +39,7 @@ from model.checkpoints.tensors.weights_file import (
 from model.checkpoints.timm.models import read_timm_directory, read_timm_file
 from model.checkpoints.torchvision import read_torchvision_file
 from model.config import Resampling, ViTConfig
+from model.features import feature_sizes
 from model.head import HeadActivation, head_activation
 from model.library.installed import LibraryChoice
 from model.library.library_model import LibraryConfig, LibraryModel, load_library_model
@@ -80,6 +81,16 @@ class Checkpoint:
     def parameters(self) -> int:
         """Numbers that were trained."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @property
+    def features(self) -> Mapping[str, int]:
+        """Features that the model can give, by name, with their sizes; the first is the usual one."""
+        return self.model.features if isinstance(self.model, LibraryModel) else feature_sizes(self.model.config)
+
+    @property
+    def why_no_features(self) -> str:
+        """Reason if there are none."""
+        return self.model.why_no_features if isinstance(self.model, LibraryModel) else ""
 
     @property
     def served_by(self) -> str:
@@ -138,6 +149,8 @@ def _build(blueprint: Blueprint, image_size: int, *, may_resize: bool) -> Vision
     weights = rename_tensors(open_weights(blueprint.weights), blueprint.key_map)
     if weights.note is not None:
         _log.warning("%s: %s", weights.path, weights.note)
+    if config.pooling != "map" and has_module(weights, blueprint.key_map, "attn_pool"):
+        config = replace(config, attention_pool=True)
     state = _read_state(weights, blueprint.key_map, config)
     if image_size != config.image_size:
         if not may_resize:

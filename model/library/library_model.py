@@ -1,5 +1,6 @@
 """LibraryModel: a classifier that is a library's own module, and the configuration that it was built from."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from model.checkpoints.tensors.key_map import read_floats
 from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile
+from model.library.classifier_input import POOLED, Watch, find_classifier, give_input
+
+_log = logging.getLogger(__name__)
 
 Library = Literal["transformers", "timm"]
 
@@ -57,18 +61,52 @@ class LibraryConfig:
 
 
 class LibraryModel(nn.Module):
-    """Normalised images (B, 3, H, W) -> logits (B, K), by a library's own module."""
+    """Normalised images (B, 3, H, W) -> logits (B, K), by a library's own module.
+
+    Args:
+        config: what it was built from.
+        module: the library's module.
+    """
+
+    features: Mapping[str, int]
+    """Features that it can give behind its logits, by name, with their sizes."""
+    why_no_features: str
+    """Reason if there are none."""
 
     def __init__(self, config: LibraryConfig, module: nn.Module) -> None:
         super().__init__()
         self.config = config
         self.module = module
+        self.features = {}
+        self.why_no_features = "it was not tried"
+        self._classifier = ""
         self.eval().requires_grad_(False)  # libraries build in training mode, where BatchNorm mixes the images of a batch
 
     def forward(self, images: Tensor) -> Tensor:
         output = self.module(images)
         logits: Tensor = output if isinstance(output, Tensor) else output.logits
         return logits
+
+    def find_features(self, images: Tensor) -> Tensor:
+        """Run the model, return its logits (B, K), and learn whether its classifier is one layer with features before it."""
+        try:
+            name = find_classifier(self.module)
+        except ValueError as error:
+            self.why_no_features = str(error)
+            return self(images)
+        with Watch(self.module, name) as watch:
+            logits: Tensor = self(images)
+        try:
+            self.features = {POOLED: watch.check(logits)}
+            self._classifier, self.why_no_features = name, ""
+        except ValueError as error:
+            self.why_no_features = str(error)
+        return logits
+
+    def give_features(self) -> None:
+        """Give features behind the logits from now on, (B, K + F), if there are any."""
+        if self.features:
+            give_input(self.module, self._classifier)
 
 
 def load_library_model(config: LibraryConfig, weights: WeightsFile) -> LibraryModel:
@@ -81,7 +119,7 @@ def load_library_model(config: LibraryConfig, weights: WeightsFile) -> LibraryMo
     image = torch.zeros(1, config.num_channels, config.image_size, config.image_size)
     try:
         with torch.inference_mode():
-            logits = model(image)
+            logits = model.find_features(image)
     except Exception as error:  # whatever a library's module raises on a size that it does not take
         if isinstance(error, MemoryError) or "allocate memory" in str(error):
             raise
@@ -94,6 +132,8 @@ def load_library_model(config: LibraryConfig, weights: WeightsFile) -> LibraryMo
         raise CheckpointError(
             f"{weights.path}: {config.architecture} answers {tuple(logits.shape)}, expected {(1, config.num_classes)}"
         )
+    if not model.features:
+        _log.warning("%s: %s gives no features of images: %s", weights.path, config.architecture, model.why_no_features)
     return model
 
 

@@ -16,7 +16,7 @@ from app.settings import read_settings
 OpenClient = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def open_client(tiny_checkpoint: Path) -> OpenClient:
     """Open a client of an app: `async with open_client(max_inflight_images=2) as client`; `run` replaces the inference."""
 

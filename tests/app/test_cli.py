@@ -143,6 +143,7 @@ def test_info_describes_a_checkpoint(tiny_checkpoint: Path) -> None:
 def test_info_says_which_library_serves(tmp_path: Path) -> None:
     shown = json.loads(run("info", write_swin(tmp_path), "--json").stdout)
     assert (shown["served_by"], shown["image_size"]) == (f"transformers {transformers.__version__}", 32)
+    assert shown["features"] == {"pooled": 16}
     assert not {"patch_size", "tokens", "flops"} & set(shown)
 
 

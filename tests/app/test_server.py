@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from app.server import browser_address
 from benchmarks.watch import metrics_of
 from tests.support.models import png
 from tests.support.server import Server, children, metric, running_server, wait_for_metric
@@ -337,3 +338,22 @@ def test_limit_of_open_files_is_raised(workers: int, needed: int) -> None:
 def test_low_limit_of_open_files_stops_the_start() -> None:
     ended = allow_open_files(soft=300, hard=400)
     assert "VIT_MAX_CONNECTIONS: 200 connections need 488 open files, and only 400 are allowed" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "address"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000/"),
+        ("0.0.0.0", "http://localhost:8000/"),
+        ("::", "http://localhost:8000/"),
+        ("::1", "http://[::1]:8000/"),
+    ],
+)
+def test_address_for_a_browser(host: str, address: str) -> None:
+    assert browser_address(host, 8000) == address
+
+
+def test_start_says_where_the_page_is(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint) as server:
+        (line,) = (line for line in server.log if line["event"] == "open the page in a browser")
+        assert line["address"] == f"{server.url}/"

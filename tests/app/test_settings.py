@@ -42,6 +42,8 @@ def test_cache_dir_follows_xdg(monkeypatch: pytest.MonkeyPatch, xdg: str, home: 
     [
         ("VIT_PORT", "99999", "VIT_PORT: input should be less than or equal to 65535"),
         ("VIT_MAX_BATCH_SIZE", "many", "VIT_MAX_BATCH_SIZE: input should be a valid integer"),
+        ("VIT_MAX_EXPLAINED_IMAGES", "0", "VIT_MAX_EXPLAINED_IMAGES: input should be greater than or equal to 1"),
+        ("VIT_EXPLAIN", "perhaps", "VIT_EXPLAIN: input should be a valid boolean"),
         ("VIT_REQUEST_TIMEOUT_S", "0", "VIT_REQUEST_TIMEOUT_S: input should be greater than 0"),
         ("VIT_ENGINE", "onnx", "VIT_ENGINE: input should be 'auto', 'torch' or 'openvino'"),
         ("VIT_COMPILE", "maybe", "VIT_COMPILE: input should be a valid boolean"),

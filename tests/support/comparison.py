@@ -68,6 +68,9 @@ class Measured:
     """Difference between an image alone and in a batch, in torch."""
     openvino: float = 0.0
     openvino_neighbours: float = 0.0
+    features_torch: float = 0.0
+    """Difference of features from the library's, as a part of their largest number, where the reference has them."""
+    features_openvino: float = 0.0
 
 
 def measure(reference: Reference, directory: Path, fill: Fill, *, alone: int = 8, openvino: bool = True) -> Measured:
@@ -82,25 +85,30 @@ def measure(reference: Reference, directory: Path, fill: Fill, *, alone: int = 8
     """
     path, answer = reference.write(directory, fill)
     images = jpegs()
-    expected = _library_logits(answer, images)
+    expected = _library_answers(answer, images)
     settings: dict[str, Any] = dict(reference.settings)
     checkpoint = load_checkpoint(path, **settings)
+    model = engine_model(checkpoint, with_features=reference.features)
+    parts = np.split(np.arange(expected.shape[1]), [model.num_classes])  # logits, features
+    largest = [float(np.abs(expected[:, part]).max(initial=0)) for part in parts]
     pixels = _pixels(checkpoint, images)
-    largest = float(np.abs(expected).max())
 
-    def differences(engine: Any) -> tuple[float, float]:
+    def differences(engine: Any) -> tuple[list[float], float]:
         single = np.concatenate([engine.run([image], use_all_cores=True) for image in pixels[:alone]])
         together = engine.run(pixels, use_all_cores=False)
-        off = max(float(np.abs(single - expected[:alone]).max()), float(np.abs(together - expected).max()))
-        return off / largest, float(np.abs(single - together[:alone]).max()) / largest
+        assert together.shape == expected.shape
+        away = np.maximum(np.abs(together - expected).max(axis=0), np.abs(single - expected[:alone]).max(axis=0))
+        off = [float(away[part].max() / size) if part.size else 0.0 for part, size in zip(parts, largest, strict=True)]
+        return off, float(np.abs(single - together[:alone])[:, parts[0]].max()) / largest[0]
 
     options: dict[str, Any] = {"dtype": "float32", "max_batch_size": 8, "threads": 1}
-    by_torch = differences(TorchCpuEngine(engine_model(checkpoint), **options))
-    spread = float(np.ptp(expected, axis=0).max()) / largest
+    (by_torch, features_torch), neighbours = differences(TorchCpuEngine(model, **options))
+    spread = float(np.ptp(expected[:, parts[0]], axis=0).max()) / largest[0]
     if not openvino:
-        return Measured(largest, spread, *by_torch)
-    by_openvino = differences(OpenVinoEngine(engine_model(checkpoint), **options, cache=directory.parent / "cache"))
-    return Measured(largest, spread, *by_torch, *by_openvino)
+        return Measured(largest[0], spread, by_torch, neighbours, features_torch=features_torch)
+    engine = OpenVinoEngine(model, **options, cache=directory.parent / "cache")
+    (by_openvino, features), together = differences(engine)
+    return Measured(largest[0], spread, by_torch, neighbours, by_openvino, together, features_torch, features)
 
 
 def difference_by_default(reference: Reference, directory: Path, **settings: Any) -> float:
@@ -111,8 +119,9 @@ def difference_by_default(reference: Reference, directory: Path, **settings: Any
     """
     path, answer = reference.write(directory, randomise)
     images = photographs()
-    expected = _library_logits(answer, images)
+    expected = _library_answers(answer, images)
     logits = run(_service_logits(path, settings | dict(reference.settings), images))
+    expected = expected[:, : logits.shape[1]]  # without features
     return float((np.abs(logits - expected).max(axis=1) / np.abs(expected).max(axis=1)).max())
 
 
@@ -121,12 +130,12 @@ async def _service_logits(model: Path, settings: dict[str, Any], images: Sequenc
         return np.stack([(await classifier.classify(image)).logits for image in images])
 
 
-def _library_logits(answer: Answer, images: Sequence[bytes]) -> NDArray[np.float32]:
-    logits = []
+def _library_answers(answer: Answer, images: Sequence[bytes]) -> NDArray[np.float32]:
+    answers = []
     for image_bytes in images:
         with Image.open(io.BytesIO(image_bytes)) as image, torch.no_grad():
-            logits.append(answer(image.convert("RGB")).numpy())
-    return np.stack(logits)
+            answers.append(answer(image.convert("RGB")).numpy())
+    return np.stack(answers)
 
 
 def _pixels(checkpoint: Checkpoint, images: Sequence[bytes]) -> list[Pixels]:
@@ -136,14 +145,18 @@ def _pixels(checkpoint: Checkpoint, images: Sequence[bytes]) -> list[Pixels]:
 
 def _write_table(chosen: Iterable[Reference], *, defaults: bool) -> None:
     of_engines = ("random weights: torch", "OpenVINO", "lively: torch", "OpenVINO")
-    columns = ("library", "model", *of_engines, "between images", *(["all defaults"] if defaults else []))
+    last = "all defaults" if defaults else "features, lively: torch | OpenVINO"
+    columns = f"library | model | {' | '.join(of_engines)} | between images | {last}".split(" | ")
     sys.stdout.write(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n")
     for reference in chosen:
         with tempfile.TemporaryDirectory() as directory:
             plain, alive = (measure(reference, Path(directory) / fill.__name__, fill) for fill in (randomise, lively))
-            default = [f"{difference_by_default(reference, Path(directory) / 'default'):.2%}"] if defaults else []
+            if defaults:
+                more = [f"{difference_by_default(reference, Path(directory) / 'default'):.2%}"]
+            else:
+                more = [f"{value:.1e}" for value in (alive.features_torch, alive.features_openvino)]
         small = (plain.torch, plain.openvino, alive.torch, alive.openvino)
-        row = (reference.library, reference.name, *(f"{value:.1e}" for value in small), f"{alive.spread:.2f}", *default)
+        row = (reference.library, reference.name, *(f"{value:.1e}" for value in small), f"{alive.spread:.2f}", *more)
         sys.stdout.write(f"| {' | '.join(row)} |\n")
         sys.stdout.flush()
 

@@ -1,21 +1,33 @@
 """Small models that transformers and timm run for the service, each saved and answered by its own library."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.support.references import Answer, Fill, Reference, timm_answer
+import torch
+
+from tests.support.references import Answer, Fill, Reference
 from tests.support.weights import measure_batch_norm
 
 import timm  # isort: skip
 import transformers  # isort: skip
+from PIL import Image  # isort: skip
 from safetensors.torch import save_file  # isort: skip
 from timm.data.config import resolve_data_config  # isort: skip
+from timm.data.model_config import resolve_input_data_config  # isort: skip
 from timm.data.transforms_factory import create_transform  # isort: skip
 from timm.models import save_for_hf  # isort: skip
 
 CLASSES = 11
 """Classes of each model."""
+
+FEATURES: dict[str, Callable[[Any, Any], torch.Tensor]] = {
+    "Pvt": lambda _, output: output.last_hidden_state[:, 0],
+    "PvtV2": lambda _, output: output.last_hidden_state.mean(dim=(2, 3)),
+    "PoolFormer": lambda model, output: model.norm(output.last_hidden_state).mean(dim=(2, 3)),
+}
+"""Features of families of transformers that have no `pooler_output`: model, output of its encoder -> (B, F)."""
 
 
 def _transformers(family: str, processor: str, told: dict[str, Any], **config: Any) -> Reference:
@@ -30,9 +42,16 @@ def _transformers(family: str, processor: str, told: dict[str, Any], **config: A
         measure_batch_norm(fill(model), 64).save_pretrained(directory)
         content = {**made.to_dict(), "image_processor_type": f"{processor}ImageProcessor"}
         (directory / "preprocessor_config.json").write_text(json.dumps(content))
-        return directory, lambda image: model(**made(image, return_tensors="pt")).logits[0]
 
-    return Reference("transformers", architecture, write)
+        def answer(image: Image.Image) -> torch.Tensor:
+            inputs = made(image, return_tensors="pt")
+            output = model.base_model(**inputs)
+            features = FEATURES[family](model, output) if family in FEATURES else output.pooler_output.flatten(1)
+            return torch.cat((model(**inputs).logits, features), dim=1)[0]
+
+        return directory, answer
+
+    return Reference("transformers", architecture, write, features=True)
 
 
 def transformers_references() -> list[Reference]:
@@ -75,9 +94,9 @@ def _timm(architecture: str, size: int = 96, **arguments: Any) -> Reference:
         made = timm.create_model(architecture, num_classes=CLASSES, pretrained_cfg_overlay=overlay, **arguments)
         model = measure_batch_norm(fill(made), size)
         save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
-        return directory, timm_answer(model)
+        return directory, _timm_answer(model)
 
-    return Reference("timm", architecture, write)
+    return Reference("timm", architecture, write, features=True)
 
 
 def _timm_file(architecture: str) -> Reference:
@@ -85,9 +104,10 @@ def _timm_file(architecture: str) -> Reference:
         model = measure_batch_norm(fill(timm.create_model(architecture, num_classes=CLASSES)), 224)
         directory.mkdir(exist_ok=True)
         save_file(model.state_dict(), directory / "bare.safetensors")
-        return directory / "bare.safetensors", timm_answer(model)
+        return directory / "bare.safetensors", _timm_answer(model)
 
-    return Reference("timm", f"{architecture}, bare file", write, (("architecture", f"timm/{architecture}"),))
+    settings = (("architecture", f"timm/{architecture}"),)
+    return Reference("timm", f"{architecture}, bare file", write, settings, features=True)
 
 
 def _timm_wrapper(architecture: str) -> Reference:
@@ -98,10 +118,20 @@ def _timm_wrapper(architecture: str) -> Reference:
         config = transformers.TimmWrapperConfig(architecture=architecture, **told)
         model: Any = transformers.TimmWrapperForImageClassification(config)
         measure_batch_norm(fill(model), 96).save_pretrained(directory)
-        transform = create_transform(**resolve_data_config(pretrained_cfg=said))
-        return directory, lambda image: model(transform(image)[None]).logits[0]
+        return directory, _timm_answer(model.timm_model, create_transform(**resolve_data_config(pretrained_cfg=said)))
 
-    return Reference("timm", f"{architecture}, TimmWrapper", write)
+    return Reference("timm", f"{architecture}, TimmWrapper", write, features=True)
+
+
+def _timm_answer(model: Any, transform: Any = None) -> Answer:
+    transform = transform or create_transform(**resolve_input_data_config(model))
+
+    def answer(image: Image.Image) -> torch.Tensor:
+        pixels = transform(image)[None]
+        features = model.forward_head(model.forward_features(pixels), pre_logits=True)
+        return torch.cat((model(pixels), features), dim=1)[0]
+
+    return answer
 
 
 def timm_references() -> list[Reference]:
@@ -124,6 +154,7 @@ def timm_references() -> list[Reference]:
         _timm("mobilenetv4_hybrid_medium"),
         _timm("fastvit_t8"),
         _timm("maxvit_pico_rw_256", 128, img_size=128, depths=[1, 1], embed_dim=[32, 64]),
+        _timm("maxvit_tiny_tf_224", 64, img_size=64, depths=[1, 1], embed_dim=[32, 64]),
         _timm_file("resnet10t"),
         _timm_wrapper("resnet10t"),
     ]

@@ -31,7 +31,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil  # noqa: E402
 
 Answer = Callable[[Image.Image], torch.Tensor]
-"""Classification of an RGB image by the library, as logits (K,)."""
+"""Classification of an RGB image by the library, as logits (K,), or logits and features (K + F,)."""
 
 Fill = Callable[[Any], Any]
 """Function that fills a model with weights and returns it (`weights.py`)."""
@@ -47,6 +47,8 @@ class Reference:
     """Function that fills a model, saves it below a folder, and returns its path and the library's classification."""
     settings: tuple[tuple[str, Any], ...] = ()
     """Settings of the service besides the path."""
+    features: bool = False
+    """The library's answer has the features of the image too, as its users take them."""
 
 
 def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -> Reference:

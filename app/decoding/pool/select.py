@@ -8,9 +8,10 @@ from contextlib import contextmanager
 import structlog
 from PIL import Image
 
-from app.decoding import Decoder
+from app.decoding import Decoder, photograph
 from app.decoding.formats import check_decoders, needs_threads
 from app.decoding.image import ImageDecoder
+from app.decoding.photograph import photograph_decoder, size_decoder
 from app.decoding.pool.job import Job, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
@@ -34,7 +35,7 @@ class StartingDecoder:
         self._zygote = Zygote() if _wants_processes(settings) else None
 
     def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
-        """Return the decoder when it is warm. Blocks.
+        """Return the decoder when it is warm, with the preprocessings of `app.decoding`. Blocks.
 
         Args:
             preprocessing: the checkpoint's.
@@ -44,25 +45,30 @@ class StartingDecoder:
             StartError: it cannot be started.
         """
         settings = self._settings
-        decode = image_decoder(settings, preprocessing).decode
+        decoder = image_decoder(settings, preprocessing)
+        work = (
+            Preprocessor(decoder.decode, shape),
+            Preprocessor(photograph_decoder(decoder.decode_to_show), photograph.SHAPE),
+            Preprocessor(size_decoder(decoder.upright_size), photograph.SIZE_SHAPE),
+        )
         if self._zygote is None:
-            return ThreadDecoder(decode, threads=settings.decode_workers)
+            return ThreadDecoder(*(each.decode for each in work), threads=settings.decode_workers)
         job = Job(
-            (Preprocessor(decode, shape),),
+            work,
             max_image_bytes=settings.max_image_bytes,
             memory_bytes=needed_bytes(settings.max_image_pixels, settings.max_image_bytes),
             timeout_s=settings.decode_timeout_s,
             probe=_probe(settings.image_formats),
             threads=needs_threads(settings.image_formats),
         )
-        decoder = ProcessDecoder(
+        pool = ProcessDecoder(
             self._zygote,
             job,
             processes=settings.decode_workers,
             on_restart=self._count,
         )
-        decoder.warm_up()
-        return decoder
+        pool.warm_up()
+        return pool
 
     def give_up(self) -> None:
         """End the zygote."""

@@ -1,48 +1,19 @@
 """Spawner: starts and reaps worker processes in threads, with backoff, and replaces its zygote when that dies."""
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import structlog
 
 from app.decoding.pool.job import Job
 from app.decoding.pool.zygote import WorkerProcess, Zygote, ZygoteDied
-
-_BACKOFF_S = (0.02, 5.0)
-"""First and longest pause before a start; each failure in a row doubles it. The first death in a row costs none."""
+from app.process.backoff import Backoff
 
 _log = structlog.get_logger(__name__)
 
 
-class Backoff:
-    """Exponential pause before the next start, shared by all workers."""
-
-    def __init__(self) -> None:
-        self.failures = 0
-        """Failed starts and deaths since a client's image was last decoded."""
-        self._until = 0.0
-
-    def fail(self, *, pause: bool = True) -> float:
-        """Count a failure, and lengthen the pause. Returns the pause in seconds."""
-        first, longest = _BACKOFF_S
-        pause_s = min(longest, first * 2**self.failures) if pause else 0.0
-        self.failures += 1
-        self._until = max(self._until, time.monotonic() + pause_s)
-        return pause_s
-
-    def reset(self) -> None:
-        """Forget all failures."""
-        self.failures, self._until = 0, 0.0
-
-    @property
-    def remaining_s(self) -> float:
-        """Rest of the pause."""
-        return max(0.0, self._until - time.monotonic())
-
-
 class Spawner:
-    """Starts and reaps worker processes, one at a time.
+    """Starts and reaps worker processes, one at a time. All workers share the pauses; the first death in a row costs none.
 
     Args:
         zygote: the process that they are forked from.

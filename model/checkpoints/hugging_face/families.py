@@ -18,6 +18,7 @@ from model.checkpoints.hugging_face.key_maps import (
     dinov3_key_map,
     msn_key_map,
     siglip_encoder_key_map,
+    siglip_key_map,
     teacher_key_map,
     vit_key_map,
 )
@@ -192,7 +193,7 @@ ARCHITECTURES: dict[str, tuple[Family, Callable[[ViTConfig], KeyMap]]] = {
     "IJepaForImageClassification": (IJEPA, lambda _: vit_key_map("ijepa.")),
     "BeitForImageClassification": (BEIT, lambda _: beit_key_map("beit.")),
     "Data2VecVisionForImageClassification": (DATA2VEC, lambda _: beit_key_map("data2vec_vision.")),
-    "SiglipForImageClassification": (SIGLIP, lambda _: contrastive_key_map()),
+    "SiglipForImageClassification": (SIGLIP, lambda _: siglip_key_map()),
     "CLIPForImageClassification": (CLIP, lambda _: contrastive_key_map()),
     "MetaClip2ForImageClassification": (METACLIP2, lambda _: contrastive_key_map()),
     "Dinov2ForImageClassification": (DINOV2, lambda config: dinov2_key_map("dinov2.", swiglu=config.swiglu)),

@@ -64,7 +64,7 @@ def beit_key_map(prefix: str) -> KeyMap:
 def contrastive_key_map() -> KeyMap:
     """Return the names of the image encoders of CLIP and SigLIP.
 
-    Their classifiers read the mean of the patches: SigLIP's attention pool and CLIP's last norm are in the file without use.
+    Their classifiers read the mean of the patches: SigLIP's attention pool and CLIP's last norm have no part in classes.
     """
     tower, blocks = "vision_model.", "vision_model.encoder.layers.*"
     names = {
@@ -84,8 +84,8 @@ def contrastive_key_map() -> KeyMap:
     return KeyMap(names, ignored=(f"{tower}head.", f"{tower}post_layernorm.", *_POSITION_IDS))
 
 
-def siglip_encoder_key_map() -> KeyMap:
-    """Return the names of SigLIP's image encoder with its attention pool, of which transformers fuses the projections."""
+def siglip_key_map() -> KeyMap:
+    """Return the names of SigLIP's classifier with its attention pool, of which transformers fuses the projections."""
     pool = "vision_model.head"
     names = {
         "attn_pool.latent": (f"{pool}.probe",),
@@ -99,9 +99,13 @@ def siglip_encoder_key_map() -> KeyMap:
         for kind in ("weight", "bias"):
             names[f"attn_pool.{part}.{kind}"] = (f"{pool}.attention.in_proj_{kind}",)
             slices[f"attn_pool.{part}.{kind}"] = where
-    key_map = contrastive_key_map().extended(names=names)
+    return replace(contrastive_key_map().extended(names=names), slices=slices)
+
+
+def siglip_encoder_key_map() -> KeyMap:
+    """Return the names of SigLIP's image encoder."""
     ignored = ("text_model.", "logit_scale", "logit_bias", *_POSITION_IDS)
-    return replace(key_map, slices=slices, ignored=ignored, renames=_WITHOUT_PREFIX)
+    return replace(siglip_key_map(), ignored=ignored, renames=_WITHOUT_PREFIX)
 
 
 def clip_encoder_key_map() -> KeyMap:

@@ -76,6 +76,13 @@ class KeyMap:
         return (key,)
 
 
+def has_module(file: WeightsFile, key_map: KeyMap, module: str) -> bool:
+    """Return True if a file has all tensors of one of our modules, by the names that the key map has for them."""
+    sources = [name for key, names in key_map.names.items() if key.startswith(f"{module}.") for name in names]
+    found = file.shapes.keys()
+    return bool(sources) and all(name in found or {f"{name}.weight", f"{name}.bias"} <= found for name in sources)
+
+
 def read_state(file: WeightsFile, key_map: KeyMap, config: ViTConfig, *, headless: bool = False) -> dict[str, Tensor]:
     """Read every tensor of the model under its own name, in float32, after checking all names and shapes.
 

@@ -61,6 +61,12 @@ MODELS: dict[str, tuple[str, dict[str, Any], str, dict[str, Pool]]] = {
     "BEiT": ("BeitForImageClassification", PLAIN | {"use_relative_position_bias": True}, "beit", {"avg": pooled}),
     "I-JEPA": ("IJepaForImageClassification", PLAIN, "ijepa", {"avg": lambda o: o.last_hidden_state.mean(dim=1)}),
     "DINOv3 encoder": ("DINOv3ViTModel", PLAIN | {"num_register_tokens": 2}, "", {"token": pooled}),
+    "SigLIP": (
+        "SiglipForImageClassification",
+        {"vision_config": PLAIN},
+        "vision_model",
+        {"avg": lambda o: o.last_hidden_state.mean(dim=1), "map": pooled},
+    ),
     "SigLIP encoder": ("SiglipVisionModel", PLAIN, "", {"map": pooled}),
     "CLIP with projection": (
         "CLIPVisionModelWithProjection",
@@ -186,10 +192,37 @@ async def test_encoder_starts_without_features(open_client: OpenClient, tmp_path
         assert_problem(await client.post("/predict", content=png(0)), 501, "no_classes")
 
 
-async def test_models_of_a_library_give_none(open_client: OpenClient, tmp_path: Path) -> None:
-    async with open_client(model=write_swin(tmp_path)) as client:
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+async def test_library_runs_for_features_too(open_client: OpenClient, tmp_path: Path, engine: str) -> None:
+    model: Any = transformers.SwinForImageClassification.from_pretrained(write_swin(tmp_path / "model"))
+    processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
+    with Image.open(io.BytesIO(CAT)) as image, torch.no_grad():
+        pixels = processor(image.convert("RGB"), return_tensors="pt")
+        expected = model.eval().swin(**pixels).pooler_output[0].numpy()
+    async with open_client(model=tmp_path / "model", exact_decode=True, engine=engine, cache_dir=tmp_path) as client:
+        assert (await client.get("/model")).json()["features"] == [{"name": "pooled", "size": 16}]
+        answer = (await client.post("/embed", content=CAT)).json()
+        assert (answer["pooling"], answer["size"]) == ("pooled", 16)
+        assert_near(answer["embedding"], expected, 1e-4 if engine == "torch" else 1e-3)
+        problem = assert_problem(await client.post("/embed?pooling=avg", content=CAT), 422, "invalid_parameter")
+        assert problem["detail"].endswith("this model has pooled.")
+
+
+async def test_library_without_features_says_why(
+    open_client: OpenClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: Any) -> str:
+        raise ValueError("its classifier is odd")
+
+    model = write_swin(tmp_path)
+    async with open_client(model=model, embed=False) as client:
         problem = assert_problem(await client.post("/embed", content=png(0)), 501, "no_features")
-        assert "transformers" in problem["detail"]
+        assert "VIT_EMBED is false" in problem["detail"]
+    monkeypatch.setattr("model.library.library_model.find_classifier", refuse)
+    async with open_client(model=model) as client:
+        problem = assert_problem(await client.post("/embed", content=png(0)), 501, "no_features")
+        assert problem["detail"].endswith("gives no features: its classifier is odd.")
+        assert (await client.post("/predict", content=png(0))).status_code == 200
 
 
 async def test_logits_do_not_change(open_client: OpenClient) -> None:

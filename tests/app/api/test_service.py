@@ -35,6 +35,7 @@ async def test_model_is_described(client: httpx.AsyncClient) -> None:
         "parameters": 31_562,
         "output_size": 10,
         "features": [{"name": "token+avg", "size": 64}, {"name": "token", "size": 32}, {"name": "avg", "size": 32}],
+        "explanations": ["relevance", "rollout"],
         "device": "cpu",
         "dtype": "float32",
         "preprocessing": (

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +93,11 @@ def test_int8_is_refused(tmp_path: Path) -> None:
 def test_compiled_model_agrees(tmp_path: Path) -> None:
     checkpoint = load_checkpoint(write_swin(tmp_path))
     images = [pixels.numpy() for pixels in torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)]
-    eager = choose_engine(checkpoint, OPTIONS).run(images, use_all_cores=True)
-    options = EngineOptions("torch", "cpu", "float32", compile=True, max_batch_size=2, threads=1, cache=tmp_path / "cache")
+    options = replace(OPTIONS, features=True)
+    eager = choose_engine(checkpoint, options).run(images, use_all_cores=True)
+    options = replace(options, dtype="float32", compile=True, max_batch_size=2, cache=tmp_path / "cache")
     compiled = choose_engine(checkpoint, options).run(images, use_all_cores=True)
+    assert compiled.shape == (2, 3 + 16)
     assert abs(compiled - eager).max() <= 1e-4 * abs(eager).max()
 
 

@@ -1,4 +1,4 @@
-"""Every model of the table in docs/models.md that a library runs: its library's logits, from a JPEG's bytes to the numbers."""
+"""Every model of the table in docs/models.md that a library runs: its library's logits and features, from a JPEG's bytes."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.support.weights import lively
 REFERENCES = library_references()
 TORCH = 1e-4
 OPENVINO = 1e-3
-"""Tolerances as a part of the largest logit."""
+"""Tolerances as a part of the largest logit, or of the largest number of the features."""
 DEFAULTS = 0.005
 """Tolerance with quick decoding."""
 NEIGHBOURS = 1e-5
@@ -22,12 +22,15 @@ NEIGHBOURS = 1e-5
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.library}: {reference.name}")
-def test_logits_equal_the_librarys(reference: Reference, tmp_path: Path) -> None:
+def test_answers_equal_the_librarys(reference: Reference, tmp_path: Path) -> None:
     found = measure(reference, tmp_path / "model", lively, alone=2)
     assert found.largest_logit > 0.2
     assert found.spread > 0.05
     assert max(found.torch, found.torch_neighbours) <= TORCH
     assert found.openvino <= OPENVINO
+    assert reference.features
+    assert found.features_torch <= TORCH
+    assert found.features_openvino <= OPENVINO
     assert found.openvino_neighbours <= NEIGHBOURS
 
 

@@ -21,12 +21,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from app.decoding import Decoded
-from app.decoding.pool import spawner
 from app.decoding.pool.job import Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.worker import State, Worker
 from app.decoding.pool.zygote import WorkerProcess, Zygote
 from app.errors import InternalError, NotReady, ServiceError, UndecodableImage
+from app.process import backoff
 from tests.app.decoding.pool import faults
 from tests.support.pool import JOB, LIGHT, exists, pids, settled
 
@@ -193,7 +193,7 @@ def pool_that_cannot_start(tmp_path: Path) -> tuple[Path, tuple[Preprocessor]]:
 
 async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, broken = pool_that_cannot_start(tmp_path)
-    monkeypatch.setattr(spawner, "_BACKOFF_S", (0.01, 0.1))
+    monkeypatch.setattr(backoff, "_BACKOFF_S", (0.01, 0.1))
     pauses: list[float] = []
 
     async with open_pool(preprocessors=broken) as (decoder, restarts):
@@ -223,7 +223,7 @@ async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypa
 
 
 async def test_deaths_without_decoded_image_back_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spawner, "_BACKOFF_S", (0.01, 0.1))
+    monkeypatch.setattr(backoff, "_BACKOFF_S", (0.01, 0.1))
     pauses: list[float] = []
 
     async with open_pool() as (decoder, restarts):
@@ -272,7 +272,7 @@ async def test_no_thread_for_a_replacement(raises: int, monkeypatch: pytest.Monk
 
 async def test_close_does_not_wait_for_the_backoff(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file, broken = pool_that_cannot_start(tmp_path)
-    monkeypatch.setattr(spawner, "_BACKOFF_S", (3600.0, 3600.0))
+    monkeypatch.setattr(backoff, "_BACKOFF_S", (3600.0, 3600.0))
 
     async with open_pool(preprocessors=broken) as (decoder, restarts):
         file.touch()
