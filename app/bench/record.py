@@ -21,7 +21,7 @@ _KINDS = {
     "ConnectionResetError": "connection lost",
     "TimeoutError": "no answer in time",
 }
-_TIMING = re.compile(rb"\b(decode|queue|inference|total);dur=([0-9]{1,9}(?:\.[0-9]{1,6})?)")
+_TIMING = re.compile(rb"\b(decode_wait|decode|queue|inference|total);dur=([0-9]{1,9}(?:\.[0-9]{1,6})?)")
 _EXAMPLE_LENGTH = 200
 
 

@@ -69,7 +69,7 @@ def test_bench_of_the_service(server: Server, tmp_path: Path, monkeypatch: pytes
         assert times[0] > 0 and times == sorted(times)
         curve = level["latency_at_percent_s"]
         assert ([curve[50], curve[90], curve[95], curve[99], curve[100]], len(curve)) == (times, 101)
-        assert set(level["server_timing_mean_ms"]) == {"decode", "queue", "inference", "total"}
+        assert set(level["server_timing_mean_ms"]) == {"decode_wait", "decode", "queue", "inference", "total"}
         assert level["server_timing_mean_ms"]["total"] / 1000 < level["latency_s"]["max"]
         assert 1 <= level["mean_batch_images"] <= 4 + 26 * (level["loop"] == "open")
         assert level["generator_share_of_a_core"] > 0
