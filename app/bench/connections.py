@@ -96,6 +96,9 @@ class Connection(asyncio.Protocol):
         except (BadAnswer, httptools.HttpParserError) as error:
             self._fail(error if isinstance(error, BadAnswer) else BadAnswer(str(error)))
             self.close()
+        except httptools.HttpParserUpgrade:  # 101, which is no HttpParserError and would end the whole run
+            self._fail(BadAnswer("the server changed to another protocol"))
+            self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         match name.lower():

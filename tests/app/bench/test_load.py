@@ -138,8 +138,9 @@ async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool 
         b"SSH-2.0-OpenSSH\r\n",
         b"HTTP/1.1 200 OK\r\nA: " + b"a" * 2000,
         b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + b"a" * 2000,
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
     ],
-    ids=["no-http", "endless-header", "large-body"],
+    ids=["no-http", "endless-header", "large-body", "upgrade"],
 )
 async def test_bad_answers_are_errors(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await answer_to(raw, monkeypatch) == BadAnswer.__name__
