@@ -5,6 +5,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -177,7 +178,7 @@ class Connections:
     Args:
         address: the server.
         limit: most connections; above it a request waits.
-        timeout_s: seconds for one request, its connection included, once it has its place in the pool.
+        timeout_s: seconds for one request from its due time, the wait for a place in the pool included.
     """
 
     def __init__(self, address: Address, limit: int = 10_000, timeout_s: float = _TIMEOUT_S) -> None:
@@ -186,19 +187,30 @@ class Connections:
         self._idle: list[Connection] = []
         self._free = asyncio.Semaphore(limit)
         self._in_use = self.most = 0
+        self.limit = limit
+        self.waited = 0
+        """Requests that found all places in the pool taken."""
 
-    async def send(self, request: bytes) -> Answer:
+    async def send(self, request: bytes, *, due: float | None = None, placed: Callable[[], object] = lambda: None) -> Answer:
         """Send a whole request.
+
+        Args:
+            due: time of `time.perf_counter` from which the timeout counts, now by default.
+            placed: called once the request has its place in the pool.
 
         Raises:
             OSError, TimeoutError: no answer came.
         """
-        async with self._free:
+        left_s = self._timeout_s if due is None else due + self._timeout_s - time.perf_counter()
+        if left_s <= 0:
+            raise TimeoutError  # which `asyncio.timeout` says only after the request was sent
+        self.waited += self._free.locked()
+        async with asyncio.timeout(left_s), self._free:
             self._in_use += 1
             self.most = max(self.most, self._in_use)
+            placed()
             try:
-                async with asyncio.timeout(self._timeout_s):
-                    connection, answer = await self._exchange(request)
+                connection, answer = await self._exchange(request)
             finally:
                 self._in_use -= 1
             self._idle.append(connection)

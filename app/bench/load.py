@@ -10,7 +10,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import uvloop
@@ -50,6 +50,8 @@ class Exchange:
     server_timing: bytes = b""
     refusal: bytes = b""
     """Beginning of an answer with an error."""
+    lateness_s: float = 0.0
+    """Seconds from the due time until the request had its connection's place, or until it was given up."""
 
     @property
     def latency_s(self) -> float:
@@ -62,7 +64,7 @@ class OpenLoop:
 
     exchanges: Sequence[Exchange]
     lateness_s: Sequence[float]
-    """Delay of the generator for each request."""
+    """Delay of the generator for each request, the wait for a place among the connections included."""
     seconds: float
     """Seconds from the first request to the last answer."""
     cpu_s: float
@@ -122,13 +124,15 @@ def ask(target: Target) -> list[tuple[int, bytes]]:
 
 async def exchange(connections: Connections, request: bytes, due: float) -> Exchange:
     """Send a request and return its outcome."""
+    lateness_s: list[float] = []
     try:
-        answer = await connections.send(request)
+        answer = await connections.send(request, due=due, placed=lambda: lateness_s.append(time.perf_counter() - due))
     except (OSError, TimeoutError) as error:
-        return Exchange(due, time.perf_counter(), type(error).__name__)
+        ended = time.perf_counter()
+        return Exchange(due, ended, type(error).__name__, lateness_s=lateness_s[0] if lateness_s else ended - due)
     ended = time.perf_counter()
     refusal = answer.body[:_REFUSAL_BYTES] if answer.status >= 300 else b""
-    return Exchange(due, ended, str(answer.status), answer.retry_after, answer.server_timing, refusal)
+    return Exchange(due, ended, str(answer.status), answer.retry_after, answer.server_timing, refusal, lateness_s[0])
 
 
 Observe = Callable[[Exchange], object]
@@ -149,18 +153,8 @@ async def keep_busy(connections: Connections, requests: Iterator[bytes], clients
             group.create_task(client())
 
 
-async def keep_arriving(
-    connections: Connections,
-    requests: Iterator[bytes],
-    dues: Iterator[float],
-    observe: Observe,
-    lateness_s: MutableSequence[float],
-) -> None:
-    """Send a request at each due time, whatever has been answered, and wait for the last answers.
-
-    Args:
-        lateness_s: gets the seconds that each request was sent too late.
-    """
+async def keep_arriving(connections: Connections, requests: Iterator[bytes], dues: Iterator[float], observe: Observe) -> None:
+    """Send a request at each due time, whatever has been answered, and wait for the last answers."""
 
     async def send(due: float) -> None:
         observe(await exchange(connections, next(requests), due))
@@ -168,7 +162,6 @@ async def keep_arriving(
     async with asyncio.TaskGroup() as group:
         for due in dues:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            lateness_s.append(time.perf_counter() - due)
             group.create_task(send(due))
 
 
@@ -212,12 +205,12 @@ async def _closed_loop(target: Target, clients: int, seconds: float, warm_up_s: 
 async def _send_open_loop(target: Target, rate: float, seconds: float, max_connections: int, seed: int) -> OpenLoop:
     connections, requests = Connections(target, max_connections), itertools.cycle(target.requests())
     exchanges: list[Exchange] = []
-    lateness_s: list[float] = []
     began, cpu_s = time.perf_counter(), time.process_time()
     dues = arrivals(rate, began, began + seconds, seed)
-    await keep_arriving(connections, requests, dues, exchanges.append, lateness_s)
+    await keep_arriving(connections, requests, dues, exchanges.append)
     took = time.perf_counter() - began
     connections.close()
+    lateness_s = [each.lateness_s for each in exchanges]
     return OpenLoop(exchanges, lateness_s, took, time.process_time() - cpu_s, connections.most)
 
 

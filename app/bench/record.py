@@ -52,7 +52,7 @@ class Record:
         self.latencies_s = array("d")
         """Of answers with a status of 2xx, in the order in which they came."""
         self.lateness_s = array("d")
-        """Delays of the generator, in an open loop."""
+        """Delays of the generator until each request had its place among the connections."""
         self.answered = 0
         self.errors: Counter[str] = Counter()
         self.examples: dict[str, bytes] = {}
@@ -67,6 +67,7 @@ class Record:
             self.answered += 1
         if not self.since <= exchange.due < self.end:
             return
+        self.lateness_s.append(exchange.lateness_s)
         if not succeeded:
             kind = _KINDS.get(exchange.outcome, exchange.outcome)
             self.errors[kind] += 1
@@ -96,12 +97,15 @@ class LevelResult:
     timings_ms: dict[str, float]
     """Mean times in the service, as the header `Server-Timing` has them."""
     lateness_p99_s: float | None
+    """Of an open loop: what 99% of the requests waited at most for their place among the connections."""
     generator_share: float
     """Share of one core that this process used."""
     mean_batch: float | None = None
     """Images in a batch of the service, all of its clients together."""
     metrics_missing: str = ""
     """Reason for which the mean is unknown."""
+    full_at: int = 0
+    """Most connections that this process may have, if requests had to wait for one of them."""
 
     @property
     def failed(self) -> int:
@@ -126,14 +130,22 @@ class LevelResult:
             "server_timing_mean_ms": self.timings_ms,
             "generator_share_of_a_core": round(self.generator_share, 4),
             "generator_late_p99_s": _rounded(self.lateness_p99_s),
+            "connections_full_at": self.full_at or None,
         }
 
 
 def summarize(
-    level: Level, record: Record, cpu_s: float, *, mean_batch: float | None = None, metrics_missing: str = ""
+    level: Level,
+    record: Record,
+    cpu_s: float,
+    *,
+    mean_batch: float | None = None,
+    metrics_missing: str = "",
+    full_at: int = 0,
 ) -> LevelResult:
     """Return the summary of a record."""
     seconds = record.end - record.since
+    late = [] if level.clients else sorted(record.lateness_s)  # clients that wait have no due times to be late for
     return LevelResult(
         level=level,
         seconds=seconds,
@@ -142,10 +154,11 @@ def summarize(
         errors=dict(record.errors.most_common()),
         examples={kind: _example(text) for kind, text in record.examples.items()},
         timings_ms={name: round(total / record.timed, 3) for name, total in record.timings_ms.items()},
-        lateness_p99_s=at_share(sorted(record.lateness_s), 0.99) if record.lateness_s else None,
+        lateness_p99_s=at_share(late, 0.99) if late else None,
         generator_share=cpu_s / seconds,
         mean_batch=mean_batch,
         metrics_missing=metrics_missing,
+        full_at=full_at,
     )
 
 

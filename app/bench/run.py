@@ -112,8 +112,18 @@ class _Measurement:
             sending.cancel()
             await asyncio.wait({sending})
             self._connections.close()
-        mean_batch = self._mean_batch()
-        return summarize(self._level, self._record, cpu_s, mean_batch=mean_batch, metrics_missing=self._missing)
+        return self._summary(cpu_s)
+
+    def _summary(self, cpu_s: float) -> LevelResult:
+        mean_batch = self._mean_batch()  # first: it may find that the metrics are of no use
+        return summarize(
+            self._level,
+            self._record,
+            cpu_s,
+            mean_batch=mean_batch,
+            metrics_missing=self._missing,
+            full_at=self._connections.limit if self._connections.waited else 0,
+        )
 
     async def _send(self) -> None:
         requests, record = itertools.cycle(self._plan.target.requests()), self._record
@@ -121,7 +131,7 @@ class _Measurement:
             await keep_busy(self._connections, requests, self._level.clients, record.end, record.add)
         else:
             dues = arrivals(self._level.rate, self._began, record.end)
-            await keep_arriving(self._connections, requests, dues, record.add, record.lateness_s)
+            await keep_arriving(self._connections, requests, dues, record.add)
 
     async def _wait(self, until: float) -> None:
         while (left_s := until - time.perf_counter()) > 0 and not self._stopping.is_set():

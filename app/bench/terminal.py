@@ -108,6 +108,10 @@ def remarks(results: Sequence[LevelResult]) -> Iterator[str]:
             yield f"{result.level.name}: {count:,} x {kind}{f': {example}' if example else ''}"
     for reason in dict.fromkeys(result.metrics_missing for result in results if result.metrics_missing):
         yield f"sizes of batches are unknown: {reason}"
+    for result in results:
+        if result.full_at:
+            places = f"one of {result.full_at:,} connections; `ulimit -n` allows more, up to 10,000"
+            yield f"{result.level.name}: requests waited for {places}"
     if results:
         yield f"this generator took up to {max(result.generator_share for result in results):.0%} of one core"
     late = [result.lateness_p99_s for result in results if result.lateness_p99_s is not None]

@@ -166,6 +166,18 @@ def test_open_loop_waits_for_no_answer(tmp_path: Path) -> None:
     assert level["succeeded"] == level["requests"] >= 5
 
 
+def test_full_connections_are_remarked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bench.run.most_connections", lambda: 1)
+    with fake_service(lambda request: Reply(silent=bool(request.body))) as fake:
+        load = ("--rate", 50, "--seconds", 1, "--warm-up", 0, "--timeout", 0.5)
+        result = run(fake.url, *load, "--json", tmp_path / "out.json")
+    assert "50/s: requests waited for one of 1 connections" in result.stdout
+    (level,) = json.loads((tmp_path / "out.json").read_text())["levels"]
+    assert (level["connections_full_at"], level["succeeded"]) == (1, 0)
+    assert [error["kind"] for error in level["errors"]] == ["no answer in time"]
+    assert level["generator_late_p99_s"] >= 0.4
+
+
 def test_foreign_hosts_are_refused() -> None:
     result = run("http://192.0.2.1:8000", *SHORT)
     assert result.exit_code == 1

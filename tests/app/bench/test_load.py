@@ -103,14 +103,41 @@ def test_refused_client_pauses() -> None:
 
 async def test_latency_counts_from_the_due_time(echo: Echo) -> None:
     exchanges: list[Exchange] = []
-    lateness_s: list[float] = []
     due = time.perf_counter() - 1000
-    pool, requests = Connections(Address(echo.port)), itertools.cycle(target(echo, b"one").requests())
-    await keep_arriving(pool, requests, iter([due, due + 1]), exchanges.append, lateness_s)
+    pool, requests = Connections(Address(echo.port), timeout_s=9000), itertools.cycle(target(echo, b"one").requests())
+    await keep_arriving(pool, requests, iter([due, due + 1]), exchanges.append)
     pool.close()
     assert [each.outcome for each in exchanges] == ["200", "200"]
     assert min(each.latency_s for each in exchanges) >= 999
-    assert min(lateness_s) >= 999
+    assert min(each.lateness_s for each in exchanges) >= 999
+
+
+async def test_timeout_counts_from_the_due_time(echo: Echo) -> None:
+    """A request that has no place before its time is over is not sent, and the wait is the generator's lateness."""
+    with closing(Connections(Address(echo.port), limit=1, timeout_s=5)) as pool:
+        (request,) = target(echo, b"one").requests()
+        found = await exchange(pool, request, time.perf_counter() - 6)
+        assert (found.outcome, echo.bodies) == ("TimeoutError", [])
+        assert found.lateness_s >= 6
+        due = time.perf_counter()
+        first, second = await asyncio.gather(exchange(pool, request, due), exchange(pool, request, due))
+        assert (first.outcome, second.outcome, pool.waited) == ("200", "200", 1)
+        assert second.lateness_s >= 0.002  # while the first one was answered
+
+
+async def test_wait_for_a_place_can_time_out() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()  # no answer
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        with closing(Connections(Address(server.sockets[0].getsockname()[1]), limit=1, timeout_s=600)) as pool:
+            first = asyncio.create_task(exchange(pool, get("/"), time.perf_counter()))
+            await asyncio.sleep(0)
+            found = await exchange(pool, get("/"), time.perf_counter() - 599.8)
+            first.cancel()
+    assert found.outcome == "TimeoutError"
+    assert 599.8 <= found.lateness_s < 1000
 
 
 async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool = False, timeout_s: float = 60) -> str:

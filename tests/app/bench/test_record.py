@@ -41,6 +41,15 @@ def test_any_answer_can_be_an_error(text: bytes) -> None:
     assert 0 < len(example) <= 200
 
 
+def test_lateness_is_of_the_measured_requests() -> None:
+    exchanges = [Exchange(due, 30, "200", lateness_s=lateness_s) for due, lateness_s in ((9, 5.0), (11, 0.5), (12, 0.25))]
+    record = Record(10, 20)
+    for exchange in exchanges:
+        record.add(exchange)
+    assert summarize(Level(rate=2), record, 1.0).lateness_p99_s == 0.5
+    assert summarize(Level(clients=2), record, 1.0).lateness_p99_s is None
+
+
 def test_server_timing_is_averaged() -> None:
     first = b"decode_wait;dur=1.5, decode;dur=2.5, queue;dur=1, inference;dur=30, total;dur=35.25"
     fields = (first, b"decode_wait;dur=0.5, decode;dur=3.5, total;dur=e9, x;dur=7", b"")
