@@ -91,13 +91,13 @@ def bench(
         view = TerminalView(out if out.is_terminal else err)
         results, interrupted = uvloop.run(_measure(plan, targets, view))
         facts = {"url": url, "path": path, "images": source, "warm_up_s": warm_up, "timeout_s": timeout}
-        _print(results)
-        if json_file is not None:
-            json_file.write_text(json.dumps(_report(facts, results, interrupted), indent=2) + "\n", encoding="utf-8")
-        if chart is not None:
-            from app.bench.chart import write
-
-            write(chart, f"vit-serve bench {url}, {path}", results)
+        try:  # files first: standard output may be closed, or full, and each must not take the other along
+            if json_file is not None:
+                json_file.write_text(json.dumps(_report(facts, results, interrupted), indent=2) + "\n", encoding="utf-8")
+            if chart is not None:
+                _draw(chart, f"vit-serve bench {url}, {path}", results)
+        finally:
+            _print(results)
     if interrupted:
         say(f"interrupted; {'the results are of the time until then' if results else 'nothing was measured'}")
         raise typer.Exit(130)
@@ -128,6 +128,9 @@ def _check_files(chart: Path | None, json_file: Path | None) -> None:
     for file in (chart, json_file):
         if file is not None and not file.parent.is_dir():
             raise StartError(f"{file} cannot be written: there is no folder {file.parent}")
+        # not opened: that would leave an empty file if the service cannot be reached, and end the reader of a pipe
+        if file is not None and not os.access(file if file.exists() else file.parent, os.W_OK):
+            raise StartError(f"{file} cannot be written: permission denied, or a file system that is only read")
 
 
 def _content(folder: Path | None) -> tuple[list[bytes], dict[str, Any]]:
@@ -168,6 +171,12 @@ async def _measure(plan: "Plan", targets: "list[Target]", view: "TerminalView") 
         plan = replace(plan, target=await reach(targets))
         with view.shown():
             return await measure(plan, stopping, view), stopping.is_set()
+
+
+def _draw(chart: Path, title: str, results: "Sequence[LevelResult]") -> None:
+    from app.bench.chart import write
+
+    write(chart, title, results)
 
 
 def _print(results: "Sequence[LevelResult]") -> None:

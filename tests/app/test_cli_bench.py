@@ -221,6 +221,51 @@ def test_wrong_options_are_refused_first(
     assert reason in result.stderr
 
 
+@pytest.mark.parametrize("option", ["--json", "--chart"])
+def test_unwritable_files_are_refused_first(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "out.svg"
+    # the tests may run as root, whom no permission stops
+    monkeypatch.setattr("app.cli.bench.os.access", lambda path, mode: mode != os.W_OK or path not in (file, tmp_path))
+    with fake_service(lambda _: Reply()) as fake:
+        for _ in range(2):
+            result = run(fake.url, *SHORT, option, file)
+            assert (result.exit_code, fake.received) == (1, [])
+            assert "cannot be written" in result.stderr
+            file.write_text("of an earlier run")
+    assert file.read_text() == "of an earlier run"
+
+
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_files_are_written_without_an_output(output: str, tmp_path: Path) -> None:
+    files = ("--json", tmp_path / "out.json", "--chart", tmp_path / "out.svg")
+    with ExitStack() as stack:
+        fake = stack.enter_context(fake_service(lambda _: Reply()))
+        if output == "full":
+            stdout = os.open("/dev/full", os.O_WRONLY)
+        else:
+            reader, stdout = os.pipe()
+            os.close(reader)
+        process = stack.enter_context(started(fake, *SHORT, *files, stdout=stdout, stderr=subprocess.PIPE))
+        stack.callback(process.kill)
+        os.close(stdout)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert b"Traceback" not in errors
+    assert json.loads((tmp_path / "out.json").read_text())["levels"][0]["succeeded"] > 0
+    ElementTree.parse(tmp_path / "out.svg")
+
+
+def test_results_are_printed_without_a_file(tmp_path: Path) -> None:
+    def answer(_: Received) -> Reply:
+        (tmp_path / "out.json").mkdir(exist_ok=True)  # after it was checked
+        return Reply()
+
+    with fake_service(answer) as fake:
+        result = run(fake.url, *SHORT, "--json", tmp_path / "out.json")
+    assert result.exit_code == 1
+    assert "2 clients" in result.stdout
+
+
 def test_key_must_fit_a_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(KEY, "one two")
     result = run("http://127.0.0.1:1", *SHORT)
