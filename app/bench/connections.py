@@ -18,6 +18,9 @@ _IDLE_S = 4.0
 _ANSWER_BYTES = 64 * 2**20
 """Most bytes of one answer, its head included."""
 
+_HEAD_BYTES = 64 * 2**10
+"""Most bytes of the head of an answer."""
+
 _FIELD_BYTES = 500
 """Most bytes that are kept of one header."""
 
@@ -60,6 +63,7 @@ class Connection(asyncio.Protocol):
         self._answered: asyncio.Future[Answer] | None = None
         self._transport: asyncio.WriteTransport | None = None
         self._idle_since = time.perf_counter()
+        self._body_bytes = _ANSWER_BYTES
         self._begin()
 
     @staticmethod
@@ -77,11 +81,13 @@ class Connection(asyncio.Protocol):
 
     def _begin(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
-        self._received = 0
+        self._received = self._head_bytes = 0
         self._clear()
 
     def _clear(self) -> None:
         self._body: list[bytes] = []
+        self._kept = 0
+        self._in_head, self._framed = True, False
         self._retry_after = ""
         self._server_timing = b""
 
@@ -94,6 +100,8 @@ class Connection(asyncio.Protocol):
             if self._received > _ANSWER_BYTES:
                 raise BadAnswer("the answer is too large")
             self._parser.feed_data(data)
+            if self._in_head and self._received > _HEAD_BYTES:  # a field that has not ended yet
+                raise BadAnswer("the head of the answer is too large")
         except (BadAnswer, httptools.HttpParserError) as error:
             self._fail(error if isinstance(error, BadAnswer) else BadAnswer(str(error)))
             self.close()
@@ -102,21 +110,40 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > _HEAD_BYTES:  # fields after a chunked body count too
+            raise BadAnswer("the head of the answer is too large")
         match name.lower():
+            case b"content-length":
+                self._framed = True
+            case b"transfer-encoding":
+                self._framed = self._framed or b"chunked" in value.lower()
             case b"retry-after":
                 self._retry_after = value[:_FIELD_BYTES].decode("latin-1")
             case b"server-timing":
                 self._server_timing = value[:_FIELD_BYTES]
 
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+
     def on_body(self, body: bytes) -> None:
-        self._body.append(body)
+        if self._kept < self._body_bytes:
+            self._body.append(body[: self._body_bytes - self._kept])
+            self._kept += len(self._body[-1])
 
     def on_message_complete(self) -> None:
         self._idle_since = time.perf_counter()
         if self._parser.get_status_code() < 200:
             return self._clear()  # such as 100: the answer follows, perhaps in the bytes that are being parsed
+        self._finish(keep=self._parser.should_keep_alive())
+
+    def eof_received(self) -> None:
+        """Complete an answer whose length is that of the connection."""
+        if not (self._in_head or self._framed):
+            self._finish(keep=False)
+
+    def _finish(self, *, keep: bool) -> None:
         answer = Answer(self._parser.get_status_code(), b"".join(self._body), self._retry_after, self._server_timing)
-        keep = self._parser.should_keep_alive()
         self._begin()
         if not keep:
             self.close()
@@ -135,8 +162,9 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         return self._transport is not None and time.perf_counter() - self._idle_since < _IDLE_S
 
-    def expect(self) -> "asyncio.Future[Answer]":
-        """Return the future answer to the next request."""
+    def expect(self, body_bytes: int = _ANSWER_BYTES) -> "asyncio.Future[Answer]":
+        """Return the future answer to the next request, with the beginning of its body."""
+        self._body_bytes = body_bytes
         self._answered = asyncio.get_running_loop().create_future()
         return self._answered
 
@@ -145,15 +173,18 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.write(data)
 
-    async def send(self, request: bytes) -> Answer:
+    async def send(self, request: bytes, body_bytes: int = _ANSWER_BYTES) -> Answer:
         """Send a whole request, even if the refusal comes first, so that the connection can be reused.
+
+        Args:
+            body_bytes: most bytes that are kept of the answer's body.
 
         Raises:
             OSError: no answer came.
         """
         if self._transport is None:
             raise ConnectionResetError
-        answered = self.expect()
+        answered = self.expect(body_bytes)
         self.write(request)
         return await answered
 
@@ -191,10 +222,18 @@ class Connections:
         self.waited = 0
         """Requests that found all places in the pool taken."""
 
-    async def send(self, request: bytes, *, due: float | None = None, placed: Callable[[], object] = lambda: None) -> Answer:
+    async def send(
+        self,
+        request: bytes,
+        *,
+        body_bytes: int = _ANSWER_BYTES,
+        due: float | None = None,
+        placed: Callable[[], object] = lambda: None,
+    ) -> Answer:
         """Send a whole request.
 
         Args:
+            body_bytes: most bytes that are kept of the answer's body.
             due: time of `time.perf_counter` from which the timeout counts, now by default.
             placed: called once the request has its place in the pool.
 
@@ -210,16 +249,16 @@ class Connections:
             self.most = max(self.most, self._in_use)
             placed()
             try:
-                connection, answer = await self._exchange(request)
+                connection, answer = await self._exchange(request, body_bytes)
             finally:
                 self._in_use -= 1
             self._idle.append(connection)
             return answer
 
-    async def _exchange(self, request: bytes) -> tuple[Connection, Answer]:
+    async def _exchange(self, request: bytes, body_bytes: int) -> tuple[Connection, Answer]:
         connection = await self._take()
         try:
-            return connection, await connection.send(request)
+            return connection, await connection.send(request, body_bytes)
         except BaseException:
             connection.reset()  # an answer that is still to come would be taken for the next one's
             raise

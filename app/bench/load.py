@@ -125,13 +125,18 @@ def ask(target: Target) -> list[tuple[int, bytes]]:
 async def exchange(connections: Connections, request: bytes, due: float) -> Exchange:
     """Send a request and return its outcome."""
     lateness_s: list[float] = []
+
+    def placed() -> None:
+        lateness_s.append(time.perf_counter() - due)
+
     try:
-        answer = await connections.send(request, due=due, placed=lambda: lateness_s.append(time.perf_counter() - due))
+        # whole bodies of thousands of clients would take gigabytes
+        answer = await connections.send(request, body_bytes=_REFUSAL_BYTES, due=due, placed=placed)
     except (OSError, TimeoutError) as error:
         ended = time.perf_counter()
         return Exchange(due, ended, type(error).__name__, lateness_s=lateness_s[0] if lateness_s else ended - due)
     ended = time.perf_counter()
-    refusal = answer.body[:_REFUSAL_BYTES] if answer.status >= 300 else b""
+    refusal = answer.body if answer.status >= 300 else b""
     return Exchange(due, ended, str(answer.status), answer.retry_after, answer.server_timing, refusal, lateness_s[0])
 
 

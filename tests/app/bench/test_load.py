@@ -11,7 +11,7 @@ import pytest
 import uvloop
 
 from app.bench import connections
-from app.bench.connections import Address, BadAnswer, Connections
+from app.bench.connections import Address, Answer, BadAnswer, Connections
 from app.bench.load import _PAUSE_S, Exchange, Target, ask, closed_loop, exchange, get, keep_arriving, open_loop
 
 
@@ -142,6 +142,12 @@ async def test_wait_for_a_place_can_time_out() -> None:
 
 async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool = False, timeout_s: float = 60) -> str:
     """Return the outcome of a request that is answered with these bytes."""
+    return (await exchange_with(raw, monkeypatch, close=close, timeout_s=timeout_s)).outcome
+
+
+async def exchange_with(
+    raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool = False, timeout_s: float = 60, head_bytes: int = 500
+) -> Exchange:
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -151,12 +157,13 @@ async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool 
         await reader.read()  # until the generator closes
         writer.close()
 
-    monkeypatch.setattr(connections, "_ANSWER_BYTES", 1000)
+    monkeypatch.setattr(connections, "_ANSWER_BYTES", 10_000)
+    monkeypatch.setattr(connections, "_HEAD_BYTES", head_bytes)
     async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
         pool = Connections(Address(server.sockets[0].getsockname()[1]), timeout_s=timeout_s)
         found = await exchange(pool, get("/"), time.perf_counter())
         pool.close()
-    return found.outcome
+    return found
 
 
 @pytest.mark.parametrize(
@@ -164,13 +171,42 @@ async def answer_to(raw: bytes, monkeypatch: pytest.MonkeyPatch, *, close: bool 
     [
         b"SSH-2.0-OpenSSH\r\n",
         b"HTTP/1.1 200 OK\r\nA: " + b"a" * 2000,
-        b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n" + b"a" * 2000,
+        b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nA: " + b"a" * 2000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA: " + b"a" * 2000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + b"a" * 20_000,
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 5000,
         b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
     ],
-    ids=["no-http", "endless-header", "large-body", "upgrade"],
+    ids=["no-http", "endless-header", "large-header", "large-trailer", "large-body", "endless-chunks", "upgrade"],
 )
 async def test_bad_answers_are_errors(raw: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     assert await answer_to(raw, monkeypatch) == BadAnswer.__name__
+
+
+async def test_beginning_of_a_body_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks = b"".join(b"2\r\n%d\r\n" % number for number in range(10, 99)) + b"BB8\r\n" + b"z" * 3000 + b"\r\n0\r\n\r\n"
+    found = await exchange_with(b"HTTP/1.1 503 Oh\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks, monkeypatch)
+    assert found.refusal == b"".join(b"%d" % number for number in range(10, 99)) + b"z" * (2000 - 2 * 89)
+
+
+async def test_kept_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[bytes] = []
+
+    def answer(status: int, body: bytes, *_: object) -> Answer:
+        kept.append(body)
+        return Answer(status, body, "")
+
+    monkeypatch.setattr(connections, "Answer", answer)
+    assert await answer_to(b"HTTP/1.1 200 OK\r\nContent-Length: 9000\r\n\r\n" + b"a" * 9000, monkeypatch) == "200"
+    assert kept == [b"a" * 2000]
+
+
+async def test_end_of_the_connection_ends_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer may have no length (RFC 9112, 6.3), unless its connection ends within the head."""
+    found = await exchange_with(b"HTTP/1.1 503 Oh\r\nServer: x\r\n\r\nbusy", monkeypatch, close=True)
+    assert (found.outcome, found.refusal) == ("503", b"busy")
+    for half in (b"", b"HTTP/1.1 200 OK\r\nSer", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na"):
+        assert await answer_to(half, monkeypatch, close=True) == "ConnectionResetError"
 
 
 async def test_missing_answers_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
