@@ -8,8 +8,9 @@ from app.bench.load import get
 
 _TIMEOUT_S = 5.0
 _SERIES = re.compile(
-    rb"^vit_batch_size_images_(sum|count)(?:\{[^\n]*\})? ([0-9]{1,18}(?:\.[0-9]{1,9})?(?:e\+[0-9]{1,2})?)$", re.M
+    rb"^vit_batch_size_images_(sum|count)(?:\{[^\n]*\})? ([0-9]{1,18}(?:\.[0-9]{1,17})?(?:e\+[0-9]{1,2})?)$", re.M
 )
+_STARTED = re.compile(rb"^process_start_time_seconds ([0-9]{1,18}(?:\.[0-9]{1,17})?(?:e\+[0-9]{1,2})?)$", re.M)
 
 
 class MetricsMissing(Exception):
@@ -22,16 +23,20 @@ class Batches:
 
     count: float
     images: float
+    started: float | None = None
+    """Time at which the process that counted them started, if it says so."""
 
     def mean_since(self, earlier: "Batches") -> float | None:
         """Return the mean number of images of the batches since an earlier reading; None if there were none.
 
         Raises:
-            MetricsMissing: the counters went back.
+            MetricsMissing: the counters went back, or are of another process.
         """
         count, images = self.count - earlier.count, self.images - earlier.images
         if count < 0 or images < 0:
             raise MetricsMissing("the service was restarted")
+        if self.started != earlier.started:
+            raise MetricsMissing("the service was restarted, or has several processes behind one address")
         return images / count if count else None
 
 
@@ -63,4 +68,5 @@ def parse_batches(text: bytes) -> Batches:
     if not found:
         raise MetricsMissing("the metrics have no vit_batch_size_images")
     counts, sums = ([float(value) for kind, value in found if kind == wanted] for wanted in (b"count", b"sum"))
-    return Batches(sum(counts), sum(sums))
+    started = _STARTED.search(text)
+    return Batches(sum(counts), sum(sums), float(started[1]) if started else None)
