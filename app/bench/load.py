@@ -142,14 +142,26 @@ async def exchange(connections: Connections, request: bytes, due: float) -> Exch
 
 Observe = Callable[[Exchange], object]
 
+UNANSWERED = "CancelledError"
+"""Outcome of a request that was under way when the load was stopped."""
+
+
+async def _observed(connections: Connections, request: bytes, due: float, observe: Observe) -> Exchange:
+    try:
+        found = await exchange(connections, request, due)
+    except asyncio.CancelledError:
+        observe(Exchange(due, time.perf_counter(), UNANSWERED))
+        raise
+    observe(found)
+    return found
+
 
 async def keep_busy(connections: Connections, requests: Iterator[bytes], clients: int, end: float, observe: Observe) -> None:
     """Send from clients that wait for each answer, until `end`; then wait for the last answers."""
 
     async def client() -> None:
         while (due := time.perf_counter()) < end:
-            found = await exchange(connections, next(requests), due)
-            observe(found)
+            found = await _observed(connections, next(requests), due, observe)
             if not found.outcome.isdecimal():
                 await asyncio.sleep(_PAUSE_S)
 
@@ -160,14 +172,10 @@ async def keep_busy(connections: Connections, requests: Iterator[bytes], clients
 
 async def keep_arriving(connections: Connections, requests: Iterator[bytes], dues: Iterator[float], observe: Observe) -> None:
     """Send a request at each due time, whatever has been answered, and wait for the last answers."""
-
-    async def send(due: float) -> None:
-        observe(await exchange(connections, next(requests), due))
-
     async with asyncio.TaskGroup() as group:
         for due in dues:
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            group.create_task(send(due))
+            group.create_task(_observed(connections, next(requests), due, observe))
 
 
 def arrivals(rate: float, began: float, end: float, seed: int = 0) -> Iterator[float]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.bench.load import Exchange
+from app.bench.load import UNANSWERED, Exchange
 
 PERCENTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
@@ -20,6 +20,7 @@ _KINDS = {
     "ConnectionRefusedError": "connection refused",
     "ConnectionResetError": "connection lost",
     "TimeoutError": "no answer in time",
+    UNANSWERED: "unanswered when stopped",
 }
 _TIMING = re.compile(rb"\b(decode_wait|decode|queue|inference|total);dur=([0-9]{1,9}(?:\.[0-9]{1,6})?)")
 _EXAMPLE_LENGTH = 200
@@ -67,7 +68,8 @@ class Record:
             self.answered += 1
         if not self.since <= exchange.due < self.end:
             return
-        self.lateness_s.append(exchange.lateness_s)
+        if exchange.outcome != UNANSWERED:  # whose wait is unknown
+            self.lateness_s.append(exchange.lateness_s)
         if not succeeded:
             kind = _KINDS.get(exchange.outcome, exchange.outcome)
             self.errors[kind] += 1

@@ -307,7 +307,10 @@ def test_interrupt_reports_what_was_measured(silent: bool, tmp_path: Path) -> No
     assert b"2 clients" in output
     facts = json.loads((tmp_path / "out.json").read_text())
     (level,) = facts["levels"]
-    assert (facts["interrupted"], level["failed"]) == (True, 0)
+    assert facts["interrupted"]
+    open_requests = {error["kind"]: error["count"] for error in level["errors"]}
+    assert set(open_requests) <= {"unanswered when stopped"}
+    assert level["failed"] == 2 if silent else level["failed"] <= 2  # each client has at most one under way
     assert level["succeeded"] >= 20
     assert level["measured_s"] < 3000
 
