@@ -4,10 +4,10 @@ import asyncio
 import itertools
 import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from app.bench.connections import Address, Connection, Connections
 from app.bench.load import Target, arrivals, keep_arriving, keep_busy
@@ -20,7 +20,10 @@ _OTHER_FILES = 64
 """Files of this process that are not connections."""
 
 _CONNECT_S = 10.0
+_LAST_READING_S = 1.0
+"""Seconds in which the metrics are read once the user wants to end."""
 
+Found = TypeVar("Found")
 Place = TypeVar("Place", bound=Address)
 
 
@@ -66,6 +69,18 @@ async def reach(addresses: Sequence[Place]) -> Place:
             connection.close()
             return address
     raise StartError(f"{addresses[0].authority} cannot be reached: {reason}")
+
+
+async def unless_stopped(work: Coroutine[Any, Any, Found], stopping: asyncio.Event) -> Found | None:
+    """Return the result of some work; None if `stopping` is set first, which cancels the work."""
+    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(stopping.wait())
+    try:
+        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        working.cancel()
+        waiting.cancel()
+        await asyncio.wait({working, waiting})
 
 
 async def measure(plan: Plan, stopping: asyncio.Event, view: View) -> list[LevelResult]:
@@ -140,10 +155,21 @@ class _Measurement:
                 await asyncio.wait_for(self._stopping.wait(), min(left_s, _LOOK_S))
 
     async def _read_metrics(self) -> None:
+        if self._missing:
+            return
+        work = read_batches(self._plan.target, self._plan.metrics_path)
         try:
-            self._readings.append(await read_batches(self._plan.target, self._plan.metrics_path))
-        except MetricsMissing as missing:
-            self._missing = self._missing or str(missing)
+            if self._stopping.is_set():
+                reading = await asyncio.wait_for(work, _LAST_READING_S)
+            else:
+                reading = await unless_stopped(work, self._stopping)
+        except (MetricsMissing, TimeoutError) as error:
+            self._missing = str(error) or f"{self._plan.metrics_path} gave no answer before the end"
+            return
+        if reading is None:
+            self._missing = "they were being read when the measurement was ended"
+        else:
+            self._readings.append(reading)
 
     def _mean_batch(self) -> float | None:
         if self._missing:

@@ -164,11 +164,14 @@ def _targets(service: "ServiceUrl", path: str, images: list[bytes], headers: dic
 
 async def _measure(plan: "Plan", targets: "list[Target]", view: "TerminalView") -> "tuple[list[LevelResult], bool]":
     """Return what was measured, and whether the user ended it early."""
-    from app.bench.run import measure, reach
+    from app.bench.run import measure, reach, unless_stopped
 
     stopping, loop = asyncio.Event(), asyncio.get_running_loop()
     with handled(STOP, lambda *_: loop.call_soon_threadsafe(stopping.set)):
-        plan = replace(plan, target=await reach(targets))
+        target = await unless_stopped(reach(targets), stopping)
+        if target is None:
+            return [], True
+        plan = replace(plan, target=target)
         with view.shown():
             return await measure(plan, stopping, view), stopping.is_set()
 

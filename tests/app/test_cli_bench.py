@@ -5,6 +5,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -313,6 +314,40 @@ def test_interrupt_reports_what_was_measured(silent: bool, tmp_path: Path) -> No
     assert level["failed"] == 2 if silent else level["failed"] <= 2  # each client has at most one under way
     assert level["succeeded"] >= 20
     assert level["measured_s"] < 3000
+
+
+def test_interrupt_ends_the_first_connection() -> None:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.settimeout(60)
+        arguments = [COMMAND, "bench", f"https://127.0.0.1:{listener.getsockname()[1]}"]
+        with default_signals():
+            process = stack.enter_context(subprocess.Popen(arguments, stderr=subprocess.PIPE))
+        stack.callback(process.kill)
+        stack.enter_context(listener.accept()[0])  # and TLS does not begin
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert b"interrupted; nothing was measured" in errors
+
+
+def test_interrupt_ends_a_reading_of_metrics() -> None:
+    def answer(request: Received) -> Reply:
+        if request.path == "/metrics":
+            asked.set()
+            return Reply(silent=True)
+        return Reply()
+
+    asked = threading.Event()
+    with fake_service(answer) as fake, started(fake, "--warm-up", 0, stdout=subprocess.PIPE) as process:
+        assert asked.wait(60)
+        process.send_signal(signal.SIGINT)
+        try:
+            output, _ = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert process.returncode == 130
+    assert b"sizes of batches are unknown: they were being read" in output
 
 
 def test_terminal_shows_what_happens() -> None:
