@@ -33,7 +33,9 @@ def _jpeg(rng: np.random.Generator) -> bytes:
 
 
 def read(files: Iterable[Path]) -> tuple[list[bytes], int]:
-    """Return the bytes of the first files that fit into 128 MiB together, and the number of those left out.
+    """Return the bytes of the files that fit into 128 MiB together, and the number of those left out.
+
+    A file that does not fit beside those before it is left out alone.
 
     Raises:
         OSError: a file cannot be read.
@@ -42,11 +44,11 @@ def read(files: Iterable[Path]) -> tuple[list[bytes], int]:
     images: list[bytes] = []
     left, left_out = _MAX_BYTES, 0
     for file in files:
-        if left_out or file.stat().st_size > left:
+        if file.stat().st_size > left:
             left_out += 1
             continue
         images.append(file.read_bytes())
         left -= len(images[-1])
     if not images:
-        raise StartError("there are no images in this folder, or the first one has more than 128 MiB")
+        raise StartError("there are no images in this folder, or each has more than 128 MiB")
     return images, left_out

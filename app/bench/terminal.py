@@ -18,6 +18,9 @@ UNITS = "latencies in ms; batch: images in a batch of the service"
 _PLAIN_S = 5.0
 """Seconds between two lines where there is no terminal."""
 
+_FEW = 100
+"""Answers below which the 99th percentile is the slowest of them, or nearly."""
+
 _SHORTEST_S = 0.2
 """Seconds of which a throughput says something."""
 
@@ -112,6 +115,8 @@ def remarks(results: Sequence[LevelResult]) -> Iterator[str]:
         if result.full_at:
             places = f"one of {result.full_at:,} connections; `ulimit -n` allows more, up to 10,000"
             yield f"{result.level.name}: requests waited for {places}"
+        if 0 < (count := len(result.latencies_s)) < _FEW:
+            yield f"{result.level.name}: only {count} answers were measured: p99 is the slowest or near it; more --seconds help"
     if results:
         yield f"this generator took up to {max(result.generator_share for result in results):.0%} of one core"
     late = [result.lateness_p99_s for result in results if result.lateness_p99_s is not None]

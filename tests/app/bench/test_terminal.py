@@ -2,12 +2,14 @@
 
 import io
 import time
+from array import array
 
+import pytest
 from rich.console import Console
 
 from app.bench.load import Exchange
-from app.bench.record import Level, Record
-from app.bench.terminal import TerminalView
+from app.bench.record import Level, Record, summarize
+from app.bench.terminal import TerminalView, remarks
 
 
 def test_answers_may_come_before_the_first_look() -> None:
@@ -22,3 +24,11 @@ def test_answers_may_come_before_the_first_look() -> None:
         view.look(Level(clients=2), record)
     assert "2 clients: 1000 s left; 1 failed" in screen.getvalue()
     assert "now" not in screen.getvalue()  # no throughput of an instant
+
+
+@pytest.mark.parametrize(("count", "remarked"), [(0, False), (1, True), (99, True), (100, False)])
+def test_few_answers_are_remarked(count: int, remarked: bool) -> None:
+    record = Record(10, 20)
+    record.latencies_s = array("d", [0.5] * count)
+    said = list(remarks([summarize(Level(clients=2), record, 1.0)]))
+    assert any(f"2 clients: only {count} answers were measured" in line for line in said) == remarked
