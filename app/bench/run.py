@@ -158,6 +158,7 @@ class _Measurement:
         if self._missing:
             return
         work = read_batches(self._plan.target, self._plan.metrics_path)
+        reading: Batches | None
         try:
             if self._stopping.is_set():
                 reading = await asyncio.wait_for(work, _LAST_READING_S)

@@ -320,7 +320,7 @@ def test_interrupt_ends_the_first_connection() -> None:
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         listener.settimeout(60)
-        arguments = [COMMAND, "bench", f"https://127.0.0.1:{listener.getsockname()[1]}"]
+        arguments = [str(COMMAND), "bench", f"https://127.0.0.1:{listener.getsockname()[1]}"]
         with default_signals():
             process = stack.enter_context(subprocess.Popen(arguments, stderr=subprocess.PIPE))
         stack.callback(process.kill)
