@@ -267,6 +267,12 @@ def test_kserve_runs_the_same_pod() -> None:
     assert paths == {"/v2/health/live", "/v2/health/ready"} <= wires_of(read_settings()).health_paths
 
 
+def test_kserve_model_has_the_services_name() -> None:
+    (container,) = _kubernetes("InferenceService")["predictor"]["containers"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert MANIFESTS["kserve.yml"]["metadata"]["name"] in environment["VIT_MODEL_ALIASES"].split(",")
+
+
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here to render overlays")
 @pytest.mark.parametrize("overlay", ["cpu", "gpu"])
 def test_overlay_is_valid(overlay: str) -> None:
