@@ -256,6 +256,13 @@ def test_autoscaler_asks_for_metrics_that_exist() -> None:
     assert f"# TYPE {asked} gauge" in metrics.text().decode()
 
 
+def test_updates_leave_a_pod() -> None:
+    surge = yaml.safe_load((KUBERNETES / "overlays" / "gpu" / "gpu.yml").read_text())["spec"]["strategy"]["rollingUpdate"]
+    assert _kubernetes("ScaledObject")["minReplicaCount"] > surge["maxUnavailable"]
+    assert _kubernetes("HorizontalPodAutoscaler")["minReplicas"] > 1  # a node is drained
+    assert _kubernetes("Deployment")["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+
+
 def test_kserve_runs_the_same_pod() -> None:
     theirs = _kubernetes("InferenceService")["predictor"]
     ours = _kubernetes("Deployment")["template"]["spec"]
