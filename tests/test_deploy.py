@@ -256,6 +256,22 @@ def test_autoscaler_asks_for_metrics_that_exist() -> None:
     assert f"# TYPE {asked} gauge" in metrics.text().decode()
 
 
+def test_failure_of_prometheus_ends_no_pod() -> None:
+    scaled = _kubernetes("ScaledObject")
+    (trigger,) = scaled["triggers"]
+    assert scaled["fallback"]["behavior"] == "currentReplicasIfHigher"
+    assert scaled["fallback"]["replicas"] >= scaled["minReplicaCount"]
+    assert trigger["metricType"] == "AverageValue"  # the only one with a fallback
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+def test_both_autoscalers_behave_alike() -> None:
+    by_queue, by_cpu = _kubernetes("ScaledObject"), _kubernetes("HorizontalPodAutoscaler")
+    assert by_queue["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == by_cpu["behavior"]
+    assert "cooldownPeriod" not in by_queue  # of scaling to zero alone
+    assert [by_queue[f"{end}ReplicaCount"] for end in ("min", "max")] == [by_cpu[f"{end}Replicas"] for end in ("min", "max")]
+
+
 def test_updates_leave_a_pod() -> None:
     surge = yaml.safe_load((KUBERNETES / "overlays" / "gpu" / "gpu.yml").read_text())["spec"]["strategy"]["rollingUpdate"]
     assert _kubernetes("ScaledObject")["minReplicaCount"] > surge["maxUnavailable"]
