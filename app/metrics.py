@@ -80,6 +80,9 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
+        self.decoder_busy_seconds = Counter(
+            "vit_decoder_busy_seconds", "Time that decoding workers had an image, whatever came of it.", registry=registry
+        )
         _begin_at_zero(self.problems.labels, *_REFUSED_CODES, *_FAILURE_CODES)
         _begin_at_zero(self.rate_limited.labels, "key", "address")
         _begin_at_zero(self.http_refused.labels, *_HTTP_REFUSED_REASONS)
