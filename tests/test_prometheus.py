@@ -72,7 +72,7 @@ def make_load(server: Server, kills: int) -> None:
 
 def uncompared(expression: str) -> str:
     """Return the expression of an alert without its comparisons, so that it has values while all is well."""
-    without = re.sub(r" (==|>) [\d.]+(?=\s|$)", "", expression)
+    without = re.sub(r" (==|>=?) [\d.]+(?=\s|$)", "", expression)
     without = without.replace(" > on ", " - on ").replace("absent(", "sum(")
     return without.replace(":5m]", ":1s]")  # steps of a subquery as short as this test
 
