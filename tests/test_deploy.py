@@ -43,6 +43,7 @@ MANIFESTS: dict[str, dict[str, Any]] = {
 """Whole objects by file; kustomizations and patches are not."""
 
 KUBERNETES_VERSION = "1.37"
+KUBERNETES_PAGE = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
 
 
 def _instructions(name: str) -> list[str]:
@@ -60,6 +61,12 @@ def _kubernetes(kind: str) -> dict[str, Any]:
     (found,) = (document for document in MANIFESTS.values() if document["kind"] == kind and "spec" in document)
     specification: dict[str, Any] = found["spec"]
     return specification
+
+
+def _patches_of_the_page() -> list[dict[str, Any]]:
+    """Return the patches of kustomizations in docs/kubernetes.md."""
+    blocks = re.findall(r"```yaml\n(.+?)```", KUBERNETES_PAGE, flags=re.DOTALL)
+    return [patch for block in blocks for patch in yaml.safe_load(block).get("patches", [])]
 
 
 def _settings_named_in(text: str) -> set[str]:
@@ -246,6 +253,32 @@ def test_metrics_are_for_monitoring_alone() -> None:
     (rule,) = (rule for rule in _kubernetes("NetworkPolicy")["ingress"] if rule["ports"] == [{"port": "metrics"}])
     assert rule["from"]
     assert _kubernetes("NetworkPolicy")["egress"] == []
+
+
+def test_page_makes_a_rule_of_the_alerts() -> None:
+    (command,) = re.findall(r"```bash\n(\{.+?\}) \| kubectl apply -f -\n```", KUBERNETES_PAGE, flags=re.DOTALL)
+    made = subprocess.run(["sh", "-c", command], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    rule = yaml.safe_load(made)
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8"))
+    (patch,) = (each for each in _patches_of_the_page() if each["target"]["kind"] == "PodMonitor")
+    (operation,) = yaml.safe_load(patch["patch"])
+    assert operation["path"] == "/metadata/labels/release"
+    assert operation["value"] == rule["metadata"]["labels"]["release"]
+
+
+def test_pods_are_scraped_as_the_alerts_job() -> None:
+    alerts = (ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8")
+    (job,) = set(re.findall(r'job="([^"]+)"', alerts))
+    (endpoint,) = _kubernetes("PodMonitor")["podMetricsEndpoints"]
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.+?)```", KUBERNETES_PAGE, flags=re.DOTALL)]
+    (by_annotations,) = (block["relabel_configs"] for block in blocks if "relabel_configs" in block)
+    assert [each["replacement"] for each in (*endpoint["relabelings"], *by_annotations)] == [job, job]
+    (relabeling,) = by_annotations
+    labels = _kubernetes("Deployment")["template"]["metadata"]["labels"]
+    name = re.sub(r"[^a-zA-Z0-9]", "_", "app.kubernetes.io/name")
+    assert relabeling["source_labels"] == [f"__meta_kubernetes_pod_label_{name}"]
+    assert relabeling["regex"] == labels["app.kubernetes.io/name"]
 
 
 def test_autoscaler_asks_for_metrics_that_exist() -> None:
