@@ -173,6 +173,7 @@ class ExplainMetrics:
         self._explanations = Counter(
             "vit_explanations", "Images to explain, by outcome as of `vit_images_total`.", ("outcome",), registry=registry
         )
+        _begin_at_zero(self._explanations.labels, "ok")
         self.seconds = Histogram("vit_explain_seconds", "Explaining an image.", buckets=_SECONDS, registry=registry)
         self.lost = Counter(
             "vit_explainer_losses", "Processes that explain which were lost, or could not be started.", registry=registry
