@@ -106,7 +106,7 @@ def _add_routes(app: FastAPI, state: AppState) -> None:
     for wire in state.wires.wires:
         for router in wire.routers:
             app.include_router(router)
-    if state.settings.page:
+    if state.settings.page and "predict" in state.settings.protocols:  # which it asks
         app.router.routes.insert(0, page.PageRoute())
         app.include_router(page.router)
     if state.settings.docs:

@@ -25,8 +25,10 @@ class RecordedModel:
         self.config = model.config
         self._model = model.eval().requires_grad_(False)
         self._attentions = [_record(block) for block in model.blocks]
-        self._pool = None if model.attn_pool is None else RecordedPool(model.attn_pool)
-        model.attn_pool = self._pool  # type: ignore[assignment]  # it pools as the one that it records
+        self._pool: RecordedPool | None = None
+        if model.config.pooling == "map" and model.attn_pool is not None:  # others may have one that only gives features
+            self._pool = RecordedPool(model.attn_pool)
+            model.attn_pool = self._pool  # type: ignore[assignment]  # it pools as the one that it records
 
     def run(self, image: Tensor, *, gradients: bool = True) -> "Recording":
         """Run one normalised image: (1, C, H, W) -> its output, with the attention of all blocks.
@@ -36,8 +38,8 @@ class RecordedModel:
         with torch.set_grad_enabled(gradients):
             tokens = self._model.norm(self._model.blocks(self._model.embed(image).requires_grad_(gradients)))
             output = self._model.forward_head(tokens)[0]
-        pool = None if self._pool is None else self._pool.weights
-        return Recording(self.config, output, tokens, [attention.weights for attention in self._attentions], pool)
+        pool = None if self._pool is None else self._pool.take()
+        return Recording(self.config, output, tokens, [attention.take() for attention in self._attentions], pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,25 @@ class Recording:
         return read / read.sum()
 
 
-class RecordedAttention(nn.Module):
-    """The attention of a block, with its weights kept."""
+class _Recorded(nn.Module):
+    """A module with attention, whose weights are kept until they are taken."""
 
-    weights: Tensor
-    """(B, h, T, T) of the last run; each row has the sum 1."""
+    _weights: Tensor | None = None
+
+    def take(self) -> Tensor:
+        """Return the weights of the last run, and forget them: they are large. Each row has the sum 1."""
+        assert self._weights is not None
+        weights, self._weights = self._weights, None
+        return weights
+
+    def _record(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+        self._weights = weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
+        return weights
+
+
+class RecordedAttention(_Recorded):
+    """The attention of a block, with weights (B, h, T, T)."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -116,15 +132,11 @@ class RecordedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v, bias = self.attention.project(x)
-        self.weights = _weights(q, k, bias)
-        return self.attention.merge(self.weights @ v)
+        return self.attention.merge(self._record(q, k, bias) @ v)
 
 
-class RecordedPool(nn.Module):
-    """Attention pooling, with its weights kept."""
-
-    weights: Tensor
-    """(B, h, 1, T) of the last run."""
+class RecordedPool(_Recorded):
+    """Attention pooling, with weights (B, h, 1, T)."""
 
     def __init__(self, pool: AttentionPool) -> None:
         super().__init__()
@@ -132,8 +144,7 @@ class RecordedPool(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         q, k, v = self.pool.project(tokens)
-        self.weights = _weights(q, k, None)
-        return self.pool.merge(self.weights @ v)
+        return self.pool.merge(self._record(q, k, None) @ v)
 
 
 def _record(block: nn.Module) -> RecordedAttention:
@@ -142,8 +153,3 @@ def _record(block: nn.Module) -> RecordedAttention:
     recorded = RecordedAttention(block.attn)
     block.attn = recorded
     return recorded
-
-
-def _weights(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
-    scores = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return torch.softmax(scores if bias is None else scores + bias, dim=-1)

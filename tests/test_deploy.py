@@ -43,6 +43,7 @@ MANIFESTS: dict[str, dict[str, Any]] = {
 """Whole objects by file; kustomizations and patches are not."""
 
 KUBERNETES_VERSION = "1.37"
+KUBERNETES_PAGE = (ROOT / "docs" / "kubernetes.md").read_text(encoding="utf-8")
 
 
 def _instructions(name: str) -> list[str]:
@@ -60,6 +61,12 @@ def _kubernetes(kind: str) -> dict[str, Any]:
     (found,) = (document for document in MANIFESTS.values() if document["kind"] == kind and "spec" in document)
     specification: dict[str, Any] = found["spec"]
     return specification
+
+
+def _patches_of_the_page() -> list[dict[str, Any]]:
+    """Return the patches of kustomizations in docs/kubernetes.md."""
+    blocks = re.findall(r"```yaml\n(.+?)```", KUBERNETES_PAGE, flags=re.DOTALL)
+    return [patch for block in blocks for patch in yaml.safe_load(block).get("patches", [])]
 
 
 def _settings_named_in(text: str) -> set[str]:
@@ -248,12 +255,61 @@ def test_metrics_are_for_monitoring_alone() -> None:
     assert _kubernetes("NetworkPolicy")["egress"] == []
 
 
+def test_page_makes_a_rule_of_the_alerts() -> None:
+    (command,) = re.findall(r"```bash\n(\{.+?\}) \| kubectl apply -f -\n```", KUBERNETES_PAGE, flags=re.DOTALL)
+    made = subprocess.run(["sh", "-c", command], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    rule = yaml.safe_load(made)
+    assert (rule["apiVersion"], rule["kind"]) == ("monitoring.coreos.com/v1", "PrometheusRule")
+    assert rule["spec"] == yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8"))
+    (patch,) = (each for each in _patches_of_the_page() if each["target"]["kind"] == "PodMonitor")
+    (operation,) = yaml.safe_load(patch["patch"])
+    assert operation["path"] == "/metadata/labels/release"
+    assert operation["value"] == rule["metadata"]["labels"]["release"]
+
+
+def test_pods_are_scraped_as_the_alerts_job() -> None:
+    alerts = (ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8")
+    (job,) = set(re.findall(r'job="([^"]+)"', alerts))
+    (endpoint,) = _kubernetes("PodMonitor")["podMetricsEndpoints"]
+    blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.+?)```", KUBERNETES_PAGE, flags=re.DOTALL)]
+    (by_annotations,) = (block["relabel_configs"] for block in blocks if "relabel_configs" in block)
+    assert [each["replacement"] for each in (*endpoint["relabelings"], *by_annotations)] == [job, job]
+    (relabeling,) = by_annotations
+    labels = _kubernetes("Deployment")["template"]["metadata"]["labels"]
+    name = re.sub(r"[^a-zA-Z0-9]", "_", "app.kubernetes.io/name")
+    assert relabeling["source_labels"] == [f"__meta_kubernetes_pod_label_{name}"]
+    assert relabeling["regex"] == labels["app.kubernetes.io/name"]
+
+
 def test_autoscaler_asks_for_metrics_that_exist() -> None:
     (trigger,) = _kubernetes("ScaledObject")["triggers"]
     (asked,) = re.findall(r"vit_\w+", trigger["metadata"]["query"])
     metrics = Metrics()
     metrics.of_model("any")
     assert f"# TYPE {asked} gauge" in metrics.text().decode()
+
+
+def test_failure_of_prometheus_ends_no_pod() -> None:
+    scaled = _kubernetes("ScaledObject")
+    (trigger,) = scaled["triggers"]
+    assert scaled["fallback"]["behavior"] == "currentReplicasIfHigher"
+    assert scaled["fallback"]["replicas"] >= scaled["minReplicaCount"]
+    assert trigger["metricType"] == "AverageValue"  # the only one with a fallback
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
+
+
+def test_both_autoscalers_behave_alike() -> None:
+    by_queue, by_cpu = _kubernetes("ScaledObject"), _kubernetes("HorizontalPodAutoscaler")
+    assert by_queue["advanced"]["horizontalPodAutoscalerConfig"]["behavior"] == by_cpu["behavior"]
+    assert "cooldownPeriod" not in by_queue  # of scaling to zero alone
+    assert [by_queue[f"{end}ReplicaCount"] for end in ("min", "max")] == [by_cpu[f"{end}Replicas"] for end in ("min", "max")]
+
+
+def test_updates_leave_a_pod() -> None:
+    surge = yaml.safe_load((KUBERNETES / "overlays" / "gpu" / "gpu.yml").read_text())["spec"]["strategy"]["rollingUpdate"]
+    assert _kubernetes("ScaledObject")["minReplicaCount"] > surge["maxUnavailable"]
+    assert _kubernetes("HorizontalPodAutoscaler")["minReplicas"] > 1  # a node is drained
+    assert _kubernetes("Deployment")["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
 def test_kserve_runs_the_same_pod() -> None:
@@ -265,6 +321,12 @@ def test_kserve_runs_the_same_pod() -> None:
     assert their_container["securityContext"] == our_container["securityContext"]
     paths = {their_container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")}
     assert paths == {"/v2/health/live", "/v2/health/ready"} <= wires_of(read_settings()).health_paths
+
+
+def test_kserve_model_has_the_services_name() -> None:
+    (container,) = _kubernetes("InferenceService")["predictor"]["containers"]
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert MANIFESTS["kserve.yml"]["metadata"]["name"] in environment["VIT_MODEL_ALIASES"].split(",")
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="no kubectl here to render overlays")

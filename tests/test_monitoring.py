@@ -160,6 +160,28 @@ def test_page_lists_every_metric() -> None:
         assert all(sample.labels.keys() - {"le"} == listed[name] for sample in samples), name
 
 
+def bounds() -> set[str]:
+    """Return the bounds of the buckets of a histogram in seconds."""
+    families = [family for family in Metrics().registry.collect() if family.name == "vit_explain_seconds"]
+    return {sample.labels["le"] for family in families for sample in family.samples if "le" in sample.labels}
+
+
+def test_percentiles_meet_bounds_of_buckets() -> None:
+    limits = {match for rule in RULES for match in re.findall(r"histogram_quantile[^>]*> ([\d.]+)", rule["expr"])}
+    for panel in PANELS:
+        if "histogram_quantile" in panel["targets"][0]["expr"]:
+            steps = panel["fieldConfig"]["defaults"].get("thresholds", {"steps": []})["steps"]
+            limits |= {str(step["value"]) for step in steps if step["value"]}
+    assert limits == {"1", "2"}
+    assert {f"{limit}.0" for limit in limits} <= bounds()
+
+
+def test_buckets_of_alert_tests_are_exported() -> None:
+    asked = re.findall(r'le="([\d.]+)"', (DEPLOY / "alerts_test.yml").read_text(encoding="utf-8"))
+    assert asked
+    assert {str(float(bound)) for bound in asked} <= bounds()
+
+
 def test_log_lines_of_the_page_exist() -> None:
     code = "\n".join(file.read_text(encoding="utf-8") for file in (ROOT / "app").rglob("*.py"))
     table = PAGE[PAGE.index("| event | level") :]

@@ -33,7 +33,7 @@ async def explain(request: Request, admitted: AdmittedDep, asked: ExplainingDep)
     state, classifier = admitted.state, admitted.classifier
     explainer = classifier.check_explainer()
     picture = names(request.headers.get("accept", ""), _PNG)
-    checked = explainer.check(asked.method, asked.class_, asked.opacity if picture else None)
+    checked = explainer.check(asked.method, asked.class_, asked.class_index, asked.opacity if picture else None)
     async with state.service.uploading(admitted.deadline):
         image = await read_image(admitted.body, state.body_limits)
     explanation = await while_connected(request, explainer.explain(image, checked, admitted.deadline))

@@ -42,7 +42,7 @@ class RequestContext:
         self._service = service
         self._metrics = metrics
         self._log = log
-        self._protocol = wires.protocol
+        self._wires = wires
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -77,10 +77,11 @@ class RequestContext:
     def _record(self, scope: Scope, status: int, total_s: float, state: dict[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
-        protocol = state.get("protocol") or self._protocol(scope["path"])
+        protocol = state.get("protocol") or self._wires.protocol(scope["path"])
         self._metrics.requests.labels(method, route, str(status), protocol).inc()
         self._metrics.request_seconds.labels(method, route).observe(total_s)
-        if (code := state.get("problem_code")) is not None:
+        code = state.get("problem_code")
+        if code is not None and scope["path"] not in self._wires.health_paths:  # a probe that waits is no refused client
             self._metrics.problems.labels(code).inc()
         self._log.write(method, route, status, code, _milliseconds(state.get("timings"), total_s))
 

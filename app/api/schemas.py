@@ -104,6 +104,11 @@ class Explaining(BaseModel):
     class_: Annotated[
         str | None, Field(alias="class", description="Label or index of the class to explain; the first one by default.")
     ] = None
+    class_index: Annotated[
+        int | None,
+        BeforeValidator(_count),
+        Field(ge=0, description="Index of the class, where labels are numbers, or several classes have the same."),
+    ] = None
     opacity: Annotated[float, Field(ge=0, le=1, description="Opacity of the colours, in a picture.")] = 0.6
 
 

@@ -44,21 +44,32 @@ class ExplainedModel:
         """Return the part of an image of this (width, height) that its patches cover, in its pixels."""
         return Geometry.of(size, self.preprocessing).source_box(size, self.grid_size * self.patch_size)
 
-    def class_index(self, named: str) -> int:
-        """Return the index of a class, given its index in digits or its label.
+    def find_class(self, named: str | None, index: int | None) -> int | None:
+        """Return the index of a class, given its label, its index in digits where no label is the same, or its index.
 
         Raises:
             NoClasses: the model is an encoder.
             InvalidParameter: there is no such class, or several have this label.
         """
+        if named is None and index is None:
+            return None
         if not self.labels:
             raise NoClasses(f"{self.name} is an encoder without a classifier: there is no class to explain.")
+        if index is None:
+            return self._named(str(named))
+        if named is not None:
+            raise InvalidParameter("Send `class` or `class_index`, not both.")
+        if index >= len(self.labels):
+            raise InvalidParameter(f"There is no class {index}; this model has {len(self.labels)}, and the first is 0.")
+        return index
+
+    def _named(self, named: str) -> int:
         found = [index for index, label in enumerate(self.labels) if label == named]
         if len(found) == 1:
             return found[0]
         if found:
             some = ", ".join(map(str, found[:_NAMED_CLASSES]))
-            raise InvalidParameter(f"{len(found)} classes have this label; send the index of one, such as {some}.")
+            raise InvalidParameter(f"{len(found)} classes have this label; send `class_index`, such as {some}.")
         if named.isascii() and named.isdigit() and len(named) < 8 and int(named) < len(self.labels):
             return int(named)
         raise InvalidParameter(f"There is no class {named[:64]!r}; send a label as in `GET /model`, or its index.")
@@ -114,12 +125,13 @@ class Explainer:
         self._admission = Admission(max_images=max_images)
         self._metrics = metrics
 
-    def check(self, method: str | None, named: str | None, opacity: float | None) -> Asked:
+    def check(self, method: str | None, named: str | None, class_index: int | None, opacity: float | None) -> Asked:
         """Check a question before its image is read.
 
         Args:
             method: name of a method; None for the usual one.
             named: label or index of a class; None for the one with the largest logit.
+            class_index: index of a class, instead of its name.
             opacity: of an overlay to draw; None for none.
 
         Raises:
@@ -132,7 +144,7 @@ class Explainer:
             raise NoClasses(f"{self.model.name} is an encoder without a classifier: nothing is relevant for a class.")
         if chosen is None:
             raise InvalidParameter(f"There is no method {str(method)[:64]!r}; this model has {', '.join(self.model.methods)}.")
-        return Asked(chosen, None if named is None else self.model.class_index(named), opacity)
+        return Asked(chosen, self.model.find_class(named, class_index), opacity)
 
     async def explain(self, image_bytes: bytes, asked: Asked, deadline: float) -> Explanation:
         """Explain one encoded image. Cancelling this call drops what has not begun.

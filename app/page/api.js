@@ -2,6 +2,7 @@
 
 const BASE = new URL(".", document.baseURI);
 const KEY = "vit-serve api key";
+const WRITABLE = /^[\x21-\x7e]+$/; // what a header can hold, without blanks
 
 /** An answer that is an error, in the service's words. */
 export class Failure extends Error {
@@ -14,6 +15,7 @@ export class Failure extends Error {
 
 let askForKey = async () => null;
 let asking = null;
+let declined = false; // the dialog was closed without a key: nothing asks again by itself
 
 /** Set the function that asks a person for the key: `ask(wasRefused)` gives a key, or null. */
 export function onKeyNeeded(ask) {
@@ -26,7 +28,13 @@ export function hasKey() {
 
 /** Ask for another key; the old one is kept if nothing is given. */
 export async function changeKey() {
+  declined = false;
   await newKey(false);
+}
+
+/** Let requests ask for a key again after the dialog was closed without one. */
+export function mayAskAgain() {
+  declined = false;
 }
 
 /** Absolute address of a path of the service. */
@@ -43,7 +51,7 @@ export async function send(path, options = {}) {
     if (response.status !== 401) throw await failureOf(response);
     // of several requests at once, one asks, and the others go on with what it got
     const current = sessionStorage.getItem(KEY);
-    if (current === sent && !(await newKey(sent !== null))) {
+    if (current === sent && (declined || !(await newKey(sent !== null)))) {
       throw new Failure("This service needs an API key.", 401);
     }
   }
@@ -61,10 +69,19 @@ async function answerTo(path, options, key) {
 }
 
 async function newKey(wasRefused) {
-  asking ??= askForKey(wasRefused).finally(() => { asking = null; });
+  asking ??= readKey(wasRefused).finally(() => { asking = null; });
   const key = await asking;
+  declined = key === null;
   if (key !== null) sessionStorage.setItem(KEY, key);
   return key !== null;
+}
+
+async function readKey(wasRefused) {
+  for (;;) {
+    const key = (await askForKey(wasRefused))?.trim() ?? null;
+    if (key === null || WRITABLE.test(key)) return key;
+    wasRefused = true;
+  }
 }
 
 async function failureOf(response) {

@@ -1,16 +1,20 @@
 // The card of one image: its classes, why, how long it took, and the code that would do the same.
 
-import { send, stagesOf } from "./api.js";
+import { Failure, mayAskAgain, send, stagesOf } from "./api.js";
 import { drawHeat } from "./heat.js";
 import { toSend } from "./scale.js";
 import { curl, python } from "./snippets.js";
 
 const BEST = 5;
+const MOST_ROWS = 200; // more would take a browser seconds
+const MOST_CHOICES = 100;
+const SETTLED_MS = 150; // a held key changes the class many times
 const OUTSIDE = "rgb(10 12 16 / 65%)";
 const STAGES = [["decode_wait", "Waiting for a decoder"], ["decode", "Decoding"], ["queue", "Waiting for a batch"], ["inference", "Inference"], ["other", "All else in the service"]];
 
 export class Card {
-  constructor(file, model, { scales, announce }) {
+  constructor(file, model, { scales, announce, refresh }) {
+    this.refresh = refresh;
     this.file = file;
     this.sent = null;
     this.model = model;
@@ -35,12 +39,18 @@ export class Card {
     const image = this.part("img");
     this.url = URL.createObjectURL(this.file);
     image.alt = this.file.name;
-    image.addEventListener("error", () => { image.replaceWith(text("no-preview quiet", "This browser cannot show the image.")); });
+    image.addEventListener("error", () => {
+      image.hidden = true;
+      this.part(".frame").append(text("no-preview quiet", "This browser cannot show the image."));
+    });
     image.src = this.url;
   }
 
   listen() {
-    this.part(".retry button").addEventListener("click", () => this.run());
+    this.part(".retry button").addEventListener("click", () => {
+      mayAskAgain();
+      this.run();
+    });
     this.part(".why").addEventListener("toggle", (event) => (event.target.open ? this.explain() : this.hideHeat()));
     for (const choice of this.parts(".why select")) choice.addEventListener("change", () => this.explain());
     this.part(".opacity").addEventListener("input", () => this.setOpacity());
@@ -51,6 +61,7 @@ export class Card {
 
   remove() {
     this.stopped?.abort();
+    this.question?.abort();
     URL.revokeObjectURL(this.url);
     this.element.remove();
   }
@@ -61,10 +72,12 @@ export class Card {
     this.show({ state: "Waiting for the answer …" });
     this.element.setAttribute("aria-busy", "true");
     try {
+      await readable(this.file);
       this.sent ??= this.scales() ? await toSend(this.file, this.model.image_size) : this.file;
       const began = performance.now();
       const response = await send(this.model.labels.length ? "predict" : "embed", this.request(this.sent));
       const answer = await response.json();
+      await this.checkModel(answer);
       this.showAnswer(answer, stagesOf(response), performance.now() - began);
     } catch (error) {
       if (error.name !== "AbortError") this.showError(error);
@@ -73,9 +86,17 @@ export class Card {
     }
   }
 
-  request(file, headers = {}) {
+  request(file, { signal = this.stopped.signal, ...headers } = {}) {
     const type = file.type || "application/octet-stream";
-    return { method: "POST", body: file, headers: { "Content-Type": type, ...headers }, signal: this.stopped.signal };
+    return { method: "POST", body: file, headers: { "Content-Type": type, ...headers }, signal };
+  }
+
+  /** Fail if the answer is of another model than the page knows: its labels would be wrong. */
+  async checkModel(answer) {
+    const known = this.model;
+    if (answer.model === known.name && (answer.logits?.length ?? 0) === known.labels.length) return;
+    this.model = await this.refresh();
+    throw new Failure(`The service has changed its model since, to ${this.model.name}. Try again.`);
   }
 
   show({ state = "", error = "", retry = false }) {
@@ -126,14 +147,16 @@ export class Card {
   listAll() {
     const wanted = this.part(".find").value.trim().toLowerCase();
     const found = this.ranked.filter(({ label }) => label.toLowerCase().includes(wanted));
-    this.part(".all .classes").replaceChildren(...found.map(row));
+    this.part(".all .classes").replaceChildren(...found.slice(0, MOST_ROWS).map(row));
+    this.part(".rest").textContent = found.length > MOST_ROWS ? `the first ${MOST_ROWS} of ${found.length.toLocaleString("en")}` : "";
   }
 
   showTime(stages, roundTripMs) {
     const total = stages.total ?? 0;
     const known = (stages.decode_wait ?? 0) + (stages.decode ?? 0) + (stages.queue ?? 0) + (stages.inference ?? 0);
     const all = { ...stages, other: Math.max(0, total - known) };
-    this.part(".time summary").textContent = `Answered in ${milliseconds(total)}`;
+    this.part(".time summary").textContent = `Answered in ${milliseconds(total || roundTripMs)}`;
+    this.part(".stages").hidden = this.part(".time dl").hidden = !total; // a proxy may take the header away
     this.part(".stages").replaceChildren(...STAGES.map(([name]) => {
       const bar = document.createElement("span");
       bar.className = name;
@@ -158,35 +181,54 @@ export class Card {
     if (why.hidden) return;
     const names = { relevance: "Relevance for the class", rollout: "Attention rollout" };
     options(why.querySelector(".method"), this.model.explanations.map((name) => [name, names[name] ?? name]));
-    options(why.querySelector(".class"), this.ranked.map(({ index, label, shown }) => [index, `${label} (${shown})`]));
+    options(why.querySelector(".class"), this.ranked.slice(0, MOST_CHOICES).map(({ index, label, shown }) => [index, `${label} (${shown})`]));
     why.querySelector(".class").closest("label").hidden = !this.ranked.length;
   }
 
+  /** Ask why, once the choice has settled; an earlier question is dropped. */
   async explain() {
-    const status = this.part(".explained");
+    const [status, question] = [this.part(".explained"), new AbortController()];
+    this.question?.abort();
+    this.question = question;
     const [method, chosen] = [this.part(".method").value, this.part(".why .class").value];
-    const asked = new URLSearchParams(chosen && method !== "rollout" ? { method, class: chosen } : { method });
+    const asked = new URLSearchParams(chosen && method !== "rollout" ? { method, class_index: chosen } : { method });
     status.classList.remove("error");
     status.textContent = "Asking why …";
     this.part(".why .class").disabled = method === "rollout"; // it is the same for all classes
-    this.asked = asked;
     try {
-      const explanation = await (await send(`explain?${asked}`, this.request(this.sent))).json();
-      if (this.asked !== asked || !this.part(".why").open) return; // another choice was made meanwhile
-      drawHeat(this.part("canvas"), explanation, OUTSIDE);
-      this.part("canvas").hidden = false;
-      this.setOpacity();
+      await new Promise((resolve) => { setTimeout(resolve, SETTLED_MS); });
+      question.signal.throwIfAborted();
+      const explanation = await (await send(`explain?${asked}`, this.request(this.sent, { signal: question.signal }))).json();
+      await this.showHeat(explanation, asked, question.signal);
       status.textContent = inWords(explanation);
     } catch (error) {
-      if (error.name === "AbortError" || this.asked !== asked) return;
+      if (error.name === "AbortError") return;
       status.textContent = error.message;
       status.classList.add("error");
-      this.hideHeat();
+      this.part("canvas").hidden = true;
     }
   }
 
+  /** Lay the heat over the image; where the browser shows none, or turns it in another way, show the service's picture. */
+  async showHeat(explanation, asked, signal) {
+    const [image, canvas] = [this.part("img"), this.part("canvas")];
+    const aspect = explanation.image.width / explanation.image.height;
+    const fits = !image.hidden && Math.abs(image.naturalWidth / image.naturalHeight / aspect - 1) < 0.05;
+    if (fits) {
+      drawHeat(canvas, explanation, OUTSIDE);
+    } else {
+      const picture = await send(`explain?${asked}`, this.request(this.sent, { signal, Accept: "image/png" }));
+      await drawPicture(canvas, await picture.blob());
+    }
+    this.part(".frame").classList.toggle("alone", !fits);
+    canvas.hidden = false;
+    this.setOpacity();
+  }
+
   hideHeat() {
+    this.question?.abort();
     this.part("canvas").hidden = true;
+    this.part(".frame").classList.remove("alone");
   }
 
   setOpacity() {
@@ -198,12 +240,12 @@ export class Card {
 function ranking(answer, labels) {
   const { logits, probabilities } = answer;
   const order = labels.map((_, index) => index).sort((first, second) => logits[second] - logits[first] || first - second);
-  const largest = Math.max(...logits.map(Math.abs)) || 1;
+  const [least, largest] = [logits[order.at(-1)], logits[order[0]]];
   return order.map((index) => ({
     index,
     label: labels[index],
     shown: probabilities ? percent(probabilities[index]) : logits[index].toPrecision(4),
-    share: probabilities ? 100 * probabilities[index] : (100 * Math.abs(logits[index])) / largest,
+    share: probabilities ? 100 * probabilities[index] : (100 * (logits[index] - least)) / (largest - least || 1),
   }));
 }
 
@@ -249,9 +291,26 @@ function options(select, choices) {
   select.replaceChildren(...choices.map(([value, label]) => new Option(label, value)));
 }
 
+/** Fail in words if a file cannot be read; a request would only say that the network failed. */
+async function readable(file) {
+  try {
+    await file.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Failure("This file cannot be read: it is a folder, or has changed since it was chosen.");
+  }
+}
+
+async function drawPicture(canvas, blob) {
+  const bitmap = await createImageBitmap(blob);
+  canvas.width = bitmap.width;
+  canvas.height = bitmap.height;
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  bitmap.close();
+}
+
 function inWords(explanation) {
   if (explanation.method === "rollout") return "Where attention flows, whatever the class. Dark parts were cut off before the model saw the image.";
-  return `What speaks for ${explanation.label} (${percent(explanation.probability)}): the lighter, the more. Dark parts were cut off before the model saw the image.`;
+  return `What speaks for ${explanation.label}${explanation.probability === null ? "" : ` (${percent(explanation.probability)})`}: the lighter, the more. Dark parts were cut off before the model saw the image.`;
 }
 
 function percent(probability) {

@@ -16,7 +16,7 @@ export function drawHeat(canvas, explanation, outside) {
   const [left, top, right, bottom] = [grid.left, grid.top, grid.right, grid.bottom].map((edge) => edge * scale);
   context.clearRect(left, top, right - left, bottom - top);
   context.imageSmoothingEnabled = false; // interpolated below, in the same way at the edges as inside
-  context.drawImage(patches(relevance, 16), left, top, right - left, bottom - top);
+  context.drawImage(patches(relevance, Math.max(1, Math.floor(512 / relevance.length))), left, top, right - left, bottom - top);
 }
 
 function patches(relevance, detail) {
@@ -32,7 +32,7 @@ function patches(relevance, detail) {
   for (let y = 0, at = 0; y < canvas.height; y += 1) {
     for (let x = 0; x < canvas.width; x += 1, at += 4) {
       const share = (between(relevance, (y + 0.5) / detail - 0.5, (x + 0.5) / detail - 0.5) - least) / range;
-      pixels.data.set([...colour(share), 255 * (LEAST_OPACITY + (1 - LEAST_OPACITY) * share)], at);
+      pixels.data.set(TABLE[Math.round(255 * share)], at);
     }
   }
   context.putImageData(pixels, 0, 0);
@@ -59,3 +59,9 @@ function colour(share) {
   const below = Math.min(Math.floor(at), COLOURS.length - 2);
   return COLOURS[below].map((value, channel) => value + (COLOURS[below + 1][channel] - value) * (at - below));
 }
+
+/** Colour and opacity for 256 shares. */
+const TABLE = Array.from({ length: 256 }, (_, index) => {
+  const share = index / 255;
+  return [...colour(share), 255 * (LEAST_OPACITY + (1 - LEAST_OPACITY) * share)];
+});

@@ -1,6 +1,6 @@
 // The page: takes images by every way that a browser offers, and shows a card for each.
 
-import { changeKey, hasKey, onKeyNeeded, send } from "./api.js";
+import { changeKey, hasKey, mayAskAgain, onKeyNeeded, send } from "./api.js";
 import { Card, fact } from "./card.js";
 
 const AT_ONCE = 2;
@@ -21,6 +21,12 @@ function model() {
   return described;
 }
 
+/** Forget the description of the model, and give that of the model that is served now. */
+function refresh() {
+  described = null;
+  return model();
+}
+
 async function askForModel() {
   for (;;) {
     try {
@@ -29,11 +35,9 @@ async function askForModel() {
       return answer;
     } catch (error) {
       find("served").textContent = error.message;
-      if (error.status === 401) {
-        find("change-key").hidden = false;
-        throw error;
-      }
-      await new Promise((resolve) => { setTimeout(resolve, POLL_MS); });
+      if (error.status === 401) find("change-key").hidden = false;
+      if (error.status >= 400 && error.status < 500 && error.status !== 429) throw error;
+      await new Promise((resolve) => { setTimeout(resolve, Math.max(POLL_MS, 1000 * (error.retryAfterS ?? 0))); });
     }
   }
 }
@@ -50,6 +54,7 @@ function listen() {
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files].filter(({ type }) => type.startsWith("image/"));
     if (!files.length) return;
+  mayAskAgain();
     event.preventDefault();
     take(files.map((file) => new File([file], `pasted-${(pasted += 1)}.${file.type.split("/")[1]}`, { type: file.type })));
   });
@@ -77,7 +82,7 @@ async function take(files) {
   const served = await model().catch(() => null);
   if (served === null) return; // it says why at the top
   for (const file of files) {
-    const card = new Card(file, served, { scales: () => find("scale").checked, announce });
+    const card = new Card(file, served, { scales: () => find("scale").checked, announce, refresh });
     card.part(".remove").addEventListener("click", () => removeCard(card));
     find("results").prepend(card.element);
     document.body.classList.add("has-results");
@@ -99,9 +104,10 @@ async function next() {
 function removeCard(card) {
   const at = waiting.indexOf(card);
   if (at >= 0) waiting.splice(at, 1);
+  const next = card.element.nextElementSibling ?? card.element.previousElementSibling;
   card.remove();
   document.body.classList.toggle("has-results", find("results").childElementCount > 0);
-  find("choose").focus();
+  (next?.querySelector(".remove") ?? find("choose")).focus();
 }
 
 function announce(message) {
@@ -143,6 +149,13 @@ function askForKey(wasRefused) {
   });
 }
 
+/** Show the link to the documentation where there is one. */
+async function showDocs() {
+  const answer = await fetch("docs", { method: "HEAD" }).catch(() => null);
+  find("docs-link").hidden = !answer?.ok;
+}
+
 onKeyNeeded(askForKey);
 listen();
+showDocs();
 model().catch(() => {});

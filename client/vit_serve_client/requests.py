@@ -135,5 +135,5 @@ def _ranking(top_k: int, vectors: bool) -> dict[str, str]:
 
 
 def _question(class_: str | int | None, method: str | None) -> dict[str, str]:
-    named = {"class": class_, "method": method}
+    named = {"class_index" if isinstance(class_, int) else "class": class_, "method": method}
     return {name: str(value) for name, value in named.items() if value is not None}

@@ -103,3 +103,10 @@ async def test_stages_of_an_image_are_observed(client: httpx.AsyncClient) -> Non
     text = (await client.get("/metrics")).text
     for stage, images in (("decode_wait", 1), ("decode", 1), ("queue", 2), ("inference", 2)):
         assert f'vit_{stage}_seconds_count{{model="tiny-dinov2"}} {images}.0' in text
+
+
+async def test_refused_images_keep_decoders_busy(client: httpx.AsyncClient) -> None:
+    assert (await client.post("/predict", content=png(0)[:60])).status_code == 422
+    metrics: Metrics = client.app.state.vit_serve.metrics  # type: ignore[attr-defined]
+    assert (value(metrics, "vit_decoder_busy_seconds_total") or 0) > 0
+    assert value(metrics, "vit_decode_seconds_count", model="tiny-dinov2") == 0

@@ -1,6 +1,7 @@
 """Relevance of patches: the recorded model, and both methods against literal computations on transformers' models."""
 
 import copy
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "rotary positions": {"rope": "dinov3", "pos_embed_coverage": "none", "reg_tokens": 2},
     "relative positions": {"relative_positions": True, "pos_embed_coverage": "none", "pooling": "avg", "fc_norm": True},
     "attention pooling": {"pooling": "map", "class_token": False},
+    "attention pooling for features alone": {"pooling": "avg", "class_token": False, "attention_pool": True},
     "gated MLP": {"swiglu": True, "mlp_norm": True, "activation": "silu"},
     "encoder": {"num_classes": 0},
     "encoder with projection": {"num_classes": 0, "projection_dim": 12, "pre_norm": True},
@@ -66,6 +68,12 @@ def test_recorded_model_answers_the_same(kind: str) -> None:
     recording = RecordedModel(model).run(image)
     assert expected.std() > 0.1
     torch.testing.assert_close(recording.output.detach(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_not_kept() -> None:
+    recorded = RecordedModel(small("attention pooling"))
+    held = weakref.ref(recorded.run(image_for(recorded.config)).attention[0])
+    assert held() is None
 
 
 @every_kind

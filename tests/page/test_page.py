@@ -1,21 +1,27 @@
 """The page in a real browser: every way to give it images, what it shows, and for whom."""
 
 import base64
+import io
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
+from PIL import Image
 from playwright.sync_api import FilePayload, Page, Route, expect
 
+from model.checkpoints.checkpoint import save_checkpoint
 from tests.model.checkpoints.test_encoders import save
 from tests.page.conftest import OpenPage
+from tests.support.models import TINY_LABELS, TINY_PREPROCESSING, tiny_model
 from tests.support.server import Server, running_server
 
 PHOTOGRAPHS = Path(__file__).parents[1] / "photographs"
 FLOWER, CHINA, LARGE = (PHOTOGRAPHS / name for name in ("flower.jpg", "china.jpg", "seeding.jpg"))
 BAD: FilePayload = {"name": "bad.jpg", "mimeType": "image/jpeg", "buffer": b"no image"}
-KEY = "a key of the tests"
+KEY = "a-key-of-the-tests"
 
 DISPATCH = """([kind, name, encoded]) => {
     const bytes = Uint8Array.from(atob(encoded), (letter) => letter.charCodeAt(0));
@@ -87,7 +93,7 @@ def test_several_and_a_bad_one(open_page: OpenPage) -> None:
     expect(page.locator(".card h2")).to_have_text(["china.jpg", "bad.jpg", "flower.jpg"])
     page.get_by_role("button", name="Remove bad.jpg").click()
     expect(page.locator(".card")).to_have_count(2)
-    expect(page.locator("#choose")).to_be_focused()
+    expect(page.get_by_role("button", name="Remove flower.jpg")).to_be_focused()
 
 
 def test_whole_distribution(open_page: OpenPage) -> None:
@@ -326,3 +332,128 @@ def test_encoder(open_page: OpenPage, tmp_path: Path) -> None:
         expect(page.locator(".explained")).to_contain_text("Where attention flows")
         page.click(".code > summary")
         assert all("/embed" in code for code in page.locator(".snippet code").all_inner_texts())
+
+
+def picture(mode: str, size: tuple[int, int], image_format: str = "PNG") -> FilePayload:
+    """Return an image of noise, which is large as a file."""
+    channels = {"L": 1, "RGB": 3, "RGBA": 4}[mode]
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], channels), np.uint8)
+    if mode == "RGBA":
+        noise[..., 3] = np.where(noise[..., 3] < 128, 0, 255)
+    file = io.BytesIO()
+    Image.fromarray(noise.squeeze()).save(file, image_format)
+    return {"name": f"picture.{image_format.lower()}", "mimeType": f"image/{image_format.lower()}", "buffer": file.getvalue()}
+
+
+def test_transparent_image_has_the_same_answer(open_page: OpenPage) -> None:
+    page = open_page()
+    page.add_init_script(RECORD)
+    page.reload()
+    image = picture("RGBA", (1100, 1300))
+    for number, scales in enumerate((True, False), start=1):
+        page.set_checked("#scale", scales)
+        upload(page, image)
+        expect(page.locator(".card .answer > .classes:has(li)")).to_have_count(number)
+    scaled, whole = page.evaluate("window.recorded")
+    assert scaled["bytes"] < whole["bytes"]
+    assert max(abs(one - other) for one, other in zip(scaled["probabilities"], whole["probabilities"], strict=True)) < 0.1
+
+
+@pytest.mark.parametrize("size", [(1200, 60), (60, 1200), (300, 200)])
+def test_heat_covers_the_image(open_page: OpenPage, size: tuple[int, int]) -> None:
+    page = open_page()
+    upload(page, picture("RGB", size))
+    ask_why(page)
+    image, canvas = (page.locator(f".picture {part}").bounding_box() for part in ("img", "canvas"))
+    assert image is not None and canvas is not None
+    for side, length in image.items():
+        assert canvas[side] == pytest.approx(length, abs=1)  # type: ignore[literal-required]
+    assert image["height"] <= page.evaluate("innerHeight")
+
+
+def test_image_that_the_browser_cannot_show(open_page: OpenPage) -> None:
+    page = open_page()
+    page.add_init_script(
+        "Object.defineProperty(HTMLImageElement.prototype, 'src', {set() { this.dispatchEvent(new Event('error')); }});"
+    )
+    page.reload()
+    upload(page, FLOWER)
+    expect(page.locator(".no-preview")).to_be_visible()
+    ask_why(page)
+    expect(page.locator(".no-preview")).to_be_hidden()  # the service's picture takes its place
+    assert page.locator(".picture canvas").evaluate("(canvas) => canvas.width / canvas.height") == pytest.approx(
+        640 / 427, abs=0.01
+    )
+
+
+def test_model_that_has_changed(open_page: OpenPage) -> None:
+    page = open_page()
+    other = {"model": "other", "activation": "softmax", "predictions": [], "logits": [1, 2], "probabilities": [0.3, 0.7]}
+    expect(page.locator("#facts dt").first).to_be_attached()
+    page.route("**/predict", lambda route: route.fulfill(json=other))
+    upload(page, FLOWER)
+    expect(page.locator(".card .answer > .error")).to_contain_text("has changed its model")
+    page.unroute("**/predict")
+    page.get_by_role("button", name="Try again").click()
+    assert ranked(page)[0] == "mushroom"
+
+
+HOLD_A_KEY = """(select) => {
+    for (let index = 0; index < 20; index += 1) {
+        select.selectedIndex = index;
+        select.dispatchEvent(new Event('change'));
+    }
+}"""
+
+
+def test_held_key_asks_once(open_page: OpenPage) -> None:
+    page = open_page()
+    upload(page, FLOWER)
+    ask_why(page)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/explain" in request.url else None)
+    page.locator(".why .class").evaluate(HOLD_A_KEY)
+    expect(page.locator(".explained")).to_contain_text("What speaks for")
+    assert len(asked) == 1
+
+
+def test_many_classes(open_page: OpenPage) -> None:
+    page = open_page()
+    labels = [f"class {index}" for index in range(21_000)]
+    page.route("**/model", lambda route: route.fulfill(json={**route.fetch().json(), "labels": labels}))
+    scores = [index / 21_000 for index in range(21_000)]
+    name = "vit-small-everyday64"
+    page.route("**/predict", lambda route: route.fulfill(json={"model": name, "logits": scores, "probabilities": scores}))
+    page.reload()
+    upload(page, FLOWER)
+    page.click(".all > summary")
+    expect(page.locator(".all .classes li")).to_have_count(200)
+    expect(page.locator(".rest")).to_have_text("the first 200 of 21,000")
+    expect(page.locator(".why .class option")).to_have_count(100)
+
+
+def test_labels_that_are_numbers(open_page: OpenPage, tmp_path: Path) -> None:
+    labels = ("1", "10", *map(str, range(2, 2 + len(TINY_LABELS) - 2)))
+    save_checkpoint(tmp_path / "numbers", tiny_model(), TINY_PREPROCESSING, labels, torch.float32)
+    with running_server(model=tmp_path / "numbers") as server:
+        page = open_page(f"{server.url}/")
+        upload(page, FLOWER)
+        ask_why(page)
+        page.locator(".why .class").select_option("1")
+        expect(page.locator(".explained")).to_contain_text("What speaks for 10")
+
+
+def test_key_is_not_asked_for_again_and_again(open_page: OpenPage, tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, api_keys=KEY) as server:
+        page = open_page(f"{server.url}/")
+        page.fill("#key", f"{KEY}\u200b")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-error")).to_be_visible()  # no header can hold it
+        page.fill("#key", KEY)
+        page.keyboard.press("Enter")
+        expect(page.locator("#facts dt").first).to_be_attached()
+        page.evaluate("sessionStorage.setItem('vit-serve api key', 'revoked')")
+        upload(page, *[FLOWER] * 4)
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator(".card .answer > .error:visible")).to_have_count(4)
+        expect(page.locator("#key-dialog")).to_be_hidden()

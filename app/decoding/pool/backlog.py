@@ -30,17 +30,23 @@ class PendingImage:
     kills: int = 0
 
 
+def uncounted(_: float) -> None:
+    """Ignore how long a worker was busy."""
+
+
 class Backlog:
     """Images in turn between requests, each settled once.
 
     Args:
         workers: images decoded at once.
         dispatch: called when an image was added.
+        on_busy: called with the seconds that a worker had an image, whatever came of it.
     """
 
-    def __init__(self, workers: int, dispatch: Callable[[], None]) -> None:
+    def __init__(self, workers: int, dispatch: Callable[[], None], on_busy: Callable[[float], None] = uncounted) -> None:
         self._queue = FairQueue[PendingImage](workers)
         self._dispatch = dispatch
+        self._on_busy = on_busy
 
     async def decode(self, image_bytes: bytes, request: Hashable, preprocessing: int) -> Decoded:
         """Queue an image and await its pixels. Cancelling drops it if it is still queued."""
@@ -67,6 +73,7 @@ class Backlog:
 
     def put_back(self, turn: Turn[PendingImage]) -> None:
         """Return an image that lost its worker to the front of the queue, unless it was cancelled."""
+        self._on_busy(time.perf_counter() - turn.item.begun_at)
         if turn.item.result.done():
             self._queue.release(turn)
         else:
@@ -75,13 +82,13 @@ class Backlog:
     def settle(self, turn: Turn[PendingImage], outcome: Pixels | BaseException) -> None:
         """Give the request of a taken image its pixels or its error, unless it was cancelled."""
         self._queue.release(turn)
-        image = turn.item
+        image, now = turn.item, time.perf_counter()
+        self._on_busy(now - image.begun_at)
         if image.result.done():
             return
         if isinstance(outcome, BaseException):
             image.result.set_exception(outcome)
         else:
-            now = time.perf_counter()
             image.result.set_result(Decoded(outcome, image.begun_at - image.arrived_at, now - image.begun_at))
 
     def refuse(self, error: Exception) -> None:

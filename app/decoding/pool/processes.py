@@ -17,7 +17,7 @@ import structlog
 from app.decoding import Decoded
 from app.decoding.limits import check_length
 from app.decoding.pool.attempt import DecodingFault
-from app.decoding.pool.backlog import Backlog, PendingImage, draining
+from app.decoding.pool.backlog import Backlog, PendingImage, draining, uncounted
 from app.decoding.pool.fair_queue import Turn
 from app.decoding.pool.job import Job
 from app.decoding.pool.messages import FAULT, MAX_REPLY_BYTES
@@ -55,6 +55,7 @@ class ProcessDecoder:
         job: their work. An image that exceeds its time limit, counted from when it is begun, is refused.
         processes: images decoded at once.
         on_restart: called with the reason whenever a worker is replaced.
+        on_busy: as of `Backlog`.
     """
 
     def __init__(
@@ -64,12 +65,13 @@ class ProcessDecoder:
         *,
         processes: int,
         on_restart: Callable[[Reason], None],
+        on_busy: Callable[[float], None] = uncounted,
     ) -> None:
         self._job = job
         self._processes = processes
         self._on_restart = on_restart
         self._closing = asyncio.Event()
-        self._backlog = Backlog(processes, self._dispatch)
+        self._backlog = Backlog(processes, self._dispatch, on_busy)
         self._spawner = Spawner(zygote, job, self._closing, self._on_failed_start)
         self._workers: list[Worker] = []
         self._replacing: set[asyncio.Task[None]] = set()

@@ -51,8 +51,9 @@ class StartingDecoder:
             Preprocessor(photograph_decoder(decoder.decode_to_show), photograph.SHAPE),
             Preprocessor(size_decoder(decoder.upright_size), photograph.SIZE_SHAPE),
         )
+        busy = self._metrics.decoder_busy_seconds.inc
         if self._zygote is None:
-            return ThreadDecoder(*(each.decode for each in work), threads=settings.decode_workers)
+            return ThreadDecoder(*(each.decode for each in work), threads=settings.decode_workers, on_busy=busy)
         job = Job(
             work,
             max_image_bytes=settings.max_image_bytes,
@@ -66,6 +67,7 @@ class StartingDecoder:
             job,
             processes=settings.decode_workers,
             on_restart=self._count,
+            on_busy=busy,
         )
         pool.warm_up()
         return pool

@@ -1,13 +1,13 @@
 """ThreadDecoder: decodes in threads of the service; nothing to start or copy, but a decoder that crashes takes all with it."""
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from app.decoding import Decode, Decoded
 from app.decoding.pool.attempt import DecodingFault, attempt
-from app.decoding.pool.backlog import Backlog, PendingImage, draining
+from app.decoding.pool.backlog import Backlog, PendingImage, draining, uncounted
 from app.decoding.pool.fair_queue import Turn
 from app.pixels import Pixels
 from app.process.cpu import lower_priority
@@ -19,13 +19,14 @@ class ThreadDecoder:
     Args:
         decoders: functions that decode one image, one for each preprocessing.
         threads: images decoded at once.
+        on_busy: as of `Backlog`.
     """
 
-    def __init__(self, *decoders: Decode, threads: int) -> None:
+    def __init__(self, *decoders: Decode, threads: int, on_busy: Callable[[float], None] = uncounted) -> None:
         self._decoders = decoders
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=lower_priority)
         self._free = threads
-        self._backlog = Backlog(threads, self._dispatch)
+        self._backlog = Backlog(threads, self._dispatch, on_busy)
         self._closed = False
 
     @property

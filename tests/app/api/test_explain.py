@@ -171,9 +171,15 @@ async def test_label_of_several_classes(open_client: OpenClient, tmp_path: Path)
     save_checkpoint(tmp_path / "cranes", tiny_model(), TINY_PREPROCESSING, labels, torch.float32)
     async with open_client(model=tmp_path / "cranes") as client:
         problem = assert_problem(await client.post("/explain?class=crane", content=png(0)), 422, "invalid_parameter")
-        assert "2 classes have this label" in problem["detail"] and "0, 2" in problem["detail"]
+        assert "2 classes have this label" in problem["detail"] and "class_index" in problem["detail"]
+        assert (await explained(client, png(0), class_index="1"))["label"] == "dog"
         assert (await explained(client, png(0), **{"class": "2"}))["label"] == "crane"
         assert (await explained(client, png(0), **{"class": "1"}))["class_index"] == 3  # a label counts before an index
+
+
+@pytest.mark.parametrize("query", ["class_index=10", "class_index=-1", "class_index=x", "class_index=1&class=cat"])
+async def test_wrong_class_index_is_refused(service: httpx.AsyncClient, query: str) -> None:
+    assert_problem(await service.post(f"/explain?{query}", content=png(0)), 422, "invalid_parameter")
 
 
 @pytest.mark.parametrize("query", ["method=lime", "method=", "opacity=1.1", "opacity=-0.1", "opacity=nan", "opacity=x"])

@@ -75,6 +75,16 @@ async def test_loading_service_is_live_not_ready(tiny_checkpoint: Any) -> None:
         assert (await client.get("/health/ready")).status_code == 200
 
 
+async def test_probes_count_as_no_problems(tiny_checkpoint: Any) -> None:
+    app = create_app(read_settings(model=tiny_checkpoint))  # not started, so never ready
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
+        for path in ("/health/ready", "/v2/health/ready", "/ping", "/health"):
+            assert (await client.get(path)).status_code == (await client.head(path)).status_code == 503
+        assert 'vit_http_problems_total{code="not_ready"} 0.0' in (await client.get("/metrics")).text
+        await client.post("/predict", content=png(0))
+        assert 'vit_http_problems_total{code="not_ready"} 1.0' in (await client.get("/metrics")).text
+
+
 async def test_load_failure_ends_the_service(tiny_checkpoint: Any) -> None:
     def impossible(settings: Settings, metrics: Metrics) -> Classifier:
         raise StartError("VIT_MODEL: no")

@@ -109,6 +109,20 @@ async def test_hanging_image_is_refused(open_decoder: Open, image: bytes) -> Non
     assert restarts == {"timeout": 1}
 
 
+async def test_time_of_a_hanging_image_counts() -> None:
+    busy = list[float]()
+    job = replace(JOB, timeout_s=0.3)
+    decoder = ProcessDecoder(Zygote(LIGHT), job, processes=1, on_restart=lambda _: None, on_busy=busy.append)
+    await asyncio.to_thread(decoder.warm_up)
+    decoder.start()
+    with pytest.raises(UndecodableImage):
+        await decoder.decode(b"spin")
+    assert await value(decoder, b"good 1") == 1
+    await decoder.close()
+    hung, good = busy
+    assert hung > good > 0
+
+
 @pytest.mark.parametrize(
     "image", [b"signal %d" % signal.SIGSEGV, b"signal %d" % signal.SIGKILL, b"signal %d" % signal.SIGABRT, b"exit"], ids=str
 )

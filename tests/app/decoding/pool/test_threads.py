@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from app.decoding.pool.threads import ThreadDecoder
-from app.errors import InternalError
+from app.errors import InternalError, UndecodableImage
 
 
 async def test_threads_preprocess_as_they_are_told() -> None:
@@ -76,3 +76,16 @@ async def test_waiting_and_decoding_are_told_apart() -> None:
     await threads.close()
     assert slow.wait_s < slow.decode_s
     assert quick.decode_s < quick.wait_s
+
+
+async def test_time_of_a_refused_image_counts() -> None:
+    def decode(_: bytes) -> Any:
+        raise UndecodableImage("no")
+
+    busy = list[float]()
+    threads = ThreadDecoder(decode, threads=1, on_busy=busy.append)
+    outcomes = await asyncio.gather(*(threads.decode(b"") for _ in range(2)), return_exceptions=True)
+    await threads.close()
+    assert [type(outcome) for outcome in outcomes] == [UndecodableImage] * 2
+    assert len(busy) == 2
+    assert min(busy) > 0
