@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from starlette.routing import Route
 
-from app.api import docs, metrics
+from app.api import docs, metrics, page
 from app.pixels import Pixels
 from app.serving.runner import ModelRunner
 from app.serving.service import Service
@@ -128,16 +128,16 @@ async def ask(client: httpx.AsyncClient, route: tuple[str, str], **headers: str)
 def routes_of(app: FastAPI) -> set[tuple[str, str]]:
     """Return method and path of all routes, also of those in routers."""
     routers = [router for wire in app.state.vit_serve.wires.wires for router in wire.routers]
-    routers += [docs.router, metrics.router]
+    routers += [docs.router, metrics.router, page.router]
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     with_path = [route for route in routes if isinstance(route, Route | APIRoute)]
-    assert {type(route).__name__ for route in routes} <= {"Route", "DirectRoute", "APIRoute", "_IncludedRouter"}
+    assert {type(route).__name__ for route in routes} <= {"Route", "DirectRoute", "PageRoute", "APIRoute", "_IncludedRouter"}
     return {(method, route.path) for route in with_path for method in (route.methods or set()) - {"HEAD"}}
 
 
 async def test_every_route_is_known(open_service: OpenService) -> None:
     async with open_service(**VERTEX) as client:
-        known = IMAGE_ROUTES.keys() | OTHER_ROUTES.keys() | PUBLIC | {("GET", "/docs/{name}")}
+        known = IMAGE_ROUTES.keys() | OTHER_ROUTES.keys() | PUBLIC | {("GET", "/docs/{name}"), ("GET", "/page/{name}")}
         assert routes_of(client.app) == known  # type: ignore[attr-defined] # set by `open_service`
 
 
