@@ -149,7 +149,7 @@ async def test_killed_process_is_replaced(tiny_checkpoint: Path) -> None:
         os.kill(processes[1]._process.pid, signal.SIGKILL)
         with pytest.raises(InternalError):
             await running
-        while (pause_s := keeper._backoff.remaining_s) > 0:  # the event loop may wake a moment early
+        while (pause_s := keeper._backoff.remaining_s) > 0:  # noqa: ASYNC110 - the event loop may wake a moment early
             await asyncio.sleep(pause_s)
         assert (await keeper.ask(question(), PIXELS, b""))[1] == expected[1]
         assert len(processes) == 3
