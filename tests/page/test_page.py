@@ -371,21 +371,6 @@ def test_heat_covers_the_image(open_page: OpenPage, size: tuple[int, int]) -> No
     assert image["height"] <= page.evaluate("innerHeight")
 
 
-def test_image_that_the_browser_cannot_show(open_page: OpenPage) -> None:
-    page = open_page()
-    page.add_init_script(
-        "Object.defineProperty(HTMLImageElement.prototype, 'src', {set() { this.dispatchEvent(new Event('error')); }});"
-    )
-    page.reload()
-    upload(page, FLOWER)
-    expect(page.locator(".no-preview")).to_be_visible()
-    ask_why(page)
-    expect(page.locator(".no-preview")).to_be_hidden()  # the service's picture takes its place
-    assert page.locator(".picture canvas").evaluate("(canvas) => canvas.width / canvas.height") == pytest.approx(
-        640 / 427, abs=0.01
-    )
-
-
 def test_model_that_has_changed(open_page: OpenPage) -> None:
     page = open_page()
     other = {"model": "other", "activation": "softmax", "predictions": [], "logits": [1, 2], "probabilities": [0.3, 0.7]}
