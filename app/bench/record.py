@@ -1,4 +1,4 @@
-"""What is measured at one level of load, and its summary."""
+"""Record: the measurements at one level of load, and their summary."""
 
 import json
 import math

@@ -28,7 +28,7 @@ Place = TypeVar("Place", bound=Address)
 
 
 class View(Protocol):
-    """What a user sees of a measurement."""
+    """Display of a measurement for its user."""
 
     def look(self, level: Level, record: Record) -> None:
         """Show a level under way; called twice a second."""

@@ -25,7 +25,7 @@ _NAMED_CLASSES = 8
 
 @dataclass(frozen=True, slots=True)
 class ExplainedModel:
-    """What is explained, and how it sees an image."""
+    """The model to explain, and its view of an image."""
 
     name: str
     labels: tuple[str, ...]
@@ -77,7 +77,7 @@ class ExplainedModel:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a client asks, checked."""
+    """A client's question, checked."""
 
     method: Method
     class_index: int | None
@@ -88,7 +88,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How much each patch of an image counts."""
+    """Relevance of each patch of an image."""
 
     class_index: int | None
     """Class that is explained; None for an encoder."""

@@ -32,7 +32,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Process(Protocol):
-    """What the keeper needs of a process; see `ExplainingProcess`."""
+    """A process as the keeper needs it; see `ExplainingProcess`."""
 
     @property
     def ended(self) -> bool:

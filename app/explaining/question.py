@@ -24,7 +24,7 @@ class Overlay:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked about an image."""
+    """A question about an image."""
 
     method: Method
     class_index: int | None

@@ -49,7 +49,7 @@ class Embedding:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """How much each patch of one image counts for a class."""
+    """Relevance of each patch of one image for a class."""
 
     relevance: tuple[tuple[float, ...], ...]
     """By row and column of the patches, from 0 to 1, the largest; all are 0 if nothing counts."""

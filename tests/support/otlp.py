@@ -31,7 +31,7 @@ class Received:
 
 
 class Receiver:
-    """What was received so far."""
+    """Collector that keeps what it received."""
 
     def __init__(self) -> None:
         self.url = ""

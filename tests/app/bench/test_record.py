@@ -1,4 +1,4 @@
-"""What is counted at one level of load, and its summary."""
+"""Counts at one level of load, and their summary."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What part of an image the model's input shows, compared with where decoded pixels come from."""
+"""The part of an image that the model's input shows, compared with where decoded pixels come from."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""When traces are exported, and what is said when they cannot be."""
+"""Conditions for the export of traces, and what is said when they are not exported."""
 
 import subprocess
 import sys
