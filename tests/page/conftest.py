@@ -12,7 +12,10 @@ CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chro
 
 OpenPage = Callable[..., Page]
 
-expect.set_options(timeout=60_000)  # milliseconds: the first explanation loads the model
+PATIENCE_S = 180
+"""Seconds for an answer: explanations take only CPU time that nothing else wants, and a busy machine has little of it."""
+
+expect.set_options(timeout=1000 * PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +32,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def service(browser: Browser) -> Iterator[Server]:
-    with running_server() as server:
+    with running_server(request_timeout_s=PATIENCE_S) as server:
         yield server
 
 
@@ -40,7 +43,7 @@ def open_page(browser: Browser, service: Server) -> Iterator[OpenPage]:
 
     def open_page(url: str = "", **options: object) -> Page:
         context = browser.new_context(**options)  # type: ignore[arg-type]
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(1000 * PATIENCE_S)
         contexts.append(context)
         address = url or f"{service.url}/"
         context.on("request", lambda request: complaints.append(request.url) if not _is_own(request.url, address) else None)

@@ -196,6 +196,7 @@ def test_scaled_photograph_has_the_same_answer(open_page: OpenPage) -> None:
 
 def test_keyboard_alone(open_page: OpenPage) -> None:
     page = open_page()
+    page.on("filechooser", lambda chooser: None)  # the browser needs a moment to report them; the first would be missed
     expect(page.locator("#facts dt").first).to_be_attached()
     page.keyboard.press("Tab")
     expect(page.locator("#choose")).to_be_focused()
@@ -369,6 +370,21 @@ def test_heat_covers_the_image(open_page: OpenPage, size: tuple[int, int]) -> No
     for side, length in image.items():
         assert canvas[side] == pytest.approx(length, abs=1)  # type: ignore[literal-required]
     assert image["height"] <= page.evaluate("innerHeight")
+
+
+def test_image_that_the_browser_cannot_show(open_page: OpenPage) -> None:
+    page = open_page()
+    page.add_init_script(
+        "Object.defineProperty(HTMLImageElement.prototype, 'src', {set() { this.dispatchEvent(new Event('error')); }});"
+    )
+    page.reload()
+    upload(page, FLOWER)
+    expect(page.locator(".no-preview")).to_be_visible()
+    ask_why(page)
+    expect(page.locator(".no-preview")).to_be_hidden()  # the service's picture takes its place
+    assert page.locator(".picture canvas").evaluate("(canvas) => canvas.width / canvas.height") == pytest.approx(
+        640 / 427, abs=0.01
+    )
 
 
 def test_model_that_has_changed(open_page: OpenPage) -> None:
