@@ -4,13 +4,14 @@
 # make references    compare with transformers, timm and torchvision, model by model
 # make audit   look up known vulnerabilities of all pins; needs PyPI's JSON API
 # make bench   measure machine, engines, decoding, service and peers; an hour and 10 GB of disk
+# make ray-test    test replicas under Ray Serve, in an environment of their own; five minutes
 # make soak    ten minutes of good, broken, oversize and disconnecting clients (MINUTES=2 for a try)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint format references audit bench soak
+.PHONY: serve test lint format references audit bench soak ray-test
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed
@@ -43,6 +44,10 @@ soak: MINUTES ?= 10
 soak: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
+# one cluster of Ray after another: not in parallel
+ray-test: $(VENV)/ray/installed
+	@$(VENV)/ray/bin/python -m pytest tests/ray
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -54,6 +59,12 @@ $(VENV)/bin/python:
 $(VENV)/audit/installed: constraints.txt | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --quiet --constraint constraints.txt pip-audit
+	@touch $@
+
+# a separate environment, since Ray brings 23 packages that the service does without
+$(VENV)/ray/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/ray
+	$(VENV)/ray/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' pytest pytest-asyncio pyyaml
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
