@@ -73,7 +73,7 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
     if settings.metrics and settings.metrics_port is not None:
         serve_metrics(settings.host, settings.metrics_port, state.metrics.registry)
     config = _config(app, settings, connections)
-    server = DrainingServer(config, state.service, settings.drain_timeout_s, connections.drain, page=settings.page)
+    server = DrainingServer(config, state.service, settings, connections.drain)
     failure.server = server
     try:
         server.run(_dual_stack_sockets(settings.host, settings.port))
@@ -188,22 +188,20 @@ class Failure:
 
 class DrainingServer(uvicorn.Server):
     """Server that drains the service on a signal to stop, while it goes on listening: probes and new requests are answered
-    (not ready, 503) until the last accepted request is. A second signal refuses what still waits, a third one cuts."""
+    (not ready, 503) until the last accepted request is. Before the drain it may leave: not ready, and still accepting, until
+    load balancers have noticed. A second signal refuses what still waits, a third one cuts."""
 
     def __init__(
         self,
         config: uvicorn.Config,
         service: Service,
-        drain_timeout_s: float,
+        settings: Settings,
         on_drain: Callable[[], None],
-        *,
-        page: bool = False,
     ) -> None:
         super().__init__(config)
-        self._page = page
         self._service = service
+        self._settings = settings
         self._on_drain = on_drain
-        self._drain_timeout_s = drain_timeout_s
         self._stopping: asyncio.Task[None] | None = None
         self._hurried = asyncio.Event()
 
@@ -224,7 +222,7 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         if sockets is not None:
             self._log_started_message(sockets)  # uvicorn does not for sockets it is given
-        if self._page and self.started and (listening := [each for server in self.servers for each in server.sockets]):
+        if self._settings.page and self.started and (listening := [each for server in self.servers for each in server.sockets]):
             _log.info("open the page in a browser", address=browser_address(*listening[0].getsockname()[:2]))
 
     def _ignore_signal(self, sig: int, frame: FrameType | None) -> None:
@@ -241,9 +239,12 @@ class DrainingServer(uvicorn.Server):
             self.force_exit = True
 
     async def _drain_and_exit(self) -> None:
-        drain = asyncio.create_task(self._service.drain(self._drain_timeout_s))
-        self._on_drain()
         hurried = asyncio.create_task(self._hurried.wait())
+        if self._settings.drain_delay_s:
+            self._service.leave()
+            await asyncio.wait((hurried,), timeout=self._settings.drain_delay_s)
+        drain = asyncio.create_task(self._service.drain(self._settings.drain_timeout_s))
+        self._on_drain()
         try:
             await asyncio.wait((drain, hurried), return_when=asyncio.FIRST_COMPLETED)
             if not (drain.done() and drain.result()):

@@ -265,6 +265,9 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["text", "json"], BeforeValidator(values.lower_case)] = Field(
         "text", description="Log format: `text` for people, `json` for machines; one line a message."
     )
+    drain_delay_s: float = Field(
+        0.0, ge=0, le=3600, description="Seconds that a stop goes on accepting, not ready, until load balancers notice."
+    )
     drain_timeout_s: float = Field(25.0, ge=0, le=3600, description="Seconds that a stop waits for accepted requests.")
 
     @model_validator(mode="after")

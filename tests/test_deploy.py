@@ -28,8 +28,8 @@ _FILES = (
     "Dockerfile",
     ".dockerignore",
     "docker-compose.yml",
-    "deploy/compose.gpu.yml",
-    "deploy/compose.monitoring.yml",
+    *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "deploy").glob("compose.*.yml"))),
+    "deploy/haproxy.cfg",
     *(
         str(file.relative_to(ROOT))
         for name in ("kubernetes", "ray")
@@ -58,7 +58,10 @@ def _instructions(name: str) -> list[str]:
 
 def _service(file: str) -> dict[str, Any]:
     service: dict[str, Any] = yaml.safe_load((ROOT / file).read_text())["services"]["vit-serve"]
-    return service
+    if "extends" not in service:
+        return service
+    extended = _service(service["extends"]["file"])
+    return {**extended, **service, "environment": {**extended["environment"], **service.get("environment", {})}}
 
 
 def _kubernetes(kind: str) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def test_monitoring_images_are_pinned(name: str) -> None:
 
 @pytest.mark.parametrize("name", SERVICES)
 def test_monitoring_is_confined(name: str) -> None:
-    service, plain = SERVICES[name], yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["vit-serve"]
+    service, plain = SERVICES[name], yaml.safe_load((DEPLOY / "compose.service.yml").read_text())["services"]["vit-serve"]
     for key in ("read_only", "cap_drop", "security_opt", "restart"):
         assert service[key] == plain[key]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])

@@ -21,5 +21,5 @@ async def live() -> HealthBody:
 @router.get("/health/ready", responses=problem_responses(errors.NotReady, errors.Draining))
 async def ready(service: ServiceDep) -> HealthBody:
     """Answer 200 after warm-up, while the worker is alive and the service is not shutting down, even if the queue is full."""
-    service.ready_classifier()
+    service.check_ready()
     return HealthBody(status="ready")

@@ -1,4 +1,5 @@
-"""Service: loading -> ready -> draining -> closed. Accepts requests while ready, and waits for them on shutdown."""
+"""Service: loading -> ready -> leaving -> draining -> closed. Accepts requests while ready or leaving, and waits for them on
+shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -45,12 +46,14 @@ class Service:
         self._classifier: Classifier | None = None
         self._requests = 0
         self._uploads: set[asyncio.Timeout] = set()
+        self.leaving = False
+        """True once the service was told to stop: probes fail, though requests may still be accepted."""
         self.draining = False
-        """True once the service was told to stop."""
+        """True once no request is accepted any more."""
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        metrics.ready.set_function(lambda: self.why_not_ready is None)
+        metrics.ready.set_function(lambda: not self.leaving and self.why_not_ready is None)
         metrics.inflight_requests.set_function(lambda: self._requests)
 
     async def start(self, on_death: Callable[[], None] = lambda: None) -> None:
@@ -107,6 +110,21 @@ class Service:
             raise NotReady(str(reason), _RETRY_AFTER_S)
         return self._classifier
 
+    def check_ready(self) -> None:
+        """Check what probes ask: whether a load balancer should send requests here.
+
+        Raises:
+            NotReady, Draining: see `ready_classifier`; also while the service is leaving.
+        """
+        if self.leaving:
+            raise Draining("The service is shutting down.", _RETRY_AFTER_S)
+        self.ready_classifier()
+
+    def leave(self) -> None:
+        """Fail probes from now on, and accept requests until the drain."""
+        self.leaving = True
+        _log.info("leaving", requests=self._requests)
+
     @contextmanager
     def accept(self) -> Iterator[Accepted]:
         """Accept a request if the service is ready and a slot is free; a drain waits until it has ended.
@@ -151,7 +169,7 @@ class Service:
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight. Returns False on timeout."""
-        self.draining = True
+        self.leaving = self.draining = True
         _log.info("draining", requests=self._requests)
         try:
             async with asyncio.timeout(timeout_s):
@@ -163,7 +181,7 @@ class Service:
 
     async def close(self) -> None:
         """Stop the classifier; everything queued, in flight or arriving fails with `Draining`."""
-        self.draining = True
+        self.leaving = self.draining = True
         self._closed = True
         for limit in self._uploads:
             if not limit.expired():

@@ -73,6 +73,28 @@ async def test_sigterm_amid_new_requests_loses_nothing(tiny_checkpoint: Path) ->
     assert outcomes.count("ok") == accepted
 
 
+async def test_leaving_server_accepts_and_is_not_ready(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, drain_delay_s=3600) as server:
+        async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
+            server.stop()
+            server.wait_for_log("leaving")
+            probes = [await client.get(path) for path in ("/health/ready", "/v2/health/ready", "/ping", "/health")]
+            answer = await client.post("/predict", content=png(0))
+            assert await asyncio.to_thread(metric, server, "vit_ready") == 0
+            server.stop()  # a second signal ends the delay
+            assert await asyncio.to_thread(server.wait) == 0
+        assert {probe.status_code for probe in probes} == {503}
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+
+
+async def test_delay_of_the_drain_ends(tiny_checkpoint: Path) -> None:
+    with running_server(model=tiny_checkpoint, drain_delay_s=0.01) as server:
+        server.stop()
+        assert await asyncio.to_thread(server.wait) == 0
+        events = [record["event"] for record in drained_log(server)]
+    assert events.index("leaving") < events.index("draining")
+
+
 def drained_log(server: Server) -> list[dict[str, object]]:
     server.wait_for_log("Finished server process")
     return server.log

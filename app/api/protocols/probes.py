@@ -27,13 +27,13 @@ async def _alive(response: Response) -> dict[str, str]:
 
 async def _health(service: ServiceDep) -> dict[str, str]:
     """Answer 200 while images can be classified, as Hugging Face and MLflow ask."""
-    service.ready_classifier()
+    service.check_ready()
     return {"status": "UP"}
 
 
 async def _ping(service: ServiceDep) -> dict[str, str]:
     """Answer 200 while images can be classified, as SageMaker, TorchServe and MLflow ask."""
-    service.ready_classifier()
+    service.check_ready()
     return {"status": "Healthy"}
 
 

@@ -62,7 +62,7 @@ def _render(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
 
 async def _health(service: ServiceDep) -> dict[str, str]:
     """Answer 200 while images can be classified."""
-    service.ready_classifier()
+    service.check_ready()
     return {"status": "ready"}
 
 

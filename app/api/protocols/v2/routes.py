@@ -34,7 +34,7 @@ async def live() -> dict[str, bool]:
 @router.get("/v2/health/ready")
 async def ready(service: ServiceDep) -> dict[str, bool]:
     """Answer 200 while images can be classified."""
-    service.ready_classifier()
+    service.check_ready()
     return {"ready": True, "live": True}
 
 
