@@ -34,7 +34,7 @@ class RequestContext:
     """ASGI middleware around the whole app.
 
     Adds `X-Request-ID`, `Server-Timing`, `Cache-Control` and `X-Content-Type-Options` to every response, and
-    `Connection: close` once the service leaves; counts, times and logs every request.
+    `Connection: close` once the service stops; counts, times and logs every request.
     """
 
     def __init__(self, app: ASGIApp, service: Service, metrics: Metrics, log: RequestLog, wires: Wires) -> None:
@@ -62,7 +62,7 @@ class RequestContext:
                 headers.raw.extend(_COMMON_HEADERS)
                 headers["X-Request-ID"] = request_id
                 headers["Server-Timing"] = _server_timing(state.get("timings"), time.perf_counter() - started)
-                if self._service.leaving:
+                if self._service.stopping:
                     headers["Connection"] = "close"
             await send(message)
 

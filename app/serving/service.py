@@ -47,13 +47,13 @@ class Service:
         self._requests = 0
         self._uploads: set[asyncio.Timeout] = set()
         self.leaving = False
-        """True once the service was told to stop: probes fail, though requests may still be accepted."""
+        """True once probes fail though requests are still accepted."""
         self.draining = False
         """True once no request is accepted any more."""
         self._closed = False
         self._idle = asyncio.Event()
         self._idle.set()
-        metrics.ready.set_function(lambda: not self.leaving and self.why_not_ready is None)
+        metrics.ready.set_function(lambda: not self.stopping and self.why_not_ready is None)
         metrics.inflight_requests.set_function(lambda: self._requests)
 
     async def start(self, on_death: Callable[[], None] = lambda: None) -> None:
@@ -86,6 +86,11 @@ class Service:
             labels=model.labels_source,
             activation=model.activation,
         )
+
+    @property
+    def stopping(self) -> bool:
+        """True once the service was told to stop."""
+        return self.leaving or self.draining
 
     @property
     def why_not_ready(self) -> str | None:
@@ -169,7 +174,7 @@ class Service:
 
     async def drain(self, timeout_s: float) -> bool:
         """Refuse new requests and wait for those in flight. Returns False on timeout."""
-        self.leaving = self.draining = True
+        self.draining = True
         _log.info("draining", requests=self._requests)
         try:
             async with asyncio.timeout(timeout_s):
@@ -181,7 +186,7 @@ class Service:
 
     async def close(self) -> None:
         """Stop the classifier; everything queued, in flight or arriving fails with `Draining`."""
-        self.leaving = self.draining = True
+        self.draining = True
         self._closed = True
         for limit in self._uploads:
             if not limit.expired():
