@@ -5,13 +5,14 @@
 # make audit   look up known vulnerabilities of all pins; needs PyPI's JSON API
 # make bench   measure machine, engines, decoding, service and peers; an hour and 10 GB of disk
 # make image-test   build the image, and run replicas of it behind the proxy, killed and replaced under load; needs Docker
+# make ray-test    test replicas under Ray Serve, in an environment of their own; five minutes
 # make soak    ten minutes of good, broken, oversize and disconnecting clients (MINUTES=2 for a try)
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint format references audit bench image-test soak
+.PHONY: serve test lint format references audit bench image-test soak ray-test
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed
@@ -48,6 +49,10 @@ soak: MINUTES ?= 10
 soak: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.soak --minutes $(MINUTES)
 
+# one cluster of Ray after another: not in parallel
+ray-test: $(VENV)/ray/installed
+	@$(VENV)/ray/bin/python -m pytest tests/ray
+
 format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -59,6 +64,12 @@ $(VENV)/bin/python:
 $(VENV)/audit/installed: constraints.txt | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)/audit
 	$(VENV)/audit/bin/pip install --quiet --constraint constraints.txt pip-audit
+	@touch $@
+
+# a separate environment, since Ray brings 23 packages that the service does without
+$(VENV)/ray/installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(PYTHON) -m venv $(VENV)/ray
+	$(VENV)/ray/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' pytest pytest-asyncio pyyaml
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python

@@ -55,14 +55,8 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
         StartError: anything but the model keeps the service from starting.
     """
 
-    def load_and_freeze(settings: Settings, metrics: Metrics) -> Classifier:
-        classifier = load(settings, metrics)
-        gc.collect()
-        gc.freeze()  # exclude what is loaded from GC: a full collection would stall the event loop for 250 ms
-        return classifier
-
     failure = Failure()
-    app = create_app(settings, load=load_and_freeze, on_failure=failure.report)
+    app = create_app(settings, load=partial(load_and_freeze, load=load), on_failure=failure.report)
     state = state_of(app)
     limits = HttpLimits(
         settings.max_connections, header_timeout_s=settings.header_timeout_s, keep_alive_s=settings.keep_alive_s
@@ -77,7 +71,7 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
     )
     state.metrics.counter("vit_log_lines_dropped", "Lines of the log that could not be written.", dropped_lines)
     if settings.metrics and settings.metrics_port is not None:
-        _serve_metrics(settings.host, settings.metrics_port, state.metrics.registry)
+        serve_metrics(settings.host, settings.metrics_port, state.metrics.registry)
     config = _config(app, settings, connections)
     server = DrainingServer(config, state.service, settings, connections.drain)
     failure.server = server
@@ -89,6 +83,20 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
         return 0
     _log.critical("ended", reason=failure.reason)
     return _FAILED
+
+
+def load_and_freeze(
+    settings: Settings, metrics: Metrics, *, load: Callable[[Settings, Metrics], Classifier] = load_classifier
+) -> Classifier:
+    """Load the classifier, and keep what is there by then out of garbage collection.
+
+    Raises:
+        StartError: see `load_classifier`.
+    """
+    classifier = load(settings, metrics)
+    gc.collect()
+    gc.freeze()  # a full collection would stall the event loop for 250 ms
+    return classifier
 
 
 def allow_open_files(limits: HttpLimits, decode_workers: int) -> None:
@@ -151,8 +159,12 @@ def browser_address(host: str, port: int) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-def _serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
-    """Serve the metrics on their own port, in daemon threads."""
+def serve_metrics(host: str, port: int, registry: CollectorRegistry) -> None:
+    """Serve the metrics on their own port, in daemon threads.
+
+    Raises:
+        StartError: the port cannot be listened on.
+    """
     try:
         listening, _ = start_http_server(port, host, registry)
     except OSError as error:

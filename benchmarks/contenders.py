@@ -64,7 +64,7 @@ def contenders(
     with ExitStack() as stack:
         found: list[Contender] = []
         for name in (OURS, *(peer.name for peer in peers)):
-            port = _free_port()
+            port = free_port()
             log = stack.enter_context((directory / f"{name}.log").open("wb"))
             peer = next((peer for peer in peers if peer.name == name), None)
             progress(f"starting {name}")
@@ -146,7 +146,7 @@ def start_ours(
         source: checkout whose code runs.
         others: variables that are no settings.
     """
-    port = _free_port()
+    port = free_port()
     return _start_ours(model, port, log, settings, source, others), port
 
 
@@ -210,7 +210,7 @@ def _multipart(port: int, path: str, field: str, images: Sequence[bytes]) -> Tar
     return Target(port, path, bodies, f"multipart/form-data; boundary={_BOUNDARY}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

@@ -76,6 +76,7 @@ OUT_OF_REACH = {
     "app/api": ("app.cli", "app.main", "app.server"),
     "app/errors.py": ("app.settings", "http", "model", *WIRE),
     "app/metrics.py": ("app.settings", "model", "torch", *WIRE),
+    "app/ray.py": ("app.cli", "app.bench"),
     "app/settings.py": ("torch", *WIRE),
     "app/tracing": (
         "app.cli",
@@ -140,6 +141,19 @@ def test_imports_stay_within_reach(place: str) -> None:
 def test_only_the_command_imports_bench() -> None:
     others = [name for name in modules("app") if not name.startswith("app.bench")]
     assert [name for name in others if any(other.startswith("app.bench") for other in imported(name))] == ["app.cli.bench"]
+
+
+def test_nothing_imports_ray_but_its_module() -> None:
+    importers = {name for name in modules("app") if any(other.split(".")[0] == "ray" for other in imported(name))}
+    assert importers == {"app.ray"}
+    assert not any("app.ray" in imported(name) for name in modules("app"))
+
+
+def test_ray_loads_torch_on_replicas_alone() -> None:
+    tree = ast.parse((ROOT / "app" / "ray.py").read_text(encoding="utf-8"))
+    first = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert "app.settings" in first
+    assert not any(name == "torch" or "torch" in reached(name) for name in first if name is not None)
 
 
 def test_only_spans_import_opentelemetry() -> None:

@@ -30,7 +30,11 @@ _FILES = (
     "docker-compose.yml",
     *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "deploy").glob("compose.*.yml"))),
     "deploy/haproxy.cfg",
-    *(str(file.relative_to(ROOT)) for file in sorted((ROOT / "deploy" / "kubernetes").rglob("*.yml"))),
+    *(
+        str(file.relative_to(ROOT))
+        for name in ("kubernetes", "ray")
+        for file in sorted((ROOT / "deploy" / name).rglob("*.yml"))
+    ),
 )
 
 

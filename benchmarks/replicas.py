@@ -1,0 +1,142 @@
+"""Replicas behind Ray Serve's HAProxy over the plain service on the same cores, in interleaved rounds.
+
+.venv/ray/bin/python -m benchmarks.replicas [--rounds N] [--seconds S] [--clients C ...]
+
+The environment is that of `make ray-test`. The plain service has all cores; each replica has one, with one
+decoding process. Whichever is not measured is stopped.
+"""
+
+import argparse
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from app.bench.load import Load, Target, closed_loop
+from app.settings import BUNDLED_MODEL
+from benchmarks import machine
+from benchmarks.contenders import free_port, start_ours, wait_until_healthy
+from benchmarks.images import WEB
+from benchmarks.measure import interleaved
+from benchmarks.peers import CPUS, ROOT, Server
+
+_WARM_UP_S = 1.0
+_RAY = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes 127.0.0.1 the node's address, on Linux too
+}
+
+
+def serve_by_ray(port: int, replicas: int) -> None:
+    """Serve until SIGTERM, with a cluster of this process's own."""
+    import ray
+    from ray import serve
+
+    from app.ray import Options, app
+
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as directory:
+        ray.init(num_cpus=replicas, include_dashboard=False, log_to_driver=False, _temp_dir=directory)
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(app(Options(replicas=replicas, cpus=1)))
+        signal.signal(signal.SIGTERM, lambda *_: None)  # after ray.init, whose own handler aborts
+        signal.pause()
+        serve.shutdown()
+        ray.shutdown()
+
+
+class Case:
+    """A server that is stopped while another is measured."""
+
+    def __init__(self, server: Server, target: Target) -> None:
+        self.server, self._target = server, target
+        self.p50_ms: dict[int, list[float]] = {}
+
+    def measure(self, clients: int, seconds: float) -> float:
+        """Return the throughput of a round."""
+        self.server.resume()
+        try:
+            load: Load = closed_loop(self._target, clients, seconds, _WARM_UP_S)
+        finally:
+            self.server.pause()
+        if load.errors:
+            raise SystemExit(f"{load.errors} requests failed")
+        self.p50_ms.setdefault(clients, []).append(load.p50 * 1000)
+        return load.throughput
+
+
+@contextmanager
+def _running(server: Server, port: int, images: list[bytes]) -> Iterator[Case]:
+    try:
+        wait_until_healthy(server, port)
+        case = Case(server, Target(port, "/predict?vectors=false", images, "image/jpeg"))
+        server.pause()
+        yield case
+    finally:
+        server.stop(grace_s=60)
+
+
+def _start_ray(replicas: int, cache: Path) -> tuple[Server, int]:
+    port, mark = free_port(), uuid.uuid4().hex
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
+    environment |= {"VIT_CACHE_DIR": str(cache), "RAY_AUTH_TOKEN": secrets.token_hex(32), "VIT_BENCHMARK_RUN": mark, **_RAY}
+    command = [sys.executable, "-m", "benchmarks.replicas", "--port", str(port), "--replicas", str(replicas)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    return Server(process, f"VIT_BENCHMARK_RUN={mark}"), port
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Print a table of both, with their ratios."""
+    print(f"{machine.describe()}; load average {os.getloadavg()[0]:.2f}\n")  # noqa: T201
+    with tempfile.TemporaryDirectory() as directory:
+        images = [file.read_bytes() for file in WEB.files(Path(directory, "images"))]
+        cache = Path(directory, "cache")
+        plain, port = start_ours(Path(BUNDLED_MODEL), {"cache_dir": cache}, subprocess.DEVNULL)
+        began = time.monotonic()
+        with _running(plain, port, images) as one, _running(*_start_ray(arguments.replicas, cache), images) as many:
+            print(f"Ray and its replicas ready after {time.monotonic() - began:.0f} s\n")  # noqa: T201
+            print("| clients | plain, a second (p50 ms) | Ray | Ray over plain [each round] |\n|---|---|---|---|")  # noqa: T201
+            for clients in arguments.clients:
+                cases = [
+                    (name, partial(case.measure, clients, arguments.seconds)) for name, case in (("plain", one), ("Ray", many))
+                ]
+                found = interleaved(f"{clients} clients", cases, arguments.rounds)
+                ratios = ", ".join(
+                    f"{ray / ours:.2f}" for ray, ours in zip(found["Ray"].values, found["plain"].values, strict=True)
+                )
+                p50 = {
+                    name: sorted(case.p50_ms[clients])[arguments.rounds // 2] for name, case in (("plain", one), ("Ray", many))
+                }
+                row = [f"{found[name].median:.1f} ({p50[name]:.0f})" for name in ("plain", "Ray")]
+                print(f"| {clients} | {row[0]} | {row[1]} | {found['Ray'].over(found['plain']):.2f} [{ratios}] |", flush=True)  # noqa: T201
+    print(f"\nload average {os.getloadavg()[0]:.2f}")  # noqa: T201
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--replicas", type=int, default=CPUS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.port:
+        serve_by_ray(arguments.port, arguments.replicas)
+    else:
+        compare(arguments)
+
+
+if __name__ == "__main__":
+    main()
