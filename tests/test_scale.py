@@ -45,6 +45,7 @@ def test_proxy_is_confined() -> None:
         assert PROXY[key] == BASE[key]
     assert re.fullmatch(r"\$\{HAPROXY_IMAGE:-haproxy:\d+\.\d+\.\d+\}", PROXY["image"])
     assert PROXY["mem_limit"]
+    assert PROXY["logging"]["options"]["max-size"]
     assert PROXY["volumes"] == [f"./deploy/haproxy.cfg:{PROXY['command'][-1]}:ro"]
 
 
