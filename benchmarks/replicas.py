@@ -21,12 +21,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from app.bench.load import Load, Target, closed_loop
+from app.bench.load import Target, closed_loop
 from app.settings import BUNDLED_MODEL
 from benchmarks import machine
 from benchmarks.contenders import free_port, pss_mib, start_ours, wait_until_healthy
 from benchmarks.images import WEB
-from benchmarks.measure import interleaved
+from benchmarks.measure import Samples, interleaved
 from benchmarks.peers import CPUS, ROOT, Server
 
 _WARM_UP_S = 1.0
@@ -62,18 +62,28 @@ class Case:
     def __init__(self, server: Server, target: Target, ready_s: float) -> None:
         self.server, self._target, self._ready_s = server, target, ready_s
         self.p50_ms: dict[int, list[float]] = {}
+        self.cpu_ms: dict[int, list[float]] = {}
+        """CPU time of an answer, in all processes of the server, by clients and round."""
 
     def measure(self, clients: int, seconds: float) -> float:
         """Return the throughput of a round."""
         self.server.resume()
         try:
-            load: Load = closed_loop(self._target, clients, seconds, _WARM_UP_S)
+            closed_loop(self._target, clients, _WARM_UP_S, 0)
+            began = self._cpu_s()
+            load = closed_loop(self._target, clients, seconds, 0)
+            cpu_s = self._cpu_s() - began
         finally:
             self.server.pause()
         if load.errors:
             raise SystemExit(f"{load.errors} requests failed")
+        self.cpu_ms.setdefault(clients, []).append(cpu_s * 1000 / (load.throughput * seconds))
         self.p50_ms.setdefault(clients, []).append(load.p50 * 1000)
         return load.throughput
+
+    def _cpu_s(self) -> float:
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.server.pids()]
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
 
     def describe(self) -> str:
         return f"ready after {self._ready_s:.0f} s, {pss_mib(self.server.pids()):.0f} MiB"
@@ -107,8 +117,10 @@ def _row(cases: dict[str, Case], clients: int, seconds: float, rounds: int) -> s
     found = interleaved(f"{clients} clients", measured, rounds)
     plain, ray = found["plain"], found["Ray"]
     ratios = ", ".join(f"{theirs / ours:.2f}" for theirs, ours in zip(ray.values, plain.values, strict=True))
-    rates = [f"{found[name].median:.1f} ({statistics.median(case.p50_ms[clients]):.0f})" for name, case in cases.items()]
-    return f"| {clients} | {' | '.join(rates)} | {ray.over(plain):.2f} [{ratios}] |"
+    of_each = [(case.p50_ms[clients], case.cpu_ms[clients], found[name].median) for name, case in cases.items()]
+    rates = [f"{rate:.1f} ({statistics.median(p50):.0f}; {statistics.median(cpu):.1f})" for p50, cpu, rate in of_each]
+    cpu_ratio = Samples(tuple(cases["Ray"].cpu_ms[clients])).over(Samples(tuple(cases["plain"].cpu_ms[clients])))
+    return f"| {clients} | {' | '.join(rates)} | {ray.over(plain):.2f} [{ratios}] | {cpu_ratio:.2f} |"
 
 
 def compare(arguments: argparse.Namespace) -> None:
@@ -120,7 +132,8 @@ def compare(arguments: argparse.Namespace) -> None:
         plain, port = start_ours(Path(BUNDLED_MODEL), {"cache_dir": cache}, subprocess.DEVNULL)
         with _running(plain, port, images) as one, _running(*_start_ray(arguments.replicas, cache), images) as many:
             both = {"plain": one, "Ray": many}
-            print("| clients | plain, a second (p50 ms) | Ray | Ray over plain [each round] |\n|---|---|---|---|")  # noqa: T201
+            print("| clients | plain: a second (p50 ms; CPU ms) | Ray | Ray over plain [each round] | CPU of an answer |")  # noqa: T201
+            print("|---|---|---|---|---|")  # noqa: T201
             for clients in arguments.clients:
                 print(_row(both, clients, arguments.seconds, arguments.rounds), flush=True)  # noqa: T201
             print("\n" + "; ".join(f"{name}: {case.describe()}" for name, case in both.items()))  # noqa: T201
