@@ -4,6 +4,7 @@
 # make references    compare with transformers, timm and torchvision, model by model
 # make audit   look up known vulnerabilities of all pins; needs PyPI's JSON API
 # make bench   measure machine, engines, decoding, service and peers; an hour and 10 GB of disk
+# make image-test   build the image, and run replicas of it behind the proxy, killed and replaced under load; needs Docker
 # make ray-test    test replicas under Ray Serve, in an environment of their own; five minutes
 # make soak    ten minutes of good, broken, oversize and disconnecting clients (MINUTES=2 for a try)
 
@@ -11,7 +12,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: serve test lint format references audit bench soak ray-test
+.PHONY: serve test lint format references audit bench image-test soak ray-test
 .DELETE_ON_ERROR:
 
 serve: $(VENV)/installed
@@ -38,6 +39,10 @@ audit: $(VENV)/audit/installed
 bench: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.peers.install
 	@$(BIN)/python -m benchmarks
+
+# exits with 1 if a step fails or a goal is missed; BASE and HAPROXY_IMAGE name images where Docker Hub is out of reach
+image-test: $(VENV)/installed-dev
+	@$(BIN)/python -m benchmarks.image_test
 
 # exits with 1 if a goal is missed
 soak: MINUTES ?= 10
