@@ -66,7 +66,7 @@ $(VENV)/audit/installed: constraints.txt | $(BIN)/python
 	$(VENV)/audit/bin/pip install --quiet --constraint constraints.txt pip-audit
 	@touch $@
 
-# a separate environment, since Ray brings 23 packages that the service does without
+# a separate environment, since Ray brings 47 packages
 $(VENV)/ray/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)/ray
 	$(VENV)/ray/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' pytest pytest-asyncio pyyaml

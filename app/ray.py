@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import StartError
 from app.process.logs import configure_logging
 from app.process.startup import explain
-from app.settings import Settings, read_settings
+from app.settings import Settings, read_settings, unknown_variables
 
 _LAST_ANSWERS_S = 5.0
 _METRICS_PORTS = 100
@@ -55,6 +55,8 @@ def app(options: Options) -> Any:
     settings = read_settings()
     if settings.rate_limit_per_address is not None:
         raise StartError("VIT_RATE_LIMIT_PER_ADDRESS: replicas of Ray see no client's address; limit in front of them")
+    for warning in unknown_variables(os.environ):
+        _log.warning(warning)
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "1":
         _log.warning("RAY_SERVE_ENABLE_HA_PROXY is not 1: images pass through a proxy in Python, 20 times slower")
     variables = {name: value for name, value in os.environ.items() if name.upper().startswith("VIT_")}

@@ -10,6 +10,7 @@ import argparse
 import os
 import secrets
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,12 +21,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from app.bench.load import Load, Target, closed_loop
+from app.bench.load import Target, closed_loop
 from app.settings import BUNDLED_MODEL
 from benchmarks import machine
-from benchmarks.contenders import free_port, start_ours, wait_until_healthy
+from benchmarks.contenders import free_port, pss_mib, start_ours, wait_until_healthy
 from benchmarks.images import WEB
-from benchmarks.measure import interleaved
+from benchmarks.measure import Samples, interleaved
 from benchmarks.peers import CPUS, ROOT, Server
 
 _WARM_UP_S = 1.0
@@ -58,28 +59,42 @@ def serve_by_ray(port: int, replicas: int) -> None:
 class Case:
     """A server that is stopped while another is measured."""
 
-    def __init__(self, server: Server, target: Target) -> None:
-        self.server, self._target = server, target
+    def __init__(self, server: Server, target: Target, ready_s: float) -> None:
+        self.server, self._target, self._ready_s = server, target, ready_s
         self.p50_ms: dict[int, list[float]] = {}
+        self.cpu_ms: dict[int, list[float]] = {}
+        """CPU time of an answer, in all processes of the server, by clients and round."""
 
     def measure(self, clients: int, seconds: float) -> float:
         """Return the throughput of a round."""
         self.server.resume()
         try:
-            load: Load = closed_loop(self._target, clients, seconds, _WARM_UP_S)
+            closed_loop(self._target, clients, _WARM_UP_S, 0)
+            began = self._cpu_s()
+            load = closed_loop(self._target, clients, seconds, 0)
+            cpu_s = self._cpu_s() - began
         finally:
             self.server.pause()
         if load.errors:
             raise SystemExit(f"{load.errors} requests failed")
+        self.cpu_ms.setdefault(clients, []).append(cpu_s * 1000 / (load.throughput * seconds))
         self.p50_ms.setdefault(clients, []).append(load.p50 * 1000)
         return load.throughput
+
+    def _cpu_s(self) -> float:
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in self.server.pids()]
+        return sum(int(fields[11]) + int(fields[12]) for fields in stats) / os.sysconf("SC_CLK_TCK")
+
+    def describe(self) -> str:
+        return f"ready after {self._ready_s:.0f} s, {pss_mib(self.server.pids()):.0f} MiB"
 
 
 @contextmanager
 def _running(server: Server, port: int, images: list[bytes]) -> Iterator[Case]:
+    began = time.monotonic()
     try:
         wait_until_healthy(server, port)
-        case = Case(server, Target(port, "/predict?vectors=false", images, "image/jpeg"))
+        case = Case(server, Target(port, "/predict?vectors=false", images, "image/jpeg"), time.monotonic() - began)
         server.pause()
         yield case
     finally:
@@ -97,6 +112,17 @@ def _start_ray(replicas: int, cache: Path) -> tuple[Server, int]:
     return Server(process, f"VIT_BENCHMARK_RUN={mark}"), port
 
 
+def _row(cases: dict[str, Case], clients: int, seconds: float, rounds: int) -> str:
+    measured = [(name, partial(case.measure, clients, seconds)) for name, case in cases.items()]
+    found = interleaved(f"{clients} clients", measured, rounds)
+    plain, ray = found["plain"], found["Ray"]
+    ratios = ", ".join(f"{theirs / ours:.2f}" for theirs, ours in zip(ray.values, plain.values, strict=True))
+    of_each = [(case.p50_ms[clients], case.cpu_ms[clients], found[name].median) for name, case in cases.items()]
+    rates = [f"{rate:.1f} ({statistics.median(p50):.0f}; {statistics.median(cpu):.1f})" for p50, cpu, rate in of_each]
+    cpu_ratio = Samples(tuple(cases["Ray"].cpu_ms[clients])).over(Samples(tuple(cases["plain"].cpu_ms[clients])))
+    return f"| {clients} | {' | '.join(rates)} | {ray.over(plain):.2f} [{ratios}] | {cpu_ratio:.2f} |"
+
+
 def compare(arguments: argparse.Namespace) -> None:
     """Print a table of both, with their ratios."""
     print(f"{machine.describe()}; load average {os.getloadavg()[0]:.2f}\n")  # noqa: T201
@@ -104,24 +130,14 @@ def compare(arguments: argparse.Namespace) -> None:
         images = [file.read_bytes() for file in WEB.files(Path(directory, "images"))]
         cache = Path(directory, "cache")
         plain, port = start_ours(Path(BUNDLED_MODEL), {"cache_dir": cache}, subprocess.DEVNULL)
-        began = time.monotonic()
         with _running(plain, port, images) as one, _running(*_start_ray(arguments.replicas, cache), images) as many:
-            print(f"Ray and its replicas ready after {time.monotonic() - began:.0f} s\n")  # noqa: T201
-            print("| clients | plain, a second (p50 ms) | Ray | Ray over plain [each round] |\n|---|---|---|---|")  # noqa: T201
+            both = {"plain": one, "Ray": many}
+            print("| clients | plain: a second (p50 ms; CPU ms) | Ray | Ray over plain [each round] | CPU of an answer |")  # noqa: T201
+            print("|---|---|---|---|---|")  # noqa: T201
             for clients in arguments.clients:
-                cases = [
-                    (name, partial(case.measure, clients, arguments.seconds)) for name, case in (("plain", one), ("Ray", many))
-                ]
-                found = interleaved(f"{clients} clients", cases, arguments.rounds)
-                ratios = ", ".join(
-                    f"{ray / ours:.2f}" for ray, ours in zip(found["Ray"].values, found["plain"].values, strict=True)
-                )
-                p50 = {
-                    name: sorted(case.p50_ms[clients])[arguments.rounds // 2] for name, case in (("plain", one), ("Ray", many))
-                }
-                row = [f"{found[name].median:.1f} ({p50[name]:.0f})" for name in ("plain", "Ray")]
-                print(f"| {clients} | {row[0]} | {row[1]} | {found['Ray'].over(found['plain']):.2f} [{ratios}] |", flush=True)  # noqa: T201
-    print(f"\nload average {os.getloadavg()[0]:.2f}")  # noqa: T201
+                print(_row(both, clients, arguments.seconds, arguments.rounds), flush=True)  # noqa: T201
+            print("\n" + "; ".join(f"{name}: {case.describe()}" for name, case in both.items()))  # noqa: T201
+    print(f"load average {os.getloadavg()[0]:.2f}")  # noqa: T201
 
 
 def main() -> None:

@@ -71,6 +71,12 @@ def test_slow_proxy_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("RAY_SERVE_ENABLE_HA_PROXY" in line["event"] for line in lines)
 
 
+def test_setting_with_a_typo_is_warned_of() -> None:
+    with variables(modle="/models/mine"), capture_logs() as lines:
+        app(Options())
+    assert any("VIT_MODLE is not a setting" in line["event"] for line in lines)
+
+
 async def test_health_follows_the_service(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VIT_MODEL", "")  # restores what the replica sets
     replica = VitServe({"VIT_MODEL": str(tiny_checkpoint)})

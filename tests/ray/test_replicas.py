@@ -16,10 +16,10 @@ from ray import serve
 
 from app.ray import Options
 from benchmarks.watch import metrics_of
+from tests.support.models import png
 from tests.support.ray_serve import (
     NAME,
     PORT,
-    URL,
     Clients,
     deploy,
     deployed,
@@ -115,9 +115,12 @@ def test_full_service_answers_429_itself() -> None:
 
 
 def test_client_that_leaves_frees_its_slot() -> None:
-    with deployed(Options(cpus=1), max_queue_delay_ms=9000, max_batch_size=8) as client:
-        with httpx.Client(base_url=URL, timeout=1) as impatient, pytest.raises(httpx.ReadTimeout):
-            predict(impatient)
+    body = png(0)
+    head = f"POST /predict HTTP/1.1\r\nHost: any\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+    with deployed(Options(cpus=1), max_queue_delay_ms=10_000, max_batch_size=8) as client:
+        with socket.create_connection(("127.0.0.1", PORT)) as connection:
+            connection.sendall(head.encode() + body)
+            in_flight(client, 1)
         in_flight(client, 0)
         assert counted(client, "vit_batch_size_images_count") == 0  # no batch was run: it was cancelled, not answered
 
