@@ -6,6 +6,8 @@ ServiceError                  a request cannot be answered
 ├── MalformedRequest          the body is not what it says it is, or holds no image
 ├── InvalidParameter          a parameter is out of its range
 ├── ModelNotFound             no model of this name or version is served
+├── LoadFailed                a version of a model cannot be loaded
+├── InsufficientMemory        models may not take as much memory as another one needs
 ├── NotAcceptable             the answer cannot be written as the client asks
 ├── UnsupportedMediaType      the body is of a media type that is not read
 │   └── UnsupportedEncoding   the body is compressed in a way that is not read
@@ -81,6 +83,18 @@ class ModelNotFound(ServiceError):
     """No model of this name or version is served."""
 
     code = "model_not_found"
+
+
+class LoadFailed(ServiceError):
+    """A version of a model cannot be loaded; the one before it, if any, still answers."""
+
+    code = "load_failed"
+
+
+class InsufficientMemory(ServiceError):
+    """Models may not take as much memory together as another one needs."""
+
+    code = "insufficient_memory"
 
 
 class NotAcceptable(ServiceError):

@@ -21,12 +21,13 @@ from app.api.request_log import RequestLog
 from app.api.state import AppState
 from app.api.traced_requests import TracedRequests
 from app.auth.access import Access
+from app.decoding.pool.select import make_decoder
 from app.errors import StartError
 from app.http.time_slices import TimeSlices
 from app.metrics import Metrics
 from app.process.startup import BUG, explain
-from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
+from app.serving.model_loader import Load
 from app.serving.service import Service
 from app.settings import Settings
 from app.tracing.start import start_tracing
@@ -37,20 +38,23 @@ _log = structlog.get_logger(__name__)
 def create_app(
     settings: Settings,
     *,
-    load: Callable[[Settings, Metrics], Classifier] = load_classifier,
+    load: Load = load_classifier,
+    on_ready: Callable[[], None] = lambda: None,
     on_failure: Callable[[str], None] = lambda reason: None,
 ) -> FastAPI:
-    """Build the application. The model is loaded in the background once the server runs, so that probes are answered.
+    """Build the application. Models are loaded in the background once the server runs, so that probes are answered.
 
     Args:
         settings: settings of the service.
-        load: makes the classifier.
-        on_failure: called with the reason if the model cannot be loaded or its engine dies.
+        load: loads a model.
+        on_ready: called once all models are loaded.
+        on_failure: called with the reason if a model cannot be loaded or its engine dies.
 
     Raises:
-        StartError: the file of API keys cannot be used, a limit has nothing to count by, or two protocols claim one path.
+        StartError: the file of API keys cannot be used, a limit has nothing to count by, two protocols claim one path,
+            or the list of models cannot be used.
     """
-    state = _state(settings, load)
+    state = _state(settings, load, on_ready)
     app = FastAPI(
         title="vit-serve",
         summary="Classifies images with a trained Vision Transformer.",
@@ -71,12 +75,12 @@ def create_app(
     return app
 
 
-def _state(settings: Settings, load: Callable[[Settings, Metrics], Classifier]) -> AppState:
+def _state(settings: Settings, load: Load, on_ready: Callable[[], None]) -> AppState:
     metrics, wires = Metrics(), wires_of(settings)
     return AppState(
         settings,
         metrics,
-        service=Service(settings, metrics, load),
+        service=Service(settings, metrics, load, make_decoder, on_ready),
         access=Access(settings, metrics),
         body_limits=BodyLimits(settings.max_image_bytes, settings.max_request_bytes, settings.max_images_per_request),
         slices=TimeSlices(),
@@ -89,11 +93,13 @@ def _state(settings: Settings, load: Callable[[Settings, Metrics], Classifier]) 
 @asynccontextmanager
 async def _lifespan(state: AppState, on_failure: Callable[[str], None], _: FastAPI) -> AsyncIterator[None]:
     state.starting = asyncio.create_task(_start(state.service, on_failure))
+    watching = asyncio.create_task(state.service.models.watch())
     try:
         yield
     finally:
         state.starting.cancel()
-        await asyncio.wait([state.starting])
+        watching.cancel()
+        await asyncio.wait([state.starting, watching])
         await state.service.close()
         state.request_log.close()
         if state.tracer is not None:

@@ -33,6 +33,7 @@ _HTTP_REFUSED_REASONS = ("too_many_connections", "dropped", "evicted", "silent",
 _REFUSED_CODES = ("rate_limited", "queue_full", "too_many_connections", "not_ready", "draining")
 _FAILURE_CODES = ("internal_error", "inference_failed", "deadline_exceeded")
 _IMAGE_CODES = ("undecodable_image", "unsupported_image_format", "image_too_large", "queue_full", "not_ready", "draining")
+_LOAD_OUTCOMES = ("ok", "failed")
 _BATCH_OUTCOMES = ("ok", "cut_off", "out_of_memory", "engine_dead", "failed")
 
 
@@ -89,12 +90,21 @@ class Metrics:
         _begin_at_zero(self.decoder_restarts.labels, *_RESTART_REASONS)
         self.ready = Gauge("vit_ready", "1 while the service takes requests.", registry=registry)
         self.inflight_requests = Gauge("vit_inflight_requests", "Requests accepted and not yet answered.", registry=registry)
-        self.explain = ExplainMetrics(registry)
+        self.inflight_bytes = Gauge(
+            "vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer.", registry=registry
+        )
+        self.max_inflight_images = Gauge(
+            "vit_max_inflight_images", "Limit of `vit_inflight_images`, which all models share.", registry=registry
+        )
+        self.max_inflight_bytes = Gauge("vit_max_inflight_bytes", "Limit of `vit_inflight_bytes`.", registry=registry)
         self._of_models = _MetricsOfModels(registry)
+        self._by_name: dict[str, ModelMetrics] = {}
 
     def of_model(self, name: str) -> "ModelMetrics":
-        """Return the metrics of one model. Calling it again for a name returns the same series."""
-        return ModelMetrics(self._of_models, name)
+        """Return the metrics of one model, the same for all its versions."""
+        if name not in self._by_name:
+            self._by_name[name] = ModelMetrics(self._of_models, name)
+        return self._by_name[name]
 
     def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Register a counter that reads its value at each scrape."""
@@ -138,15 +148,23 @@ class _MetricsOfModels:
             registry=registry,
         )
         self.inflight_images = gauge("vit_inflight_images", "Images accepted and not yet answered.")
-        self.inflight_bytes = gauge("vit_inflight_bytes", "Bytes of requests that arrive or wait for their answer.")
         self.queued_images = gauge("vit_queued_images", "Images that wait for a batch.")
-        self.max_inflight_images = gauge("vit_max_inflight_images", "Limit of `vit_inflight_images`.")
-        self.max_inflight_bytes = gauge("vit_max_inflight_bytes", "Limit of `vit_inflight_bytes`.")
         self.max_batch_size = gauge("vit_max_batch_size_images", "Images in a batch at most; less once memory ran out.")
         self.info = Gauge(
             "vit_model_info",
-            "1 for the served model, with what runs it.",
+            "1 for a model that is loaded, with what runs it.",
             ("model", "architecture", "served_by", "engine", "device", "dtype"),
+            registry=registry,
+        )
+        self.bytes = gauge("vit_model_bytes", "Memory that a model took when it was loaded; 0 while it is not.")
+        self.ready = gauge("vit_model_ready", "1 while a model answers.")
+        self.loads = counter("vit_model_loads", "Loads of a model, the first and later ones: `ok` or `failed`.")
+        self.explanations = counter("vit_explanations", "Images to explain, by outcome as of `vit_images_total`.")
+        self.explain_seconds = seconds("vit_explain_seconds", "Explaining an image.")
+        self.explainer_losses = Counter(
+            "vit_explainer_losses",
+            "Processes that explain which were lost, or could not be started.",
+            ("model",),
             registry=registry,
         )
 
@@ -167,17 +185,13 @@ class Statistics:
 
 
 class ExplainMetrics:
-    """Metrics of explanations."""
+    """Metrics of the explanations of one model."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._explanations = Counter(
-            "vit_explanations", "Images to explain, by outcome as of `vit_images_total`.", ("outcome",), registry=registry
-        )
-        _begin_at_zero(self._explanations.labels, "ok")
-        self.seconds = Histogram("vit_explain_seconds", "Explaining an image.", buckets=_SECONDS, registry=registry)
-        self.lost = Counter(
-            "vit_explainer_losses", "Processes that explain which were lost, or could not be started.", registry=registry
-        )
+    def __init__(self, metrics: _MetricsOfModels, name: str) -> None:
+        self._explanations = partial(metrics.explanations.labels, name)
+        _begin_at_zero(self._explanations, "ok")
+        self.seconds = metrics.explain_seconds.labels(name)
+        self.lost = metrics.explainer_losses.labels(name)
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
@@ -193,7 +207,7 @@ class ExplainMetrics:
             outcome = error.code
             raise
         finally:
-            self._explanations.labels(outcome).inc()
+            self._explanations(outcome).inc()
 
 
 class ModelMetrics:
@@ -211,23 +225,42 @@ class ModelMetrics:
         self._inference_seconds = metrics.inference_seconds.labels(name)
         self._batch_size = metrics.batch_size.labels(name)
         self._padding = metrics.padding.labels(name)
-        self.inflight_images = metrics.inflight_images.labels(name)
-        self.inflight_bytes = metrics.inflight_bytes.labels(name)
+        self._in_flight = 0
+        metrics.inflight_images.labels(name).set_function(lambda: self._in_flight)
         self.queued_images = metrics.queued_images.labels(name)
-        self.max_inflight_images = metrics.max_inflight_images.labels(name)
-        self.max_inflight_bytes = metrics.max_inflight_bytes.labels(name)
         self.max_batch_size = metrics.max_batch_size.labels(name)
-        self._info = partial(metrics.info.labels, name)
+        self.bytes = metrics.bytes.labels(name)
+        self.ready = metrics.ready.labels(name)
+        self.explain = ExplainMetrics(metrics, name)
+        self.loads = partial(metrics.loads.labels, name)
+        self._name = name
+        self._info = metrics.info
+        self._described: tuple[str, ...] | None = None
         _begin_at_zero(self._images, "ok", "cancelled", *_FAILURE_CODES, *_IMAGE_CODES)
         _begin_at_zero(self._batches, *_BATCH_OUTCOMES)
+        _begin_at_zero(self.loads, *_LOAD_OUTCOMES)
 
     def describe(self, *, architecture: str, served_by: str, engine: str, device: str, dtype: str) -> None:
-        """Show what the model is and what runs it."""
-        self._info(architecture, served_by, engine, device, dtype).set(1)
+        """Show what the model is and what runs it, in place of the version before it."""
+        self._forget_description()
+        self._described = (self._name, architecture, served_by, engine, device, dtype)
+        self._info.labels(*self._described).set(1)
+
+    def unloaded(self) -> None:
+        """Show that the model is not loaded."""
+        self._forget_description()
+        for gauge in (self.bytes, self.ready, self.queued_images, self.max_batch_size):
+            gauge.set_function(lambda: 0)
+
+    def _forget_description(self) -> None:
+        if self._described is not None:
+            self._info.remove(*self._described)
+            self._described = None
 
     @contextmanager
     def outcome_of_image(self) -> Iterator[None]:
-        """Count the outcome of one image: `ok`, `cancelled`, or the error's code."""
+        """Count one image while it is in flight, and its outcome: `ok`, `cancelled`, or the error's code."""
+        self._in_flight += 1
         try:
             yield
         except asyncio.CancelledError:
@@ -243,6 +276,8 @@ class ModelMetrics:
             raise
         else:
             self._images("ok").inc()
+        finally:
+            self._in_flight -= 1
 
     @contextmanager
     def outcome_of_batch(self, size: int) -> Iterator[None]:

@@ -110,9 +110,10 @@ class VitServe:
         # not where the application is described: importing torch takes seconds
         from app.api.state import state_of
         from app.main import create_app
+        from app.server import freeze
 
         self._load = _Load()
-        app = create_app(self._settings, load=self._load)
+        app = create_app(self._settings, load=self._load, on_ready=freeze)
         app.add_middleware(OneRequestId)
         self._state = state_of(app)
         _serve_metrics(self._settings, self._state.metrics.registry)
@@ -131,15 +132,15 @@ class VitServe:
 
 
 class _Load:
-    """Loads the classifier, and keeps the reason if that fails."""
+    """Loads models, and keeps the reason if that fails."""
 
     failure: str | None = None
 
-    def __call__(self, settings: Settings, metrics: Any) -> Any:
-        from app.server import load_and_freeze
+    def __call__(self, *arguments: Any) -> Any:
+        from app.serving.loading import load_classifier
 
         try:
-            return load_and_freeze(settings, metrics)
+            return load_classifier(*arguments)
         except Exception as error:
             self.failure = str(
                 error if isinstance(error, StartError) else explain(error, "starting the service") or repr(error)

@@ -24,11 +24,10 @@ from app.http.connections import Connections, RawResponse
 from app.http.limits import HttpLimits
 from app.http.protocol import HttpProtocol
 from app.main import create_app
-from app.metrics import Metrics
-from app.process.signals import IGNORED, STOP, handled
+from app.process.signals import IGNORED, RELOAD, STOP, handled
 from app.process.stderr import dropped_lines
-from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
+from app.serving.model_loader import Load
 from app.serving.service import Service
 from app.settings import Settings
 
@@ -44,19 +43,18 @@ _OTHER_DESCRIPTORS = 256
 _log = structlog.get_logger(__name__)
 
 
-def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = load_classifier) -> int:
+def serve(settings: Settings, load: Load = load_classifier) -> int:
     """Serve until a signal stops the process. Returns its exit status.
 
     Args:
         settings: settings of the service.
-        load: makes the classifier.
+        load: loads a model.
 
     Raises:
         StartError: anything but the model keeps the service from starting.
     """
-
     failure = Failure()
-    app = create_app(settings, load=partial(load_and_freeze, load=load), on_failure=failure.report)
+    app = create_app(settings, load=load, on_ready=freeze, on_failure=failure.report)
     state = state_of(app)
     limits = HttpLimits(
         settings.max_connections, header_timeout_s=settings.header_timeout_s, keep_alive_s=settings.keep_alive_s
@@ -85,18 +83,10 @@ def serve(settings: Settings, load: Callable[[Settings, Metrics], Classifier] = 
     return _FAILED
 
 
-def load_and_freeze(
-    settings: Settings, metrics: Metrics, *, load: Callable[[Settings, Metrics], Classifier] = load_classifier
-) -> Classifier:
-    """Load the classifier, and keep what is there by then out of garbage collection.
-
-    Raises:
-        StartError: see `load_classifier`.
-    """
-    classifier = load(settings, metrics)
+def freeze() -> None:
+    """Exclude what is loaded from garbage collection: a full one would stall the event loop for 250 ms."""
     gc.collect()
-    gc.freeze()  # a full collection would stall the event loop for 250 ms
-    return classifier
+    gc.freeze()
 
 
 def allow_open_files(limits: HttpLimits, decode_workers: int) -> None:
@@ -199,6 +189,7 @@ class DrainingServer(uvicorn.Server):
         on_drain: Callable[[], None],
     ) -> None:
         super().__init__(config)
+        self._reread: asyncio.Task[None] | None = None
         self._service = service
         self._settings = settings
         self._on_drain = on_drain
@@ -211,7 +202,13 @@ class DrainingServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        with super().capture_signals(), handled(STOP, self.handle_exit), handled(IGNORED, self._ignore_signal):
+        reload = RELOAD if self._settings.models_file is not None else ()
+        with (
+            super().capture_signals(),
+            handled(STOP, self.handle_exit),
+            handled(IGNORED, self._ignore_signal),
+            handled(reload, self._on_reload),
+        ):
             yield
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -228,6 +225,12 @@ class DrainingServer(uvicorn.Server):
     def _ignore_signal(self, sig: int, frame: FrameType | None) -> None:
         name = signal.Signals(sig).name
         self._loop.call_soon_threadsafe(partial(_log.warning, "ignored a signal; SIGTERM stops the service", signal=name))
+
+    def _on_reload(self, sig: int, frame: FrameType | None) -> None:
+        def reread() -> None:
+            self._reread = asyncio.create_task(self._service.models.reread(), name="read the models again")
+
+        self._loop.call_soon_threadsafe(reread)
 
     def _on_signal(self) -> None:
         if self._stopping is None:

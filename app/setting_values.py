@@ -64,6 +64,28 @@ def check_names(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def split_pairs(value: Any) -> Any:
+    """Split each `name=value` of a list."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        return value
+    pairs = [item.partition("=") for item in value]
+    if broken := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"{broken[0]!r} has no name: write name=model,name=model")
+    return [(name.strip(), model.strip()) for name, _, model in pairs]
+
+
+def check_models(models: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
+    """Refuse names of models that cannot stand in a path, names that come twice, and models that are empty."""
+    names = [name for name, _ in models]
+    check_names(tuple(names))
+    for name, model in models:
+        if not model:
+            raise ValueError(f"{name!r} has no model: write name=model,name=model")
+        if names.count(name) > 1:
+            raise ValueError(f"{name!r} names two models")
+    return tuple((name, expand_path(model)) for name, model in models)
+
+
 def check_route(path: str | None) -> str | None:
     """Refuse what is not the path of a route."""
     if path is not None and not re.fullmatch(r"/[A-Za-z0-9._~:/-]{0,1023}", path):

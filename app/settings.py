@@ -34,6 +34,24 @@ _RENAMED = {
 
 Protocol = Literal["predict", "v2", "huggingface", "v1", "torchserve", "sagemaker", "mlflow", "vertex", "openai"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+ModelSetting = Literal[
+    "model",
+    "architecture",
+    "library",
+    "activation",
+    "image_size",
+    "device",
+    "engine",
+    "dtype",
+    "compile",
+    "max_batch_size",
+    "max_queue_delay_ms",
+    "lone_on_all_cores",
+    "embed",
+    "explain",
+]
+"""Settings that each model of `VIT_MODELS_FILE` may have of its own."""
+
 ImageFormat = Literal["jpeg", "png", "webp", "gif", "bmp", "avif", "heic", "tiff"]
 RateLimitNotation = Annotated[str, AfterValidator(values.check_rate_limit)]
 Port = Annotated[int, BeforeValidator(values.check_port), Field(ge=0, le=65_535)]
@@ -72,6 +90,26 @@ class Settings(BaseSettings):
 
     model: Annotated[str, BeforeValidator(values.expand_path)] = Field(
         str(BUNDLED_MODEL), description="Directory, hub id (`owner/name@revision`) or file of the checkpoint to serve."
+    )
+    models: Annotated[
+        tuple[tuple[str, str], ...],
+        NoDecode,
+        AfterValidator(values.check_models),
+        BeforeValidator(values.split_pairs),
+        BeforeValidator(values.split_list),
+    ] = Field((), description="Several models instead: `name=model,name=model`. The first one is the default.")
+    models_file: Annotated[Path, BeforeValidator(values.expand_path)] | None = Field(
+        None, description="TOML file of several models with their settings; re-read as it changes, and on SIGHUP."
+    )
+    max_model_bytes: int | None = Field(
+        None, ge=1, le=2**50, description="Maximum bytes of memory that all loaded models take. Default: no limit."
+    )
+    unload_unused: bool = Field(
+        False, description="Unload the model that was used least recently where `VIT_MAX_MODEL_BYTES` is reached."
+    )
+    load_on_request: bool = Field(False, description="Load a model that is not loaded when a request names it.")
+    admin_key: SecretStr | None = Field(
+        None, min_length=16, description="Key that may load and unload models, of 16 characters at least. Default: nobody may."
     )
     architecture: str | None = Field(
         None,
@@ -183,6 +221,11 @@ class Settings(BaseSettings):
         ge=1,
         le=_MAX_WORKERS,
         description="Cores for inference on a CPU. Default: the number of CPU cores.",
+    )
+    lone_on_all_cores: Annotated[bool | Literal["auto"], BeforeValidator(values.lower_case)] = Field(
+        "auto",
+        description="Let an image that is alone in flight take all cores, by a second copy of the weights in OpenVINO; `auto`: "
+        "for the default model.",
     )
     embed: bool = Field(True, description="Compute features of images beside logits, for `POST /embed`.")
     page: bool = Field(True, description="Show browsers a page at `/`, to try the model on images.")
@@ -313,6 +356,16 @@ def read_settings(**overrides: Any) -> Settings:
                 if part["type"] != "default_factory_not_called"  # a default that depends on the invalid value
             )
         ) from None
+
+
+def with_changes(settings: Settings, **changes: Any) -> Settings:
+    """Return settings with some of them changed, and validated.
+
+    Raises:
+        StartError: a value is invalid, or they cannot work together.
+    """
+    changed = settings.model_copy(update={name: getattr(read_settings(**changes), name) for name in changes})
+    return changed
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

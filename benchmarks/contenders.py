@@ -135,12 +135,12 @@ def mean_batch_size(contender: Contender) -> float:
 
 
 def start_ours(
-    model: Path, settings: dict[str, object], log: int, *, source: Path = ROOT, others: Mapping[str, str] | None = None
+    model: Path | None, settings: dict[str, object], log: int, *, source: Path = ROOT, others: Mapping[str, str] | None = None
 ) -> tuple[Server, int]:
     """Start our server; return it and its port before it is ready.
 
     Args:
-        model: checkpoint to serve.
+        model: checkpoint to serve; None if the settings name it.
         settings: settings without their prefix.
         log: descriptor that its log is written to.
         source: checkout whose code runs.
@@ -168,14 +168,14 @@ def wait_until_healthy(server: Server, port: int, patience_s: float = _PATIENCE_
 
 
 def _start_ours(
-    model: Path,
+    model: Path | None,
     port: int,
     log: int,
     settings: dict[str, object],
     source: Path = ROOT,
     others: Mapping[str, str] | None = None,
 ) -> Server:
-    variables = {"model": model, "port": port, **settings}
+    variables = {name: value for name, value in {"model": model, "port": port, **settings}.items() if value is not None}
     mark = f"VIT_BENCHMARK_RUN={uuid.uuid4()}"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
     environment |= {f"VIT_{name.upper()}": str(value) for name, value in variables.items()}

@@ -24,7 +24,7 @@ OUT_OF_REACH = {
     "app/decoding/limits.py": ("PIL", "app.settings", "model", "torch"),
     "app/decoding/pool/messages.py": ("PIL", "model", "pickle", "torch"),
     "app/decoding/pool/processes.py": ("PIL", "app.decoding.pool.zygote_main", "app.settings", "model", "torch"),
-    "app/decoding/pool/threads.py": ("PIL", "app.settings", "model", "pickle", "torch"),
+    "app/decoding/pool/threads.py": ("PIL", "app.settings", "model", "torch"),
     "app/decoding/pool/zygote_main.py": ("app.settings", "model", "torch"),
     "app/decoding/pool/sandbox.py": ("model", "torch"),
     "app/engines": ("app.tracing", "app.cli", "app.decoding.pool", "app.main", "app.serving", "app.settings", *WIRE),
@@ -35,6 +35,7 @@ OUT_OF_REACH = {
     "app/serving/admission.py": ("app.metrics", "app.settings", "asyncio", "numpy"),
     "app/serving/batching.py": ("app.metrics", "app.serving.admission", "app.settings", "model", "numpy", "torch"),
     "app/serving/classifier.py": ("app.decoding.pool", "app.serving.loading", "app.settings", "torch"),
+    "app/serving/registry.py": ("app.decoding.pool", "app.serving.loading", "torch"),
     "app/serving/service.py": ("app.decoding.pool", "app.serving.loading", "torch"),
     "app/http": (
         "app.api",

@@ -21,7 +21,7 @@ from app.settings import Settings, read_settings
 from app.tracing.spans import FLUSH_S
 from tests.support.models import ROOT
 
-_OUTSIDE = {"compile", "model", "cache_dir", "api_keys_file"}
+_OUTSIDE = {"compile", "model", "models", "models_file", "cache_dir", "api_keys_file"}
 """Settings without a meaning in a plain container, such as paths of the host."""
 
 _FILES = (

@@ -6,6 +6,7 @@ They are few and large because FastAPI spends more on each dependency than the d
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -26,14 +27,41 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Admitted:
+class Accepted:
     """A request with images, accepted before its body is read."""
 
     state: AppState
-    classifier: Classifier
     body: Body
     deadline: float
     """Time of the event loop's clock after which the answer is of no use."""
+
+    @asynccontextmanager
+    async def to_model(self, name: str | None) -> AsyncIterator["Admitted"]:
+        """Hold the version of a model that answers now, until the context ends.
+
+        Args:
+            name: name of the model; None for the default.
+
+        Raises:
+            ModelNotFound: there is no such model.
+            NotReady: it is not loaded.
+        """
+        models = self.state.service.models
+        model = models.find(name)
+        await models.load_for_request(model, self.deadline)
+        with model.ready_version().held() as classifier:
+            yield Admitted(self.state, self.body, self.deadline, classifier)
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An accepted request, and the model that answers it."""
+
+    state: AppState
+    body: Body
+    deadline: float
+    """Time of the event loop's clock after which the answer is of no use."""
+    classifier: Classifier
 
 
 async def get_service(request: Request) -> Service:
@@ -56,7 +84,16 @@ async def check_client(request: Request) -> None:
     await state_of(request.app).access.check(request)
 
 
-async def admit(
+async def check_admin(request: Request) -> None:
+    """Raise if the client may not load and unload models.
+
+    Raises:
+        Unauthorized, NotSupported, RateLimited: see `Access.check_admin`.
+    """
+    await state_of(request.app).access.check_admin(request)
+
+
+async def accept(
     request: Request,
     timeout_ms: Annotated[
         str | None,
@@ -65,7 +102,7 @@ async def admit(
             description="Deadline of this request in milliseconds from its arrival; can only shorten the server's.",
         ),
     ] = None,
-) -> AsyncIterator[Admitted]:
+) -> AsyncIterator[Accepted]:
     """Accept a request with images until it is answered: the client may send it, the service is ready, a slot is free.
 
     Raises:
@@ -75,10 +112,26 @@ async def admit(
     """
     await check_client(request)
     state = state_of(request.app)
-    with state.service.accept() as accepted:
+    with state.service.accept() as reserve_bytes:
         deadline = request.state.arrival + _timeout(timeout_ms, state.settings.request_timeout_s)
-        body = Body(request, accepted.reserve_bytes, state.slices)
-        yield Admitted(state, accepted.classifier, body, deadline)
+        yield Accepted(state, Body(request, reserve_bytes, state.slices), deadline)
+
+
+async def admit(request: Request, accepted: Annotated[Accepted, Depends(accept)]) -> AsyncIterator[Admitted]:
+    """Admit an accepted request to the model that its path names as `name`, or its query as `model`; else to the default.
+
+    Raises:
+        ModelNotFound: there is no such model.
+        NotReady: it is not loaded.
+    """
+    async with accepted.to_model(model_of(request)) as admitted:
+        yield admitted
+
+
+def model_of(request: Request) -> str | None:
+    """Return the name of the model that a request is for, as its path or query has it; None for the default."""
+    name: str | None = request.path_params.get("name")
+    return name if name is not None else request.query_params.get("model")
 
 
 def _timeout(asked_ms: str | None, longest_s: float) -> float:
@@ -95,6 +148,7 @@ MetricsDep = Annotated[Metrics, Depends(get_metrics)]
 CHECKED = [Depends(check_client)]
 """Dependencies of a route that needs a key and takes no images."""
 
+AcceptedDep = Annotated[Accepted, Depends(accept)]
 AdmittedDep = Annotated[Admitted, Depends(admit)]
 
 

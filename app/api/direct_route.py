@@ -14,12 +14,12 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from app.api.dependencies import TIMEOUT_HEADER, Admitted, admit
+from app.api.dependencies import TIMEOUT_HEADER, Admitted, accept, model_of
 from app.api.schemas import Ranking
 
 Endpoint = Callable[[Request, Admitted, Ranking], Awaitable[Response]]
 
-_admit = asynccontextmanager(admit)
+_accept = asynccontextmanager(accept)
 
 
 class DirectRoute(Route):
@@ -33,7 +33,10 @@ class DirectRoute(Route):
     async def _call(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["route"] = self
         request = Request(scope, receive, send)
-        async with _admit(request, request.headers.get(TIMEOUT_HEADER)) as admitted:
+        async with (
+            _accept(request, request.headers.get(TIMEOUT_HEADER)) as accepted,
+            accepted.to_model(model_of(request)) as admitted,
+        ):
             response = await self._endpoint(request, admitted, _ranking(request))
             await response(scope, receive, send)
 

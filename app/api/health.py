@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from app import errors
 from app.api.dependencies import ServiceDep
 from app.api.problems import problem_responses
-from app.api.schemas import HealthBody
+from app.api.schemas import HealthBody, ReadyBody
 
 router = APIRouter(tags=["operations"])
 
@@ -19,7 +19,7 @@ async def live() -> HealthBody:
 
 
 @router.get("/health/ready", responses=problem_responses(errors.NotReady, errors.Draining))
-async def ready(service: ServiceDep) -> HealthBody:
+async def ready(service: ServiceDep) -> ReadyBody:
     """Answer 200 after warm-up, while the worker is alive and the service is not shutting down, even if the queue is full."""
     service.check_ready()
-    return HealthBody(status="ready")
+    return ReadyBody(status="ready", models={model.name: model.state for model in service.models.models})

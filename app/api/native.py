@@ -10,7 +10,7 @@ NATIVE = Wire(
     direct_routes=predict.DIRECT_ROUTES,
     health_paths=health.PATHS,
     render=render_problem,
-    paths=frozenset({"/predict", "/predict/batch", "/model", *embed.PATHS, explain.PATH, *health.PATHS}),
+    paths=frozenset({"/predict", "/predict/batch", *model.PATHS, *embed.PATHS, explain.PATH, *health.PATHS}),
 )
 
 WITHOUT_PREDICT = Wire(

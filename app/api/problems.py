@@ -29,6 +29,7 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.UnsupportedMediaType: 415,
     errors.UndecodableImage: 422,
     errors.InvalidParameter: 422,
+    errors.LoadFailed: 422,
     errors.RateLimited: 429,
     errors.QueueFull: 429,
     errors.HeaderTooLarge: 431,
@@ -42,11 +43,13 @@ _STATUS: dict[type[errors.ServiceError], int] = {
     errors.NotReady: 503,
     errors.Draining: 503,
     errors.DeadlineExceeded: 504,
+    errors.InsufficientMemory: 507,
 }
 
 IMAGE_ERRORS = (
     errors.MalformedRequest,
     errors.Unauthorized,
+    errors.ModelNotFound,
     errors.ImageTooLarge,
     errors.UnsupportedImageFormat,
     errors.UndecodableImage,

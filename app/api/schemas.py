@@ -7,6 +7,7 @@ from pydantic_core import PydanticCustomError
 
 from app.http.numbers import whole_number
 from app.serving.results import Activation, Prediction
+from app.serving.served_model import State
 
 EXAMPLE_IMAGE = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAFElEQVR4nGP8z4APMOGVHbHSAA0YAQ87n0dIAAAAAElFTkSuQmCC"
 """A PNG of 8 x 8 pixels in base64."""
@@ -19,7 +20,13 @@ def _count(sent: str | int) -> int:
     return count
 
 
-class Ranking(BaseModel):
+class _OfModel(BaseModel):
+    model: Annotated[
+        str | None, Field(description="Name of the model, of those that `GET /models` lists; the first of them by default.")
+    ] = None
+
+
+class Ranking(_OfModel):
     """Parameters of the answer to an image."""
 
     top_k: Annotated[
@@ -67,7 +74,7 @@ class PredictBody(ResultBody, _Named):
     )
 
 
-class Embedding(BaseModel):
+class Embedding(_OfModel):
     """Parameters of the features of an image."""
 
     pooling: Annotated[
@@ -95,7 +102,7 @@ class EmbedBody(_Features):
     embedding: list[float]
 
 
-class Explaining(BaseModel):
+class Explaining(_OfModel):
     """Parameters of an explanation."""
 
     method: Annotated[
@@ -174,6 +181,29 @@ class EmbedBatchBody(_Features):
 
 
 class HealthBody(BaseModel):
-    """Answer of `GET /health/live` and `GET /health/ready`."""
+    """Answer of `GET /health/live`."""
 
     status: str
+
+
+class ReadyBody(HealthBody):
+    """Answer of `GET /health/ready`."""
+
+    models: Annotated[dict[str, State], Field(description="State of each model.")]
+
+
+class ListedModel(BaseModel):
+    """A model in the answer of `GET /models`."""
+
+    name: str
+    aliases: tuple[str, ...]
+    state: State
+    default: Annotated[bool, Field(description="It answers requests that name no model.")]
+    bytes: Annotated[int, Field(description="Memory that it took when it was loaded; 0 while it is not.")]
+    reason: Annotated[str, Field(description="Why its last load failed; empty if it did not.")]
+
+
+class ModelsBody(BaseModel):
+    """Answer of `GET /models`."""
+
+    models: list[ListedModel]

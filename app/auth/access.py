@@ -1,5 +1,6 @@
 """Access: authenticate and rate-limit a request by its headers and address, before its body is read."""
 
+import hmac
 import os
 
 from starlette.requests import Request
@@ -7,7 +8,7 @@ from starlette.requests import Request
 from app.auth.api_keys import ApiKeys, sent_key
 from app.auth.client_address import client_of
 from app.auth.rate_limits import RateLimit
-from app.errors import RateLimited, StartError, Unauthorized
+from app.errors import NotSupported, RateLimited, StartError, Unauthorized
 from app.metrics import Metrics
 from app.settings import Settings
 
@@ -27,6 +28,7 @@ class Access:
             raise StartError("VIT_RATE_LIMIT_PER_KEY: there are no keys to count by")
         self._per_address = None if per_address is None else RateLimit(per_address)
         self._per_key = None if per_key is None else RateLimit(per_key)
+        self._admin = None if settings.admin_key is None else os.fsencode(settings.admin_key.get_secret_value())
         self._metrics = metrics
 
     async def check(self, request: Request) -> None:
@@ -43,12 +45,32 @@ class Access:
         if not self._keys.required:
             return
         key = await self._keys.identify(sent_key(request.headers))
+        if key is None and self._is_admin(request):
+            return
         if key is None:
             raise Unauthorized(
                 "Send a valid API key as `Authorization: Bearer <key>`, as `X-API-Key: <key>`, or as the password of `Basic`."
             )
         if self._per_key is not None:
             self._take(self._per_key, key, "key")
+
+    async def check_admin(self, request: Request) -> None:
+        """Count a request, and raise if it may not change which models are loaded.
+
+        Raises:
+            RateLimited: too many requests from this address.
+            NotSupported: there is no admin key, so nobody may.
+            Unauthorized: the request does not have it.
+        """
+        if self._per_address is not None:
+            self._take(self._per_address, client_of(request), "address")
+        if self._admin is None:
+            raise NotSupported("Models can be loaded and unloaded with an admin key alone: set VIT_ADMIN_KEY.")
+        if not self._is_admin(request):
+            raise Unauthorized("Send the admin key as `Authorization: Bearer <key>`, or as `X-API-Key: <key>`.")
+
+    def _is_admin(self, request: Request) -> bool:
+        return self._admin is not None and hmac.compare_digest(sent_key(request.headers), self._admin)
 
     def _take(self, limit: RateLimit, client: str, counted_by: str) -> None:
         try:

@@ -1,17 +1,18 @@
-"""The command line: `vit-serve serve | classify | embed | info | train | evaluate | bench`."""
+"""The command line: `vit-serve serve | reload | classify | embed | info | train | evaluate | bench`."""
 
 from typing import Annotated
 
 import typer
 
 from app import __version__
-from app.cli import bench, classify, embed, evaluate, info, serve, train
+from app.cli import bench, classify, embed, evaluate, info, reload, serve, train
 from app.cli.output import out
 from app.process.stderr import queue_stderr
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 
 cli.command()(serve.serve)
+cli.command()(reload.reload)
 cli.command()(classify.classify)
 cli.command()(embed.embed)
 cli.command()(info.info)

@@ -1,16 +1,13 @@
 """Decoding: encoded images to pixels, in worker processes (`pool/processes.py`) or threads (`pool/threads.py`)."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
+from app.decoding.preprocessor import Decode, Preprocessor
 from app.pixels import Pixels
 
-INPUT, PHOTOGRAPH, SIZE = 0, 1, 2
-"""Indices of preprocessings: to the input of the model, to a photograph to show, and to a size alone (`photograph.py`)."""
-
-Decode = Callable[[bytes], Pixels]
-"""Function that decodes one image. Blocks; raises a `ServiceError` for an image that it refuses."""
+__all__ = ["Decode", "Decoded", "Decoder", "Preprocessor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +23,23 @@ class Decoded:
 class Decoder(Protocol):
     """Decodes several images at once, beside the event loop."""
 
+    def warm_up(self) -> None:
+        """Start workers, each proven by an image. Blocks, for a second or two.
+
+        Raises:
+            StartError: they cannot be started.
+        """
+
     def start(self) -> None:
         """Start decoding, in the running event loop."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = INPUT) -> Decoded:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
         """Decode one image when its turn comes. A call that is cancelled before its turn costs nothing.
 
         Args:
             image_bytes: the encoded image.
             request: identity of the request that brought it: requests take turns. None is a request of its own.
-            preprocessing: `INPUT`, `PHOTOGRAPH`, or `SIZE`.
+            preprocessor: what to decode to. Default: the decoder's own.
 
         Raises:
             ImageTooLarge, UnsupportedImageFormat, UndecodableImage: see `ImageDecoder.decode`.

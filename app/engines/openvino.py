@@ -12,6 +12,7 @@ import structlog
 import torch
 
 from app.engines.artifact_cache import CachedDirectory
+from app.engines.memory import leave_pages
 from app.engines.pixel_model import EngineModel
 from app.errors import StartError
 from app.pixels import Logits, Pixels
@@ -31,7 +32,10 @@ _TOLERANCES = {"float32": 1e-3, "int8": 0.1}
 0.04 (docs/models.md); a wrong conversion is much farther off."""
 
 _MODEL = "model.xml"
-"""File of the graph; OpenVINO writes the weights beside it, into `model.bin`."""
+"""File of the graph."""
+
+_WEIGHTS = "model.bin"
+"""File of the weights, which OpenVINO writes beside it, and maps into memory."""
 
 _log = structlog.get_logger(__name__)
 
@@ -46,6 +50,8 @@ class OpenVinoEngine:
         dtype: `float32`, or `int8` (see `int8.py`).
         max_batch_size: maximum images in a batch.
         threads: number of cores.
+        lone_on_all_cores: compile the second model; without it a batch alone in flight takes one core, and there is one copy of
+            the weights less.
         cache: directory for converted models; created if missing.
         on_step: called before a conversion.
 
@@ -65,12 +71,14 @@ class OpenVinoEngine:
         dtype: str,
         max_batch_size: int,
         threads: int,
+        lone_on_all_cores: bool = True,
         cache: Path,
         on_step: OnStep = lambda step: None,
     ) -> None:
         self.dtype = dtype
         self.max_batch_size = max_batch_size
         self.max_concurrent_batches = threads
+        self._lone_on_all_cores = lone_on_all_cores
         cached = CachedDirectory(cache / _fingerprint(model, dtype))
         reference = _reference(model, threads)
         cached.remove_stale()
@@ -100,6 +108,7 @@ class OpenVinoEngine:
             if not cached.verify():
                 return False
             self._compile_and_compare(openvino.Core().read_model(cached.path / _MODEL), pixels, expected, sizes)
+            leave_pages(cached.path / _WEIGHTS)  # engines have their own copies in another layout
             return True
         except Exception as error:
             where, reason = str(cached.path), _reason(error)
@@ -116,7 +125,8 @@ class OpenVinoEngine:
         model.reshape([-1, *model.inputs[0].get_partial_shape()[1:]])
         threads = self.max_concurrent_batches
         self._one_core = _compiled(model, streams=threads, threads=threads)
-        self._all_cores = self._one_core if threads == 1 else _compiled(model, streams=1, threads=threads)
+        shares = threads == 1 or not self._lone_on_all_cores
+        self._all_cores = self._one_core if shares else _compiled(model, streams=1, threads=threads)
 
     def _infer(self, name: str, compiled: openvino.CompiledModel, pixels: Pixels) -> Logits:
         request = getattr(self._requests, name, None)  # one per thread

@@ -37,6 +37,8 @@ class EngineOptions:
     cache: Path
     features: bool = False
     """Give features beside logits."""
+    lone_on_all_cores: bool = True
+    """Let a batch that is alone in flight take all cores, where that needs a second copy of the weights."""
 
 
 def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnStep = lambda step: None) -> Engine:
@@ -112,6 +114,7 @@ def _openvino(model: EngineModel, options: EngineOptions, on_step: OnStep) -> En
             dtype=dtype,
             max_batch_size=size,
             threads=options.threads,
+            lone_on_all_cores=options.lone_on_all_cores,
             cache=options.cache / "openvino",
             on_step=on_step,
         )

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from app.decoding import INPUT, PHOTOGRAPH, SIZE, Decoder
+from app.decoding import Decoder
 from app.decoding.geometry import Geometry
 from app.decoding.photograph import Photograph, read_photograph, read_size
+from app.decoding.preprocessor import Preprocessors
 from app.decoding.size import Size
 from app.errors import DeadlineExceeded, InvalidParameter, NoClasses
 from app.explaining.keeper import ProcessKeeper
@@ -111,18 +112,27 @@ class Explainer:
     Args:
         model: what is explained.
         decoder: turns bytes into pixels and photographs.
+        preprocessors: what the decoder decodes to.
         keeper: asks the process that explains.
-        max_images: images in the queue and in progress; more are refused.
+        admission: bound on images that wait or are explained.
         metrics: outcomes and seconds.
     """
 
     def __init__(
-        self, model: ExplainedModel, decoder: Decoder, keeper: ProcessKeeper, *, max_images: int, metrics: ExplainMetrics
+        self,
+        model: ExplainedModel,
+        decoder: Decoder,
+        preprocessors: Preprocessors,
+        keeper: ProcessKeeper,
+        *,
+        admission: Admission,
+        metrics: ExplainMetrics,
     ) -> None:
         self.model = model
         self._decoder = decoder
+        self._to = preprocessors
         self._keeper = keeper
-        self._admission = Admission(max_images=max_images)
+        self._admission = admission
         self._metrics = metrics
 
     def check(self, method: str | None, named: str | None, class_index: int | None, opacity: float | None) -> Asked:
@@ -170,12 +180,12 @@ class Explainer:
 
     async def _explain(self, image_bytes: bytes, asked: Asked) -> Explanation:
         request = object()
-        decoded = await self._decoder.decode(image_bytes, request, INPUT)
+        decoded = await self._decoder.decode(image_bytes, request, self._to.input)
         if asked.opacity is None:
-            whole = await self._decoder.decode(image_bytes, request, SIZE)
+            whole = await self._decoder.decode(image_bytes, request, self._to.size)
             size, shown, drawn = read_size(whole.pixels), b"", None
         else:
-            whole = await self._decoder.decode(image_bytes, request, PHOTOGRAPH)
+            whole = await self._decoder.decode(image_bytes, request, self._to.photograph)
             photograph = read_photograph(whole.pixels)
             size, shown = photograph.size, photograph.pixels.tobytes()
             drawn = _overlay(photograph, self.model.box(size), asked.opacity)

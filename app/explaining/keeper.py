@@ -45,6 +45,25 @@ class Process(Protocol):
         """End it."""
 
 
+class Turn:
+    """Turn to explain, which keepers share: one question at a time, and one process, that of the model asked last."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+        self._last: ProcessKeeper | None = None
+
+    async def take(self, keeper: "ProcessKeeper") -> None:
+        """Wait for the turn, and end the process of another model."""
+        await self._lock.acquire()
+        if self._last is not None and self._last is not keeper:
+            self._last.end()
+        self._last = keeper
+
+    def leave(self) -> None:
+        """Leave the turn to the next question."""
+        self._lock.release()
+
+
 class ProcessKeeper:
     """One process, or none while nothing was asked for a while.
 
@@ -53,6 +72,7 @@ class ProcessKeeper:
         on_loss: called when a process was lost or could not be started.
         is_busy: tells whether the service has other work now. Each question waits a second at most until it has none: the
             lowest priority leaves it the cores, but not the caches.
+        turn: shared by the keepers of all models of a service.
     """
 
     def __init__(
@@ -60,11 +80,12 @@ class ProcessKeeper:
         start: Callable[[], Awaitable[Process]],
         on_loss: Callable[[], None],
         is_busy: Callable[[], bool] = lambda: False,
+        turn: Turn | None = None,
     ) -> None:
         self._start = start
         self._on_loss = on_loss
         self._is_busy = is_busy
-        self._turn = asyncio.Lock()
+        self._turn = turn or Turn()
         self._process: Process | None = None
         self._run: asyncio.Task[Message] | None = None
         self._idle: asyncio.TimerHandle | None = None
@@ -80,11 +101,11 @@ class ProcessKeeper:
             InternalError: it failed on this image; what happened was logged.
             Draining: the keeper was closed, before or meanwhile.
         """
-        await self._turn.acquire()
+        await self._turn.take(self)
         try:
             await self._wait_for_a_lull()
         except BaseException:
-            self._turn.release()
+            self._turn.leave()
             raise
         # a task of its own: the answer must be read even if the client has gone, or the next would get it
         self._run = run = asyncio.create_task(self._ask(question, pixels, photograph), name="explanation")
@@ -101,7 +122,7 @@ class ProcessKeeper:
         self._closed = True
         if self._run is not None:
             self._run.cancel()
-        self._end()
+        self.end()
 
     async def _wait_for_a_lull(self) -> None:
         give_up_at = time.monotonic() + _LONGEST_WAIT_S
@@ -123,7 +144,7 @@ class ProcessKeeper:
             self._lose("the process that explains was lost", error)
             raise InternalError(_FAILED) from None
         self._backoff.reset()
-        self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self._end)
+        self._idle = asyncio.get_running_loop().call_later(_IDLE_S, self.end)
         return _checked(message)
 
     async def _started(self) -> Process:
@@ -141,13 +162,14 @@ class ProcessKeeper:
 
     def _lose(self, event: str, error: Exception, *, pause: bool = True) -> float:
         """End the process after a failure. Returns the seconds until it may be started again."""
-        self._end()
+        self.end()
         self._on_loss()
         pause_s = self._backoff.fail(pause=pause)
         _log.warning(event, reason=str(error) or type(error).__name__, in_s=pause_s)
         return pause_s
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the process; the next question starts another."""
         if self._idle is not None:
             self._idle.cancel()
         if self._process is not None:
@@ -155,7 +177,7 @@ class ProcessKeeper:
             self._process = None
 
     def _end_turn(self, run: asyncio.Task[Message]) -> None:
-        self._turn.release()
+        self._turn.leave()
         if not run.cancelled():
             run.exception()  # retrieved: its caller may have gone
 

@@ -11,6 +11,9 @@ STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIG
 IGNORED = (signal.SIGUSR1, signal.SIGUSR2)
 """Signals that other services use to reopen logs or reload settings; their default action would end the process."""
 
+RELOAD = (signal.SIGHUP,)
+"""Signal to read files of settings again, where there is one; it stops the service otherwise."""
+
 Handler = Callable[[int, FrameType | None], object]
 
 

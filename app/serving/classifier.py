@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import structlog
 
-from app.decoding import Decoded, Decoder
+from app.decoding import Decoded, Decoder, Preprocessor
 from app.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, NoClasses, NoExplanation, NoFeatures
 from app.explaining.explainer import Explainer
 from app.metrics import ModelMetrics, Statistics
@@ -28,6 +28,7 @@ class Classifier:
     Args:
         model: description of the model, as it was loaded.
         decoder: turns bytes into pixels.
+        preprocessor: what the decoder decodes to: the model's input.
         runner: the engine's threads, warmed up.
         admission: bounds on images and bytes in flight.
         batcher: the queue in front of the runner.
@@ -40,6 +41,7 @@ class Classifier:
         self,
         model: ModelDescription,
         decoder: Decoder,
+        preprocessor: Preprocessor,
         runner: ModelRunner,
         *,
         admission: Admission,
@@ -51,6 +53,7 @@ class Classifier:
         self.admission = admission
         self.model = model
         self._decoder = decoder
+        self._preprocessor = preprocessor
         self._runner = runner
         self._batcher = batcher
         self._metrics = metrics
@@ -58,13 +61,26 @@ class Classifier:
         self._explainer = explainer
 
     def start(self, on_death: Callable[[], None] = lambda: None) -> None:
-        """Start the decoder and the batcher. Call it in the event loop that will classify.
+        """Start the batcher. Call it in the event loop that will classify, where the decoder is started too.
 
         Args:
             on_death: called if the worker dies, after everything queued has failed.
         """
-        self._decoder.start()
+        self._show()
         self._batcher.start(on_death)
+
+    def _show(self) -> None:
+        """Have the metrics of the model's name show this version of it."""
+        self._metrics.queued_images.set_function(lambda: self._batcher.queued)
+        self._metrics.max_batch_size.set_function(lambda: self._batcher.max_batch_size)
+        self._metrics.padded_sizes = self.model.compiled_batch_sizes
+        self._metrics.describe(
+            architecture=self.model.architecture,
+            served_by=self.model.served_by,
+            engine=self.model.engine,
+            device=self.model.device,
+            dtype=self.model.dtype,
+        )
 
     def check_classes(self) -> None:
         """Raise if the model has no classes. Routes ask before they read a body.
@@ -159,7 +175,7 @@ class Classifier:
     async def _decode(self, image_bytes: bytes, deadline: float, request: Hashable) -> Decoded:
         try:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
-                return await self._decoder.decode(image_bytes, request)
+                return await self._decoder.decode(image_bytes, request, self._preprocessor)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
 
@@ -192,9 +208,8 @@ class Classifier:
         return replace(self.model, max_batch_size=self._batcher.max_batch_size)
 
     async def close(self) -> None:
-        """Stop the batcher and the decoder; everything queued or in flight fails with `Draining`."""
+        """Stop the batcher; everything queued or in flight fails with `Draining`."""
         if self._explainer is not None:
             self._explainer.close()
         await self._batcher.stop()
         self._runner.close()
-        await self._decoder.close()

@@ -1,35 +1,37 @@
-"""Composition root: settings -> `Classifier`: the checkpoint on its engine, the batcher and the decoder."""
+"""Composition root: a model's settings -> `Classifier`: the checkpoint on its engine, with its queue."""
 
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-from app.decoding import Decoder
-from app.decoding.pool.select import begin_decoding
+from app.decoding.pool.job import MAX_OUTPUT_BYTES
+from app.decoding.pool.select import image_decoder
+from app.decoding.preprocessor import Preprocessors
+from app.decoding.preprocessors import preprocessors_of
 from app.engines import Engine
 from app.engines.select import EngineOptions, choose_engine
 from app.errors import StartError
 from app.explaining.explainer import ExplainedModel, Explainer
 from app.explaining.keeper import ProcessKeeper
 from app.explaining.process import ExplainingProcess
-from app.metrics import ExplainMetrics, Metrics, ModelMetrics
+from app.metrics import Metrics, ModelMetrics
 from app.pixels import Pixels
 from app.process.startup import OnStep, watched_start
-from app.serving.admission import Admission
-from app.serving.batching import Batcher, BatchSlots
+from app.serving.batching import Batcher
 from app.serving.classifier import Classifier
+from app.serving.model_list import ModelSpec
 from app.serving.results import Features, ModelDescription
 from app.serving.runner import ModelRunner, Scores
+from app.serving.shared import Shared
 from app.settings import Settings
 from app.tracing.images import ImageTrace, batch_trace
 from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from model.head import probabilities
 from model.library.library_model import LibraryConfig
-from model.preprocessing import Preprocessing
 from model.vit import VisionTransformer
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
-Shape = tuple[int, int, int]
+Reserve = Callable[[int], None]
 
 
 def load(settings: Settings, on_step: OnStep) -> Checkpoint:
@@ -47,63 +49,60 @@ def load(settings: Settings, on_step: OnStep) -> Checkpoint:
 
 
 def load_classifier(
-    settings: Settings, metrics: Metrics, *, run: Run = ModelRunner.run, decoder: Decoder | None = None
+    spec: ModelSpec, metrics: Metrics, shared: Shared, reserve: Reserve = lambda parameters: None, *, run: Run = ModelRunner.run
 ) -> Classifier:
-    """Load the checkpoint onto its engine and warm it up. Blocks, for seconds to minutes.
+    """Load a model onto its engine and warm it up. Blocks, for seconds to minutes.
 
     Args:
-        settings: settings of the service.
+        spec: the model, and its settings.
         metrics: metrics of the service.
+        shared: what it shares with other models.
+        reserve: called with the number of parameters before memory is taken for them; may raise.
         run: runs a batch on the runner.
-        decoder: replaces the one that the settings ask for.
 
     Raises:
         StartError: the checkpoint cannot be served, or the device is missing.
     """
     with watched_start() as on_step:
-        if decoder is not None:
-            return _load_classifier(settings, metrics, run, lambda *_: decoder, on_step)
-        on_step("starting the decoders")
-        with begin_decoding(settings, metrics) as decoding:
-            return _load_classifier(settings, metrics, run, decoding.finish, on_step)
+        return _load_classifier(spec, metrics, shared, reserve, run, on_step)
 
 
 def _load_classifier(
-    settings: Settings,
-    metrics: Metrics,
-    run: Run,
-    make_decoder: Callable[[Preprocessing, Shape], Decoder],
-    on_step: OnStep,
+    spec: ModelSpec, metrics: Metrics, shared: Shared, reserve: Reserve, run: Run, on_step: OnStep
 ) -> Classifier:
+    settings = spec.settings
     checkpoint = load(settings, on_step)
+    name = spec.name or checkpoint.name
+    reserve(checkpoint.parameters)
     config = checkpoint.model.config
     image_shape = (config.num_channels, config.image_size, config.image_size)
+    preprocessors = preprocessors_of(image_decoder(settings, checkpoint.preprocessing), image_shape)
+    if preprocessors.input.output_bytes > MAX_OUTPUT_BYTES:
+        raise StartError(f"VIT_MODEL: its input of {config.image_size} x {config.image_size} pixels is too large")
     engine = choose_engine(checkpoint, _engine_options(settings), on_step)
-    runner = ModelRunner(engine, image_shape, config.num_classes, partial(probabilities, activation=checkpoint.activation))
+    device = shared.device(engine)
+    to_probabilities = partial(probabilities, activation=checkpoint.activation)
+    runner = ModelRunner(engine, image_shape, config.num_classes, to_probabilities, device.in_flight)
     on_step("warming up")
     runner.warm_up()
-    on_step("starting the decoders")
-    decoder = make_decoder(checkpoint.preprocessing, image_shape)
-    model_metrics = metrics.of_model(checkpoint.name)
-    admission = Admission(max_images=settings.max_inflight_images, max_bytes=settings.max_inflight_bytes)
+    model_metrics = metrics.of_model(name)
     batcher = Batcher(
         partial(run, runner),
         max_batch_size=engine.max_batch_size,
-        slots=BatchSlots(engine.max_concurrent_batches),
+        slots=device.slots,
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
         independent_streams=engine.independent_streams,
         inference_timeout_s=settings.inference_timeout_s,
         observe=partial(_observed, model_metrics, engine.batch_sizes),
     )
-    explainer = _explainer(settings, checkpoint, decoder, admission, metrics.explain)
+    explainer = _explainer(settings, checkpoint, name, shared, preprocessors, model_metrics)
     methods = () if explainer is None else explainer.model.methods
-    description = _describe(checkpoint, engine, methods, with_features=settings.embed)
-    _show(model_metrics, settings, admission, batcher, description)
     return Classifier(
-        description,
-        decoder,
+        _describe(checkpoint, name, engine, methods, with_features=settings.embed),
+        shared.decoder,
+        preprocessors.input,
         runner,
-        admission=admission,
+        admission=shared.admission,
         batcher=batcher,
         metrics=model_metrics,
         why_no_features=checkpoint.why_no_features if settings.embed else "VIT_EMBED is false",
@@ -112,17 +111,25 @@ def _load_classifier(
 
 
 def _explainer(
-    settings: Settings, checkpoint: Checkpoint, decoder: Decoder, admission: Admission, metrics: ExplainMetrics
+    settings: Settings,
+    checkpoint: Checkpoint,
+    name: str,
+    shared: Shared,
+    preprocessors: Preprocessors,
+    metrics: ModelMetrics,
 ) -> Explainer | None:
     if not settings.explain or not isinstance(checkpoint.model, VisionTransformer):
         return None
     config, preprocessing = checkpoint.model.config, checkpoint.preprocessing
-    model = ExplainedModel(checkpoint.name, checkpoint.labels, config.grid_size, config.patch_size, preprocessing)
+    model = ExplainedModel(name, checkpoint.labels, config.grid_size, config.patch_size, preprocessing)
     arguments = (settings.model, settings.architecture, settings.image_size, checkpoint.activation)
     keeper = ProcessKeeper(
-        lambda: ExplainingProcess.start(arguments), on_loss=metrics.lost.inc, is_busy=lambda: admission.images > 0
+        lambda: ExplainingProcess.start(arguments),
+        on_loss=metrics.explain.lost.inc,
+        is_busy=lambda: shared.admission.images > 0,
+        turn=shared.turn,
     )
-    return Explainer(model, decoder, keeper, max_images=settings.max_explained_images, metrics=metrics)
+    return Explainer(model, shared.decoder, preprocessors, keeper, admission=shared.explanations, metrics=metrics.explain)
 
 
 @contextmanager
@@ -131,30 +138,6 @@ def _observed(metrics: ModelMetrics, padded_sizes: Sequence[int], images: Sequen
     size = len(images)
     with batch_trace(images, next((padded for padded in padded_sizes if padded >= size), size)), metrics.outcome_of_batch(size):
         yield
-
-
-def _show(
-    metrics: ModelMetrics,
-    settings: Settings,
-    admission: Admission,
-    batcher: Batcher[Pixels, Scores],
-    model: ModelDescription,
-) -> None:
-    """Set the gauges of a model: what it is, what it holds, and its limits."""
-    metrics.inflight_images.set_function(lambda: admission.images)
-    metrics.inflight_bytes.set_function(lambda: admission.bytes)
-    metrics.queued_images.set_function(lambda: batcher.queued)
-    metrics.max_batch_size.set_function(lambda: batcher.max_batch_size)
-    metrics.max_inflight_images.set(settings.max_inflight_images)
-    metrics.max_inflight_bytes.set(settings.max_inflight_bytes)
-    metrics.padded_sizes = model.compiled_batch_sizes
-    metrics.describe(
-        architecture=model.architecture,
-        served_by=model.served_by,
-        engine=model.engine,
-        device=model.device,
-        dtype=model.dtype,
-    )
 
 
 def _engine_options(settings: Settings) -> EngineOptions:
@@ -167,16 +150,17 @@ def _engine_options(settings: Settings) -> EngineOptions:
         threads=settings.inference_threads,
         cache=settings.cache_dir,
         features=settings.embed,
+        lone_on_all_cores=settings.lone_on_all_cores is not False,
     )
 
 
 def _describe(
-    checkpoint: Checkpoint, engine: Engine, explanations: tuple[str, ...], *, with_features: bool
+    checkpoint: Checkpoint, name: str, engine: Engine, explanations: tuple[str, ...], *, with_features: bool
 ) -> ModelDescription:
     config = checkpoint.model.config
     features = checkpoint.features if with_features else {}
     return ModelDescription(
-        name=checkpoint.name,
+        name=name,
         architecture=checkpoint.architecture,
         labels=checkpoint.labels,
         labels_source=checkpoint.labels_source,

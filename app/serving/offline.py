@@ -7,10 +7,13 @@ from typing import Any, TypeVar
 
 from uvicorn.loops.auto import auto_loop_factory
 
+from app.decoding.pool.select import make_decoder
 from app.errors import ServiceError
 from app.metrics import Metrics
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
+from app.serving.model_list import ModelSpec
+from app.serving.shared import Shared
 from app.settings import Settings
 
 Key = TypeVar("Key")
@@ -30,12 +33,19 @@ async def running_classifier(settings: Settings) -> AsyncIterator[Classifier]:
     Raises:
         StartError: it cannot be loaded.
     """
-    classifier = load_classifier(settings, Metrics())
-    classifier.start()
+    metrics = Metrics()
+    shared = Shared(settings, metrics, make_decoder(settings, metrics))
     try:
-        yield classifier
+        classifier = load_classifier(ModelSpec(None, settings), metrics, shared)
+        shared.warm_up()
+        shared.start()
+        classifier.start()
+        try:
+            yield classifier
+        finally:
+            await classifier.close()
     finally:
-        await classifier.close()
+        await shared.close()
 
 
 async def infer_all(

@@ -3,17 +3,16 @@ shutdown."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 
 import structlog
 
 from app.errors import DeadlineExceeded, Draining, NotReady
 from app.metrics import Metrics
-from app.process.cpu import lower_priority
 from app.serving.admission import ReserveBytes
 from app.serving.classifier import Classifier
+from app.serving.model_loader import Load
+from app.serving.registry import MakeDecoder, Registry
 from app.settings import Settings
 
 _RETRY_AFTER_S = 2.0
@@ -21,29 +20,30 @@ _RETRY_AFTER_S = 2.0
 _log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """A request accepted before its body is read."""
-
-    classifier: Classifier
-    reserve_bytes: ReserveBytes
-    """Reserves the size of each chunk of the body until the request is answered."""
-
-
 class Service:
-    """State of a classifier from its load to its end, and the requests in flight.
+    """Life cycle of the service, and the requests in flight.
 
     Args:
         settings: settings of the service.
         metrics: metrics of the service.
-        load: loads the classifier; called in a thread.
+        load: loads a model; called in a thread.
+        make_decoder: makes the decoder that models share; called in a thread.
+        on_ready: called once all models are loaded.
+
+    Raises:
+        StartError: the list of models cannot be used.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, load: Callable[[Settings, Metrics], Classifier]) -> None:
-        self._settings = settings
-        self._metrics = metrics
-        self._load = load
-        self._classifier: Classifier | None = None
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        load: Load,
+        make_decoder: MakeDecoder,
+        on_ready: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.models = Registry(settings, metrics, load, make_decoder)
+        self._on_ready = on_ready
         self._requests = 0
         self._uploads: set[asyncio.Timeout] = set()
         self.leaving = False
@@ -57,35 +57,16 @@ class Service:
         metrics.inflight_requests.set_function(lambda: self._requests)
 
     async def start(self, on_death: Callable[[], None] = lambda: None) -> None:
-        """Load, warm up and become ready.
+        """Load all models, and become ready.
 
         Args:
-            on_death: called if the engine dies, after everything queued has failed.
+            on_death: called if an engine dies, after everything queued has failed.
 
         Raises:
             StartError: it cannot start; the message is the reason in one sentence.
         """
-        _log.info("loading", model=self._settings.model)
-        # not asyncio's default pool: the loop would wait for it at its end, and a load cannot be interrupted
-        pool = ThreadPoolExecutor(1, thread_name_prefix="load", initializer=lower_priority)
-        try:
-            loading = asyncio.get_running_loop().run_in_executor(pool, self._load, self._settings, self._metrics)
-            classifier = await loading
-        finally:
-            pool.shutdown(wait=False)
-        classifier.start(on_death)
-        self._classifier = classifier
-        model = classifier.describe()
-        _log.info(
-            "ready",
-            model=model.name,
-            engine=model.engine,
-            device=model.device,
-            dtype=model.dtype,
-            classes=len(model.labels),
-            labels=model.labels_source,
-            activation=model.activation,
-        )
+        await self.models.start(on_death)
+        self._on_ready()
 
     @property
     def stopping(self) -> bool:
@@ -95,58 +76,65 @@ class Service:
     @property
     def why_not_ready(self) -> str | None:
         """Reason why no request is accepted now, in one sentence; None if requests are."""
-        if self.draining:
-            return "The service is shutting down."
-        if self._classifier is None:
-            return "The model is still loading."
-        return self._classifier.why_not_ready
+        return "The service is shutting down." if self.draining else self.models.why_not_ready
 
-    def ready_classifier(self) -> Classifier:
-        """Return the classifier.
+    def check_accepting(self) -> None:
+        """Raise if no request is accepted now.
 
         Raises:
-            NotReady: the model is loading, or its worker has died.
+            NotReady: models are loading, or a worker has died.
             Draining: the service is shutting down.
         """
-        reason = self.why_not_ready
-        if self.draining:
-            raise Draining(str(reason), _RETRY_AFTER_S)
-        if self._classifier is None or reason is not None:
-            raise NotReady(str(reason), _RETRY_AFTER_S)
-        return self._classifier
+        if (reason := self.why_not_ready) is not None:
+            raise (Draining if self.draining else NotReady)(reason, _RETRY_AFTER_S)
 
     def check_ready(self) -> None:
         """Check what probes ask: whether a load balancer should send requests here.
 
         Raises:
-            NotReady, Draining: see `ready_classifier`; also while the service is leaving.
+            NotReady, Draining: see `check_accepting`; also while the service is leaving.
         """
         if self.leaving:
             raise Draining("The service is shutting down.", _RETRY_AFTER_S)
-        self.ready_classifier()
+        self.check_accepting()
 
     def leave(self) -> None:
         """Fail probes from now on, and accept requests until the drain."""
         self.leaving = True
         _log.info("leaving", requests=self._requests)
 
-    @contextmanager
-    def accept(self) -> Iterator[Accepted]:
-        """Accept a request if the service is ready and a slot is free; a drain waits until it has ended.
+    def ready_classifier(self, name: str | None = None) -> Classifier:
+        """Return the version of a model that answers now, for what is done without waiting.
 
-        Its images take their slots once they have arrived, so that slow uploads hold none.
+        Args:
+            name: name of the model. Default: the first one.
 
         Raises:
-            NotReady, Draining: see `ready_classifier`.
+            NotReady, Draining: see `check_accepting`; or the model is not loaded.
+            ModelNotFound: there is no such model.
+        """
+        self.check_accepting()
+        return self.models.find(name).ready_version().classifier
+
+    @contextmanager
+    def accept(self) -> Iterator[ReserveBytes]:
+        """Accept a request before its body is read, if the service is ready and a slot is free; a drain waits for its end.
+
+        Yields a function that reserves the size of each chunk of the body. Images take their slots once they have arrived, so
+        that slow uploads hold none.
+
+        Raises:
+            NotReady, Draining: see `check_accepting`.
             QueueFull: no slot is free.
         """
-        classifier = self.ready_classifier()
-        classifier.admission.check_room()
+        self.check_accepting()
+        admission = self.models.shared.admission
+        admission.check_room()
         self._requests += 1
         self._idle.clear()
         try:
-            with classifier.admission.reserve_bytes() as reserve_bytes:
-                yield Accepted(classifier, reserve_bytes)
+            with admission.reserve_bytes() as reserve_bytes:
+                yield reserve_bytes
         finally:
             self._requests -= 1
             if self._requests == 0:
@@ -185,11 +173,10 @@ class Service:
         return True
 
     async def close(self) -> None:
-        """Stop the classifier; everything queued, in flight or arriving fails with `Draining`."""
+        """Stop the models; everything queued, in flight or arriving fails with `Draining`."""
         self.draining = True
         self._closed = True
         for limit in self._uploads:
             if not limit.expired():
                 limit.reschedule(asyncio.get_running_loop().time())
-        if self._classifier is not None:
-            await self._classifier.close()
+        await self.models.close()

@@ -1,5 +1,6 @@
 """Metrics: series that alerts and the dashboard need exist before their first count, and say what was observed."""
 
+import re
 from typing import Any
 
 import httpx
@@ -92,7 +93,7 @@ async def test_model_and_limits_are_shown(open_client: Any) -> None:
     shown = f'vit_model_info{{{labels},model="{model["name"]}",served_by="vit-serve"}} 1.0'
     assert shown in lines
     for name, limit in {"max_inflight_images": 7, "max_inflight_bytes": 2**28, "max_batch_size_images": 4}.items():
-        (line,) = (line for line in lines if line.startswith(f"vit_{name}{{"))
+        (line,) = (line for line in lines if re.match(rf"vit_{name}[ {{]", line))
         assert float(line.split()[1]) == limit
 
 

@@ -3,12 +3,13 @@
 import asyncio
 from pathlib import Path
 
-from app.decoding.pool.job import Job, Preprocessor
+from app.decoding import Preprocessor
+from app.decoding.pool.job import Job
 from app.decoding.pool.processes import ProcessDecoder
 from tests.app.decoding.pool import faults
 
 JOB = Job(
-    (Preprocessor(faults.decode, faults.SHAPE),), max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0"
+    Preprocessor(faults.decode, faults.SHAPE), max_image_bytes=100_000, memory_bytes=256 << 20, timeout_s=60, probe=b"good 0"
 )
 LIGHT = "app.errors"
 """Module for the zygote to import: these decoders need neither torch nor Pillow."""

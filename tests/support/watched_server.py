@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 from app import server
 from app.metrics import Metrics
@@ -9,7 +10,8 @@ from app.process.exit import end_process
 from app.process.logs import configure_logging
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
-from app.settings import Settings, read_settings
+from app.serving.model_list import ModelSpec
+from app.settings import read_settings
 
 _INTERVAL_S = 0.001
 
@@ -43,9 +45,9 @@ class WatchedServer(server.DrainingServer):
         watching.cancel()
 
 
-def load(settings: Settings, metrics: Metrics) -> Classifier:
+def load(spec: ModelSpec, metrics: Metrics, *shared: Any) -> Classifier:
     metrics.gauge("test_event_loop_held_seconds", "Longest blocking since the last scrape.", WATCH.take)
-    return load_classifier(settings, metrics)
+    return load_classifier(spec, metrics, *shared)
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ _HOLD_S = 0.5
 """Seconds before a 503: the JavaScript client asks again at once and without end, whatever `Retry-After` says."""
 
 
+@router.post("/models/{name}", openapi_extra=json_body({"inputs": EXAMPLE_IMAGE, "parameters": {"top_k": 2}}))
 @router.post("/", openapi_extra=json_body({"inputs": EXAMPLE_IMAGE, "parameters": {"top_k": 2}}))
 async def classify(request: Request, admitted: AdmittedDep) -> Response:
     """Classify an image, raw or as `{"inputs": "<base64>", "parameters": {...}}`; parameters also in the query."""
@@ -44,9 +45,9 @@ async def classify(request: Request, admitted: AdmittedDep) -> Response:
 
 
 @router.get("/info", dependencies=CHECKED)
-async def info(service: ServiceDep) -> dict[str, Any]:
+async def info(request: Request, service: ServiceDep) -> dict[str, Any]:
     """Describe the model as text-generation-inference's `/info` does."""
-    classifier = service.ready_classifier()
+    classifier = service.ready_classifier(request.query_params.get("model"))
     model = classifier.describe()
     described = {"model_id": served_name(classifier), "model_type": model.architecture, "model_dtype": model.dtype}
     return described | {"model_device_type": model.device, "task": "image-classification", "classes": len(model.labels)}
@@ -105,4 +106,4 @@ def _render(problem: Problem, headers: Mapping[str, str]) -> ErrorResponse:
     return response(problem, {"error": problem.detail}, status, headers)
 
 
-WIRE = Wire("huggingface", (router,), _render, paths=frozenset({"/", "/info"}))
+WIRE = Wire("huggingface", (router,), _render, paths=frozenset({"/", "/info"}), prefixes=("/models",))

@@ -33,7 +33,7 @@ _ACCEPTABLE = frozenset({"", "*/*", "application/*", "application/json", infer.S
 
 
 @router.post("/invocations", openapi_extra=_BODY)
-@router.post("/endpoints/{name}/invocations", openapi_extra=_BODY)
+@router.post("/endpoints/{endpoint}/invocations", openapi_extra=_BODY)
 async def invoke(request: Request, admitted: AdmittedDep) -> Response:
     """Classify images in the form of SageMaker's, MLflow's or TorchServe's clients. The name of an endpoint is ignored."""
     _check_accept(request)

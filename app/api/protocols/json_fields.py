@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from app.api.dependencies import Admitted
+from app.api.dependencies import Accepted, Admitted
 from app.api.payloads.base64_image import decode_images
 from app.api.payloads.body import Image, empty_image
 from app.api.payloads.images import max_values
@@ -16,24 +16,24 @@ _IMAGE_KEYS = ("b64", "image", "image_bytes", "content", "data", "bytes", "body"
 _DEPTH = 3
 
 
-async def read_object(admitted: Admitted) -> dict[str, Any]:
+async def read_object(accepted: Accepted | Admitted) -> dict[str, Any]:
     """Read a JSON object with images and a few numbers, while it arrives.
 
     Raises:
         MalformedRequest, ImageTooLarge, UnsupportedImageFormat, QueueFull: see `read_json`.
         DeadlineExceeded, Draining: see `Service.uploading`.
     """
-    content = await read_value(admitted)
+    content = await read_value(accepted)
     if not isinstance(content, dict):
         raise not_an_object()
     return content
 
 
-async def read_value(admitted: Admitted) -> Any:
+async def read_value(accepted: Accepted | Admitted) -> Any:
     """Read any JSON value; as `read_object`."""
-    limits = admitted.state.body_limits
-    async with admitted.state.service.uploading(admitted.deadline):
-        return await read_json_value(admitted.body, limits.max_request_bytes, max_values(limits.max_images), numbers=True)
+    limits = accepted.state.body_limits
+    async with accepted.state.service.uploading(accepted.deadline):
+        return await read_json_value(accepted.body, limits.max_request_bytes, max_values(limits.max_images), numbers=True)
 
 
 async def decode_each(admitted: Admitted, values: Sequence[Any], named: str) -> list[Image]:

@@ -1,44 +1,29 @@
-"""Names of the model in protocols whose paths name it. A hub id `owner/name@revision` is served as `name`."""
+"""Names of models in protocols whose paths name them, and the one version that each has there."""
 
-import re
-
-from app.api.dependencies import Admitted
-from app.api.state import AppState
 from app.errors import ModelNotFound
 from app.serving.classifier import Classifier
+from app.serving.registry import Registry
+from app.serving.served_model import path_name
 
 VERSION = "1"
-"""The one version that is served."""
-
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+"""The one version of a model, whichever was loaded last."""
 
 
 def served_name(classifier: Classifier) -> str:
-    """Return the model's name as the last part of its hub id or path, without a revision, in characters that paths can hold."""
-    return _NOT_IN_NAMES.sub("-", classifier.model.name.rstrip("/").rpartition("/")[2].partition("@")[0]) or "model"
+    """Return the name of a model as paths have it."""
+    return path_name(classifier.model.name)
 
 
-def served_names(state: AppState, classifier: Classifier) -> tuple[str, ...]:
-    """Return the model's name and its aliases."""
-    return tuple(dict.fromkeys((served_name(classifier), *state.settings.model_aliases)))
+def served_names(models: Registry) -> tuple[str, ...]:
+    """Return the names and aliases of all models, the default first."""
+    return tuple(name for model in models.models for name in model.names)
 
 
-def check_name(admitted: Admitted, name: str, version: str | None = None) -> None:
-    """Raise if a path names another model than the one that is served.
-
-    Raises:
-        ModelNotFound: there is no such model, or not in this version.
-    """
-    check_served(served_names(admitted.state, admitted.classifier), name, version)
-
-
-def check_served(names: tuple[str, ...], name: str, version: str | None) -> None:
-    """Raise if a name is none of `names`, or the version another than the one that is served; 0 asks for the latest.
+def check_version(name: str, version: str | None) -> None:
+    """Raise if a version is another than the one that is served; 0 asks for the latest.
 
     Raises:
-        ModelNotFound: see above.
+        ModelNotFound: the model has no such version.
     """
-    if name not in names:
-        raise ModelNotFound(f"There is no model {name[:128]!r}; served are {', '.join(names)}.")
     if version not in (None, "0", VERSION):
-        raise ModelNotFound(f"Model {name!r} has no version {version[:32]!r}; it has version {VERSION}.")
+        raise ModelNotFound(f"Model {name[:128]!r} has no version {version[:32]!r}; it has version {VERSION}.")

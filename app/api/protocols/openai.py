@@ -12,12 +12,11 @@ from pydantic_core import to_json
 from starlette.responses import Response
 
 from app.api.classify import all_or_none, embed_all
-from app.api.dependencies import AdmittedDep
+from app.api.dependencies import AcceptedDep, Admitted
 from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
 from app.api.protocols.declarations import declared, json_body
 from app.api.protocols.errors import status_of
-from app.api.protocols.model_names import check_name
 from app.api.protocols.scores import json_response, write_rows
 from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire
@@ -35,12 +34,16 @@ _EXAMPLE = {"model": "vit-small-everyday64", "input": f"data:image/png;base64,{E
 
 
 @router.post(PATH, openapi_extra=json_body(_EXAMPLE))
-async def embeddings(request: Request, admitted: AdmittedDep) -> Response:
+async def embeddings(request: Request, accepted: AcceptedDep) -> Response:
     """Return the usual features of the images in `input`: data URIs, or base64."""
-    features = admitted.classifier.check_features(None)
-    content = await fields.read_object(admitted)
+    content = await fields.read_object(accepted)
     model = fields.as_text(content.get("model"), "model")
-    check_name(admitted, model)
+    async with accepted.to_model(model) as admitted:
+        return await _answer(request, admitted, model, content)
+
+
+async def _answer(request: Request, admitted: Admitted, model: str, content: dict[str, Any]) -> Response:
+    features = admitted.classifier.check_features(None)
     encoding = (
         "float" if content.get("encoding_format") is None else fields.as_text(content["encoding_format"], "encoding_format")
     )

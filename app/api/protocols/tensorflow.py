@@ -16,10 +16,9 @@ from app.api.dependencies import CHECKED, Admitted, AdmittedDep, ServiceDep
 from app.api.protocols import json_fields as fields
 from app.api.protocols.declarations import declared, json_body
 from app.api.protocols.errors import render_error
-from app.api.protocols.model_names import VERSION, check_name, check_served, served_names
+from app.api.protocols.model_names import VERSION, check_version, served_names
 from app.api.protocols.scores import json_response, write_rows
 from app.api.schemas import EXAMPLE_IMAGE
-from app.api.state import state_of
 from app.api.wire import Wire
 from app.errors import InvalidParameter, MalformedRequest
 from app.http.time_slices import Steps
@@ -33,27 +32,29 @@ _BODY = json_body({"instances": [{"b64": EXAMPLE_IMAGE}]})
 
 
 @router.get("/v1/models", dependencies=CHECKED)
-async def models(request: Request, service: ServiceDep) -> dict[str, Any]:
-    """List the model and its aliases, in the forms of KServe and of OpenAI."""
-    names = served_names(state_of(request.app), service.ready_classifier())
+async def models(service: ServiceDep) -> dict[str, Any]:
+    """List the models and their aliases, in the forms of KServe and of OpenAI."""
+    service.check_accepting()
+    names = served_names(service.models)
     return {"models": names, "object": "list", "data": [_openai_model(name) for name in names]}
 
 
 @router.get("/v1/models/{name}", dependencies=CHECKED)
 @router.get("/v1/models/{name}/versions/{version}", dependencies=CHECKED)
-async def status(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
+async def status(service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Tell that the model is ready, in the forms of KServe, TensorFlow Serving and OpenAI."""
-    check_served(served_names(state_of(request.app), service.ready_classifier()), name, version)
+    service.ready_classifier(name)
+    check_version(name, version)
     available = {"version": VERSION, "state": "AVAILABLE", "status": {"error_code": "OK", "error_message": ""}}
     return {"name": name, "ready": True, "model_version_status": [available], **_openai_model(name)}
 
 
 @router.get("/v1/models/{name}/metadata", dependencies=CHECKED)
 @router.get("/v1/models/{name}/versions/{version}/metadata", dependencies=CHECKED)
-async def metadata(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
+async def metadata(service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Describe the model's one signature, as TensorFlow Serving does."""
-    classifier = service.ready_classifier()
-    check_served(served_names(state_of(request.app), classifier), name, version)
+    classifier = service.ready_classifier(name)
+    check_version(name, version)
     numbers = _tensor("DT_FLOAT", (-1, len(classifier.model.labels)))
     signature = {
         "inputs": {"image": _tensor("DT_STRING", (-1,))},
@@ -71,7 +72,7 @@ async def metadata(request: Request, service: ServiceDep, name: str, version: st
 async def predict(request: Request, admitted: AdmittedDep, name: str, version: str | None = None) -> Response:
     """Classify `instances`, answered row by row, or `inputs`, answered column by column."""
     admitted.classifier.check_classes()
-    check_name(admitted, name, version)
+    check_version(name, version)
     content = await fields.read_object(admitted)
     signature = content.get("signature_name")
     if signature is not None and fields.as_text(signature, "signature_name") != _SIGNATURE:

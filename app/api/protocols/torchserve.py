@@ -14,7 +14,7 @@ from app.api.problems import ErrorResponse
 from app.api.protocols import json_fields as fields
 from app.api.protocols.declarations import declared, json_body
 from app.api.protocols.errors import status_of
-from app.api.protocols.model_names import check_name
+from app.api.protocols.model_names import check_version
 from app.api.protocols.scores import json_response, ranked
 from app.api.schemas import EXAMPLE_IMAGE, Problem
 from app.api.wire import Wire
@@ -45,7 +45,7 @@ _TYPES = {
 async def predict(request: Request, admitted: AdmittedDep, name: str, version: str | None = None) -> Response:
     """Classify an image: the raw body, a part `data` or `body`, or base64 in JSON."""
     admitted.classifier.check_classes()
-    check_name(admitted, name, version)
+    check_version(name, version)
     (classification,) = await classify_each(request, admitted, [await _read(admitted)], "image")
     return json_response(to_json(_by_label(classification)))
 

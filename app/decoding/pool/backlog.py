@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from app.decoding import Decoded
+from app.decoding import Decoded, Preprocessor
 from app.decoding.pool.attempt import DecodingFault, attempt, reported
 from app.decoding.pool.fair_queue import FairQueue, Turn, turn_of
 from app.errors import Draining
@@ -19,7 +19,7 @@ class PendingImage:
     """One image and the future that its request awaits."""
 
     encoded: bytes
-    preprocessing: int
+    preprocessor: Preprocessor | None
     result: asyncio.Future[Decoded]
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Context of the request: its id is logged if the image ends a worker."""
@@ -48,9 +48,9 @@ class Backlog:
         self._dispatch = dispatch
         self._on_busy = on_busy
 
-    async def decode(self, image_bytes: bytes, request: Hashable, preprocessing: int) -> Decoded:
+    async def decode(self, image_bytes: bytes, request: Hashable, preprocessor: Preprocessor | None) -> Decoded:
         """Queue an image and await its pixels. Cancelling drops it if it is still queued."""
-        image = PendingImage(image_bytes, preprocessing, asyncio.get_running_loop().create_future())
+        image = PendingImage(image_bytes, preprocessor, asyncio.get_running_loop().create_future())
         try:
             turn = attempt(turn_of, image, image_bytes, request)
             self._queue.put(turn)

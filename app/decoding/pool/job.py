@@ -5,34 +5,21 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from app.decoding import Decode
+from app.decoding import Preprocessor
 from app.pixels import Pixels
 
 MAX_JOB_BYTES = 65_536
 
-
-@dataclass(frozen=True, slots=True)
-class Preprocessor:
-    """Decoding for one model."""
-
-    decode: Decode
-    shape: tuple[int, int, int]
-    """(C, H, W) of the pixels."""
-
-    def run(self, image_bytes: bytes) -> Pixels:
-        """Decode one image, and check the shape of its pixels."""
-        pixels = self.decode(image_bytes)
-        if pixels.shape != self.shape:
-            raise ValueError("the pixels do not have the shape of the model's input")
-        return pixels
+MAX_OUTPUT_BYTES = 3 * 4096 * 4096
+"""Largest output of a preprocessor, as `VIT_IMAGE_SIZE` has it; memory that no image needs is never touched."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """The work of worker processes, and its limits."""
 
-    preprocessors: tuple[Preprocessor, ...]
-    """One for each model that shares the pool; a request names one by its index."""
+    preprocessor: Preprocessor
+    """The pool's own, for the probe and for images that come without one."""
     max_image_bytes: int
     memory_bytes: int
     timeout_s: float
@@ -44,12 +31,11 @@ class Job:
     @property
     def shared_bytes(self) -> int:
         """Size of the shared memory: the largest image and, behind it, the largest output."""
-        return self._pixels_at + max(int(np.prod(preprocessor.shape)) for preprocessor in self.preprocessors)
+        return self._pixels_at + MAX_OUTPUT_BYTES
 
-    def pixels_in(self, memory: mmap.mmap, preprocessing: int) -> Pixels:
+    def pixels_in(self, memory: mmap.mmap, preprocessor: Preprocessor) -> Pixels:
         """Return the pixels in the shared memory, as a view."""
-        shape = self.preprocessors[preprocessing].shape
-        return np.frombuffer(memory, np.uint8, int(np.prod(shape)), self._pixels_at).reshape(shape)
+        return np.frombuffer(memory, np.uint8, preprocessor.output_bytes, self._pixels_at).reshape(preprocessor.shape)
 
     @property
     def _pixels_at(self) -> int:

@@ -1,4 +1,4 @@
-"""Messages between the service, the zygote and the workers, in fixed formats: nothing is unpickled.
+"""Messages between the service, the zygote and the workers, in fixed formats: the service unpickles nothing.
 
 A worker replies with the number of its image and 0, with the pixels in shared memory, or the kind and text of an error.
 A compromised worker may send anything; `read_reply` accepts nothing else.
@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from app.decoding.pool.attempt import DecodingFault
 from app.errors import ImageTooLarge, ServiceError, UndecodableImage, UnsupportedImageFormat
 
-REQUEST = struct.Struct("<III")
-"""Number of an image, its length, and the index of its preprocessing; its bytes are at the start of the shared memory."""
+REQUEST = struct.Struct("<II")
+"""Number of an image, and its length; its bytes are at the start of the shared memory. The pickled preprocessor follows."""
+
+MAX_REQUEST_BYTES = 65_536
 
 COMMAND = struct.Struct("<i")
 """Command to the zygote: reap the worker with this id or, if it is 0, fork one with the socket and memory that come along."""

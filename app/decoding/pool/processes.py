@@ -14,7 +14,7 @@ from typing import Literal
 
 import structlog
 
-from app.decoding import Decoded
+from app.decoding import Decoded, Preprocessor
 from app.decoding.limits import check_length
 from app.decoding.pool.attempt import DecodingFault
 from app.decoding.pool.backlog import Backlog, PendingImage, draining, uncounted
@@ -78,11 +78,6 @@ class ProcessDecoder:
         self._refusing = False
 
     def warm_up(self) -> None:
-        """Start all workers, each proven by the probe. Blocks, for a second or two.
-
-        Raises:
-            StartError: a worker cannot be started.
-        """
         zygote = self._spawner.zygote
         try:
             zygote.warm_up(self._job)
@@ -107,13 +102,13 @@ class ProcessDecoder:
             return "Decoding processes end before they have decoded an image; the log says how."
         return "The decoding processes are being started again." if self._spawner.zygote_died else None
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Decoded:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
         check_length(image_bytes, self._job.max_image_bytes)
         if self._closing.is_set():
             raise draining()
         if (reason := self.why_not_ready) is not None:
             raise NotReady(reason, _RETRY_AFTER_S)
-        return await self._backlog.decode(image_bytes, request, preprocessing)
+        return await self._backlog.decode(image_bytes, request, preprocessor)
 
     async def close(self) -> None:
         self._closing.set()

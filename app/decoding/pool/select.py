@@ -1,18 +1,15 @@
-"""Construction of the decoder from the settings, in two steps: processes start slowly, and do so while the model loads."""
+"""Construction of the decoder from the settings. Processes start slowly, and do so while the first model loads."""
 
 import io
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import structlog
 from PIL import Image
 
-from app.decoding import Decoder, photograph
+from app.decoding import Decoder, Preprocessor
 from app.decoding.formats import check_decoders, needs_threads
 from app.decoding.image import ImageDecoder
-from app.decoding.photograph import photograph_decoder, size_decoder
-from app.decoding.pool.job import Job, Preprocessor
+from app.decoding.pool.job import Job
 from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.threads import ThreadDecoder
@@ -20,76 +17,39 @@ from app.decoding.pool.zygote import Zygote
 from app.decoding.samples import SAMPLES
 from app.metrics import Metrics
 from app.settings import Settings
-from model.preprocessing import Preprocessing
+from model.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+
+_OWN = Preprocessing(256, (224, 224), "bicubic", IMAGENET_MEAN, IMAGENET_STD)
+_OWN_SHAPE = (3, 224, 224)
+"""What the decoder itself decodes to, to warm up and to prove its workers: the same for all models."""
 
 _log = structlog.get_logger(__name__)
 
 
-class StartingDecoder:
-    """A decoder whose zygote is starting."""
+def make_decoder(settings: Settings, metrics: Metrics) -> Decoder:
+    """Return a decoder that is starting: its zygote imports what decoding needs while the caller loads a model.
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        check_decoders(settings.image_formats)
-        self._settings = settings
-        self._metrics = metrics
-        self._zygote = Zygote() if _wants_processes(settings) else None
+    Raises:
+        StartError: a format that is asked for cannot be decoded here.
+    """
+    check_decoders(settings.image_formats)
+    own = Preprocessor(image_decoder(settings, _OWN).decode, _OWN_SHAPE)
+    busy = metrics.decoder_busy_seconds.inc
+    if not _wants_processes(settings):
+        return ThreadDecoder(own.run, threads=settings.decode_workers, on_busy=busy)
+    job = Job(
+        own,
+        max_image_bytes=settings.max_image_bytes,
+        memory_bytes=needed_bytes(settings.max_image_pixels, settings.max_image_bytes),
+        timeout_s=settings.decode_timeout_s,
+        probe=_probe(settings.image_formats),
+        threads=needs_threads(settings.image_formats),
+    )
 
-    def finish(self, preprocessing: Preprocessing, shape: tuple[int, int, int]) -> Decoder:
-        """Return the decoder when it is warm, with the preprocessings of `app.decoding`. Blocks.
+    def count(reason: Reason) -> None:
+        metrics.decoder_restarts.labels(reason).inc()
 
-        Args:
-            preprocessing: the checkpoint's.
-            shape: (C, H, W) of the pixels.
-
-        Raises:
-            StartError: it cannot be started.
-        """
-        settings = self._settings
-        decoder = image_decoder(settings, preprocessing)
-        work = (
-            Preprocessor(decoder.decode, shape),
-            Preprocessor(photograph_decoder(decoder.decode_to_show), photograph.SHAPE),
-            Preprocessor(size_decoder(decoder.upright_size), photograph.SIZE_SHAPE),
-        )
-        busy = self._metrics.decoder_busy_seconds.inc
-        if self._zygote is None:
-            return ThreadDecoder(*(each.decode for each in work), threads=settings.decode_workers, on_busy=busy)
-        job = Job(
-            work,
-            max_image_bytes=settings.max_image_bytes,
-            memory_bytes=needed_bytes(settings.max_image_pixels, settings.max_image_bytes),
-            timeout_s=settings.decode_timeout_s,
-            probe=_probe(settings.image_formats),
-            threads=needs_threads(settings.image_formats),
-        )
-        pool = ProcessDecoder(
-            self._zygote,
-            job,
-            processes=settings.decode_workers,
-            on_restart=self._count,
-            on_busy=busy,
-        )
-        pool.warm_up()
-        return pool
-
-    def give_up(self) -> None:
-        """End the zygote."""
-        if self._zygote is not None:
-            self._zygote.close()
-
-    def _count(self, reason: Reason) -> None:
-        self._metrics.decoder_restarts.labels(reason).inc()
-
-
-@contextmanager
-def begin_decoding(settings: Settings, metrics: Metrics) -> Iterator[StartingDecoder]:
-    """Start a decoder; an exception in the block ends it."""
-    starting = StartingDecoder(settings, metrics)
-    try:
-        yield starting
-    except BaseException:
-        starting.give_up()
-        raise
+    return ProcessDecoder(Zygote(), job, processes=settings.decode_workers, on_restart=count, on_busy=busy)
 
 
 def image_decoder(settings: Settings, preprocessing: Preprocessing) -> ImageDecoder:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from app.decoding import Decode, Decoded
+from app.decoding import Decode, Decoded, Preprocessor
 from app.decoding.pool.attempt import DecodingFault, attempt
 from app.decoding.pool.backlog import Backlog, PendingImage, draining, uncounted
 from app.decoding.pool.fair_queue import Turn
@@ -17,13 +17,13 @@ class ThreadDecoder:
     """Decodes in threads, which cannot be ended early.
 
     Args:
-        decoders: functions that decode one image, one for each preprocessing.
+        decode: function that decodes an image which comes without a preprocessor.
         threads: images decoded at once.
         on_busy: as of `Backlog`.
     """
 
-    def __init__(self, *decoders: Decode, threads: int, on_busy: Callable[[float], None] = uncounted) -> None:
-        self._decoders = decoders
+    def __init__(self, decode: Decode, *, threads: int, on_busy: Callable[[float], None] = uncounted) -> None:
+        self._decode = decode
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="decode", initializer=lower_priority)
         self._free = threads
         self._backlog = Backlog(threads, self._dispatch, on_busy)
@@ -34,14 +34,17 @@ class ThreadDecoder:
         """See `Decoder`; threads are always ready."""
         return None
 
+    def warm_up(self) -> None:
+        """See `Decoder`; there is nothing to start."""
+
     def start(self) -> None:
         """See `Decoder`; threads start when they are needed."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessing: int = 0) -> Decoded:
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
         """See `Decoder`."""
         if self._closed:
             raise draining()
-        return await self._backlog.decode(image_bytes, request, preprocessing)
+        return await self._backlog.decode(image_bytes, request, preprocessor)
 
     async def close(self) -> None:
         """See `Decoder`. Images that are being decoded are finished."""
@@ -56,7 +59,7 @@ class ThreadDecoder:
 
     def _begin(self, turn: Turn[PendingImage]) -> None:
         image = turn.item
-        decode = self._decoders[image.preprocessing]
+        decode = self._decode if image.preprocessor is None else image.preprocessor.run
         try:
             decoded = asyncio.get_running_loop().run_in_executor(self._threads, attempt, decode, image.encoded)
         except RuntimeError as error:  # no thread can be started

@@ -52,11 +52,11 @@ class Worker:
         Raises:
             OSError: the process ended while it was idle.
         """
-        encoded, preprocessing = turn.item.encoded, turn.item.preprocessing
+        encoded, preprocessor = turn.item.encoded, turn.item.preprocessor or self._job.preprocessor
         self.state, self.turn = State.BUSY, turn
         self._number = (self._number + 1) % _NUMBERS
         self.process.memory[: len(encoded)] = encoded
-        self.process.connection.send(REQUEST.pack(self._number, len(encoded), preprocessing))
+        self.process.connection.send(REQUEST.pack(self._number, len(encoded)) + preprocessor.pickled)
         self._timeout = asyncio.get_running_loop().call_later(self._job.timeout_s, on_timeout, self)
 
     def finish(self, message: bytes) -> tuple[Turn[PendingImage], Pixels | Exception] | None:
@@ -72,7 +72,8 @@ class Worker:
         self._release(State.IDLE)
         if reply.error is not None:
             return turn, reply.error
-        return turn, self._job.pixels_in(self.process.memory, turn.item.preprocessing).copy()  # the next image overwrites them
+        preprocessor = turn.item.preprocessor or self._job.preprocessor
+        return turn, self._job.pixels_in(self.process.memory, preprocessor).copy()  # the next image overwrites them
 
     def discard(self) -> Turn[PendingImage] | None:
         """Give up the process, and return the image that it had: IDLE or BUSY to LOST."""

@@ -57,7 +57,7 @@ class Zygote:
         module: the module that it imports.
     """
 
-    def __init__(self, module: str = "app.decoding.image") -> None:
+    def __init__(self, module: str = "app.decoding.preprocessors") -> None:
         self.module = module
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(_TIMEOUT_S)
@@ -97,7 +97,7 @@ class Zygote:
             OSError: no memory, process or descriptor is left; the zygote is well.
         """
         worker = self._fork(job)
-        reply = _prove(worker, job.probe)
+        reply = _prove(worker, job)
         if reply is not None and reply.error is None:
             worker.connection.setblocking(False)
             return worker
@@ -176,12 +176,12 @@ def describe_exit(status: int | None) -> str:
     return signal.Signals(-status).name if status < 0 else f"exit status {status}"
 
 
-def _prove(worker: WorkerProcess, probe: bytes) -> Reply | None:
+def _prove(worker: WorkerProcess, job: Job) -> Reply | None:
     """Have a new worker decode the probe; None if it ends or hangs. Blocks."""
     try:
         worker.connection.settimeout(_PROBE_TIMEOUT_S)
-        worker.memory[: len(probe)] = probe
-        worker.connection.send(REQUEST.pack(0, len(probe), 0))
+        worker.memory[: len(job.probe)] = job.probe
+        worker.connection.send(REQUEST.pack(0, len(job.probe)) + job.preprocessor.pickled)
         return read_reply(worker.connection.recv(MAX_REPLY_BYTES))
     except OSError:
         return None

@@ -17,12 +17,13 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from typing import NoReturn
 
-from app.decoding import Decode
+from app.decoding import Decode, Preprocessor
 from app.decoding.pool.attempt import DecodingFault, attempt
 from app.decoding.pool.job import MAX_JOB_BYTES, Job
-from app.decoding.pool.messages import ANSWER, COMMAND, FAULT, REQUEST, Reply, write_reply
+from app.decoding.pool.messages import ANSWER, COMMAND, FAULT, MAX_REQUEST_BYTES, REQUEST, Reply, write_reply
 from app.decoding.pool.sandbox import confine, end_with_parent, limit_cpu
 from app.errors import ServiceError
 from app.process.cpu import lower_priority
@@ -43,8 +44,7 @@ def main(control: socket.socket, module: str) -> None:
     if not (description := control.recv(MAX_JOB_BYTES)):
         return
     job: Job = pickle.loads(description)  # noqa: S301  # written by the service that started this process
-    for preprocessor in job.preprocessors:
-        _warm_up(preprocessor.decode)
+    _warm_up(job.preprocessor.decode)
     gc.freeze()  # a collection would write to, and so copy, the shared pages
     control.send(b"warm")
     children = set[int]()
@@ -124,15 +124,22 @@ def _serve(connection: socket.socket, memory_fd: int, job: Job) -> None:
     memory = mmap.mmap(memory_fd, job.shared_bytes)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a crashing decoder may print image bytes
     confine(job.memory_bytes, threads=job.threads)
-    while request := connection.recv(REQUEST.size):
-        number, length, preprocessing = REQUEST.unpack(request)
+    while request := connection.recv(MAX_REQUEST_BYTES):
+        number, length = REQUEST.unpack_from(request)
+        preprocessor = _preprocessor(request[REQUEST.size :])
         limit_cpu(job.timeout_s)
         error: ServiceError | DecodingFault | None = None
         try:
-            job.pixels_in(memory, preprocessing)[:] = attempt(job.preprocessors[preprocessing].run, memory[:length])
+            job.pixels_in(memory, preprocessor)[:] = attempt(preprocessor.run, memory[:length])
         except (ServiceError, DecodingFault) as refused:
             error = refused
         connection.send(write_reply(Reply(number, error)))
+
+
+@lru_cache(maxsize=256)
+def _preprocessor(pickled: bytes) -> Preprocessor:
+    preprocessor: Preprocessor = pickle.loads(pickled)  # noqa: S301  # written by the service, not by a client
+    return preprocessor
 
 
 if __name__ == "__main__":

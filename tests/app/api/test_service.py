@@ -10,13 +10,14 @@ from typing import Any
 import httpx
 import pytest
 
+from app.decoding.pool.select import make_decoder
 from app.errors import Draining, StartError
 from app.main import create_app
 from app.metrics import Metrics
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
 from app.serving.service import Service
-from app.settings import Settings, read_settings
+from app.settings import read_settings
 from tests.app.conftest import OpenClient
 from tests.support.models import png
 from tests.support.predict import Held, assert_problem
@@ -49,16 +50,16 @@ async def test_model_is_described(client: httpx.AsyncClient) -> None:
 
 async def test_healthy_service_is_live_and_ready(client: httpx.AsyncClient) -> None:
     assert (await client.get("/health/live")).json() == {"status": "live"}
-    assert (await client.get("/health/ready")).json() == {"status": "ready"}
+    assert (await client.get("/health/ready")).json() == {"status": "ready", "models": {"tiny-dinov2": "ready"}}
     assert (await client.head("/health/ready")).status_code == 200
 
 
 async def test_loading_service_is_live_not_ready(tiny_checkpoint: Any) -> None:
     loading = threading.Event()
 
-    def slow(settings: Settings, metrics: Metrics) -> Classifier:
+    def slow(*arguments: Any) -> Classifier:
         loading.wait(30)
-        return load_classifier(settings, metrics)
+        return load_classifier(*arguments)
 
     app = create_app(read_settings(model=tiny_checkpoint), load=slow)
     async with (
@@ -86,7 +87,7 @@ async def test_probes_count_as_no_problems(tiny_checkpoint: Any) -> None:
 
 
 async def test_load_failure_ends_the_service(tiny_checkpoint: Any) -> None:
-    def impossible(settings: Settings, metrics: Metrics) -> Classifier:
+    def impossible(*_: Any) -> Classifier:
         raise StartError("VIT_MODEL: no")
 
     reasons: list[str] = []
@@ -117,7 +118,7 @@ async def test_draining_finishes_work_and_refuses_more(open_client: OpenClient) 
 async def test_late_upload_does_not_block_closing(
     tiny_checkpoint: Path,
 ) -> None:
-    service = Service(read_settings(model=str(tiny_checkpoint)), Metrics(), load_classifier)
+    service = Service(read_settings(model=str(tiny_checkpoint)), Metrics(), load_classifier, make_decoder)
     now = asyncio.get_running_loop().time()
 
     async def arrive() -> None:
@@ -322,7 +323,7 @@ async def test_openapi_examples_work(client: httpx.AsyncClient) -> None:
     specification = (await client.get("/openapi.json")).json()
     for path in ("/predict", "/predict/batch"):
         operation = specification["paths"][path]["post"]
-        statuses = {"200", "400", "401", "408", "413", "414", "415", "422", "429", "431", "500", "501", "503", "504"}
+        statuses = {"200", "400", "401", "404", "408", "413", "414", "415", "422", "429", "431", "500", "501", "503", "504"}
         assert set(operation["responses"]) == statuses
         example = operation["requestBody"]["content"]["application/json"]["example"]
         response = await client.post(path, json=example)

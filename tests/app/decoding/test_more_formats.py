@@ -1,5 +1,6 @@
 """Formats that are off by default: their pixels where they are enabled, and a clear error where they are not."""
 
+import asyncio
 import io
 import random
 import resource
@@ -15,12 +16,13 @@ import pillow_heif
 import pytest
 from PIL import Image
 
+from app.decoding import Preprocessor
 from app.decoding.formats import check_decoders, pillow_name
 from app.decoding.headers import av1, count_pixels, isobmff
 from app.decoding.headers.sniff import sniff_format
 from app.decoding.image import ImageDecoder
 from app.decoding.pool.processes import ProcessDecoder
-from app.decoding.pool.select import begin_decoding
+from app.decoding.pool.select import image_decoder, make_decoder
 from app.decoding.pool.zygote_main import _warm_up
 from app.decoding.samples import SAMPLES
 from app.errors import ImageTooLarge, ServiceError, StartError, UndecodableImage, UnsupportedImageFormat
@@ -294,22 +296,27 @@ async def test_workers_decode_within_their_limits(image_format: str, tmp_path: P
     settings = Settings.model_validate(given)
     preprocessing = Preprocessing((32, 32), None, "bicubic", HALF, HALF)
     metrics = Metrics()
-    with begin_decoding(settings, metrics) as starting:
-        workers = starting.finish(preprocessing, (3, 32, 32))
+    workers = make_decoder(settings, metrics)
     assert isinstance(workers, ProcessDecoder)
+    await asyncio.to_thread(workers.warm_up)
+    to_input = Preprocessor(image_decoder(settings, preprocessing).decode, (3, 32, 32))
     workers.start()
     (worker,) = workers._workers
     processes, _ = resource.prlimit(worker.process.pid, resource.RLIMIT_NPROC)
     assert (processes == 0) == (image_format != "heic")  # HEIC's decoder needs a thread
     try:
         alone = ImageDecoder(preprocessing, formats=settings.image_formats, max_bytes=10**7, max_pixels=10**6, exact=True)
-        assert np.array_equal((await workers.decode(sample(image_format))).pixels, alone.decode(sample(image_format)))
+        assert np.array_equal(
+            (await workers.decode(sample(image_format), preprocessor=to_input)).pixels, alone.decode(sample(image_format))
+        )
         for mutant in list(damaged(sample(image_format), 60)):
             try:
-                await workers.decode(mutant)
+                await workers.decode(mutant, preprocessor=to_input)
             except ServiceError as error:
                 assert error.code in {"undecodable_image", "image_too_large", "unsupported_image_format"}
-        assert np.array_equal((await workers.decode(sample(image_format))).pixels, alone.decode(sample(image_format)))
+        assert np.array_equal(
+            (await workers.decode(sample(image_format), preprocessor=to_input)).pixels, alone.decode(sample(image_format))
+        )
     finally:
         await workers.close()
     assert not [sample for family in metrics.decoder_restarts.collect() for sample in family.samples if sample.value]

@@ -2,18 +2,21 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from app.decoding import Decoded, Preprocessor
 from app.decoding.pool.threads import ThreadDecoder
 from app.errors import DeadlineExceeded, Draining, QueueFull
 from app.metrics import Metrics
 from app.pixels import Pixels
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
+from app.serving.model_list import ModelSpec
+from app.serving.shared import Shared
 from app.settings import read_settings
 from tests.support.models import TINY_DINOV2, png
 
@@ -31,15 +34,25 @@ class HeldDecode:
         return np.zeros((3, TINY_DINOV2.image_size, TINY_DINOV2.image_size), np.uint8)
 
 
+class OwnDecoder(ThreadDecoder):
+    """Decoder that decodes for every model with its own function."""
+
+    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
+        return await super().decode(image_bytes, request)
+
+
 @pytest.fixture
 async def held(tiny_checkpoint: Path) -> AsyncIterator[tuple[Classifier, HeldDecode]]:
     settings = read_settings(model=str(tiny_checkpoint), max_inflight_images=3)
     decoder = HeldDecode()
-    classifier = load_classifier(settings, Metrics(), decoder=ThreadDecoder(decoder, threads=1))
+    metrics = Metrics()
+    shared = Shared(settings, metrics, OwnDecoder(decoder, threads=1))
+    classifier = load_classifier(ModelSpec(None, settings), metrics, shared)
     classifier.start()
     yield classifier, decoder
     decoder.gate.set()
     await classifier.close()
+    await shared.close()
 
 
 async def begin(classifier: Classifier, decoder: HeldDecode) -> asyncio.Task[object]:
@@ -91,6 +104,7 @@ async def test_close_fails_every_stage_with_draining(held: tuple[Classifier, Hel
     waiting = asyncio.create_task(classifier.classify(png(1)))
     await asyncio.sleep(0)
     await classifier.close()
+    await classifier._decoder.close()
     decoder.gate.set()
     outcomes = await asyncio.gather(decoding, waiting, return_exceptions=True)
     assert [type(outcome) for outcome in outcomes] == [Draining, Draining]
@@ -110,9 +124,11 @@ async def test_classify_pixels_skips_decoding(held: tuple[Classifier, HeldDecode
 
 async def test_second_load_shares_the_metrics(tiny_checkpoint: Path) -> None:
     settings, metrics = read_settings(model=str(tiny_checkpoint)), Metrics()
+    shared = Shared(settings, metrics, ThreadDecoder(HeldDecode(), threads=1))
     for _ in range(2):
-        classifier = load_classifier(settings, metrics)
+        classifier = load_classifier(ModelSpec(None, settings), metrics, shared)
         classifier.start()
         await classifier.classify(png(0))
         await classifier.close()
+    await shared.close()
     assert f'vit_images_total{{model="{classifier.model.name}",outcome="ok"}} 2.0' in metrics.text().decode()

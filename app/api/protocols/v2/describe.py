@@ -9,18 +9,6 @@ from app.serving.classifier import Classifier
 
 EXTENSIONS = ("binary_tensor_data", "classification", "model_configuration", "model_repository", "statistics")
 
-_PIXELS = "-pixels"
-
-
-def with_pixels(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names, each followed by the one whose input is pixels."""
-    return tuple(dict.fromkeys(each for name in names for each in (name, f"{name}{_PIXELS}")))
-
-
-def takes_pixels(name: str, names: tuple[str, ...]) -> bool:
-    """Return True for a name whose input is pixels: one that is none of the model's own `names`."""
-    return name not in names
-
 
 def output_names(classifier: Classifier, *, pixels: bool) -> tuple[str, ...]:
     """Return the outputs of a name: clients of Triton expect one output where there is one input of pixels."""

@@ -9,8 +9,7 @@ from starlette.responses import Response
 from app.api.classify import classify_each, classify_tensor
 from app.api.dependencies import Admitted
 from app.api.payloads.compression import deflated
-from app.api.protocols.model_names import check_served, served_name, served_names
-from app.api.protocols.v2.describe import takes_pixels, with_pixels
+from app.api.protocols.model_names import served_name
 from app.api.protocols.v2.request import InferRequest, header_length, read_request
 from app.api.protocols.v2.response import Written, asked_outputs, write_response
 from app.errors import MalformedRequest
@@ -25,12 +24,12 @@ _COMPRESSED_BYTES = 16 * 1024
 """Size from which an answer is compressed for a client that takes several encodings, as many libraries say by themselves."""
 
 
-async def answer_infer(request: Request, admitted: Admitted, name: str, version: str | None) -> Response:
-    """Answer a request to the model `name`."""
+async def answer_infer(request: Request, admitted: Admitted, name: str, *, pixels: bool) -> Response:
+    """Answer a request to the model `name`, whose input is pixels or encoded images."""
     admitted.classifier.check_classes()
-    check_served(with_pixels(served_names(admitted.state, admitted.classifier)), name, version)
     admitted.body.allow_compression()
-    written = await _answer(request, admitted, name, header_length(request.headers.getlist(_LENGTH_HEADER)))
+    length = header_length(request.headers.getlist(_LENGTH_HEADER))
+    written = await _answer(request, admitted, name, length, pixels=pixels)
     headers = {"Vary": "Accept-Encoding"}
     if written.json_bytes is not None:
         headers[_LENGTH_HEADER] = str(written.json_bytes)
@@ -46,14 +45,13 @@ async def answer_sagemaker(request: Request, admitted: Admitted) -> Response:
     length = whole_number(admitted.body.parameters.get(b"json-header-size", b"").decode("latin-1"))
     if length is None:
         raise MalformedRequest("The media type must have a parameter json-header-size, a whole number.")
-    written = await _answer(request, admitted, served_name(admitted.classifier), length)
+    written = await _answer(request, admitted, served_name(admitted.classifier), length, pixels=False)
     if written.json_bytes is None:
         return Response(written.content, media_type="application/json")
     return Response(written.content, media_type=f"{SAGEMAKER_MEDIA_TYPE};json-header-size={written.json_bytes}")
 
 
-async def _answer(request: Request, admitted: Admitted, name: str, json_bytes: int | None) -> Written:
-    pixels = takes_pixels(name, served_names(admitted.state, admitted.classifier))
+async def _answer(request: Request, admitted: Admitted, name: str, json_bytes: int | None, *, pixels: bool) -> Written:
     asked = await read_request(admitted, json_bytes, raw_pixels=pixels)
     outputs = asked_outputs(asked, admitted.classifier, pixels=pixels)
     in_time = _with_deadline(request, admitted, asked)

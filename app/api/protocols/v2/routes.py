@@ -5,17 +5,20 @@ from typing import Any, Literal
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from app.api.dependencies import CHECKED, AdmittedDep, ServiceDep
+from app.api.dependencies import CHECKED, AcceptedDep, ServiceDep
 from app.api.protocols.declarations import declared, json_body
 from app.api.protocols.errors import render_error
-from app.api.protocols.model_names import VERSION, check_served, served_names
-from app.api.protocols.v2 import describe
+from app.api.protocols.model_names import check_version
+from app.api.protocols.v2 import describe, repository
 from app.api.protocols.v2.infer import answer_infer
+from app.api.protocols.v2.names import all_names, parse_name
 from app.api.schemas import EXAMPLE_IMAGE
 from app.api.state import state_of
 from app.api.wire import Wire
-from app.errors import MalformedRequest, NotSupported
+from app.errors import NotSupported
 from app.serving.classifier import Classifier
+from app.serving.served_model import ServedModel
+from app.serving.service import Service
 
 Kind = Literal["system", "cuda"]
 
@@ -46,38 +49,39 @@ async def server() -> dict[str, Any]:
 
 
 @router.get("/v2/models", dependencies=CHECKED)
-async def models(request: Request, service: ServiceDep) -> dict[str, Any]:
-    """List the names of the model, as KServe asks."""
-    return {"models": _names(request, service.ready_classifier())}
+async def models(service: ServiceDep) -> dict[str, Any]:
+    """List the names of the models, as KServe asks."""
+    service.check_accepting()
+    return {"models": all_names(service.models)}
 
 
 @router.get("/v2/models/stats", dependencies=CHECKED)
 @router.get(f"{_MODEL}/stats", dependencies=CHECKED)
 @router.get(f"{_VERSION}/stats", dependencies=CHECKED)
-async def statistics(
-    request: Request, service: ServiceDep, name: str | None = None, version: str | None = None
-) -> dict[str, Any]:
-    """Return counts and durations since the start, of one name or of all."""
-    classifier = service.ready_classifier()
+async def statistics(service: ServiceDep, name: str | None = None, version: str | None = None) -> dict[str, Any]:
+    """Return counts and durations since the start, of one name or of all that are loaded."""
+    service.check_accepting()
     if name is not None:
-        _checked(request, classifier, name, version)
-    names = _names(request, classifier) if name is None else (name,)
-    return {"model_stats": [describe.model_statistics(classifier.statistics, each) for each in names]}
+        names: tuple[str, ...] = (name,)
+        _classifier(service, name, version)
+    else:
+        names = tuple(each for each in all_names(service.models) if _model(service, each).state == "ready")
+    return {"model_stats": [describe.model_statistics(_classifier(service, each).statistics, each) for each in names]}
 
 
 @router.get(_MODEL, dependencies=CHECKED)
 @router.get(_VERSION, dependencies=CHECKED)
-async def metadata(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
+async def metadata(service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Describe inputs and outputs of the model under one of its names."""
-    classifier = _checked(request, service.ready_classifier(), name, version)
-    return describe.model_metadata(classifier, name, pixels=_takes_pixels(request, classifier, name))
+    classifier = _classifier(service, name, version)
+    return describe.model_metadata(classifier, name, pixels=parse_name(service.models, name)[1])
 
 
 @router.get(f"{_MODEL}/ready", dependencies=CHECKED)
 @router.get(f"{_VERSION}/ready", dependencies=CHECKED)
-async def model_ready(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
+async def model_ready(service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Answer 200 while the model classifies."""
-    _checked(request, service.ready_classifier(), name, version)
+    _classifier(service, name, version)
     return {"name": name, "ready": True}
 
 
@@ -85,30 +89,19 @@ async def model_ready(request: Request, service: ServiceDep, name: str, version:
 @router.get(f"{_VERSION}/config", dependencies=CHECKED)
 async def config(request: Request, service: ServiceDep, name: str, version: str | None = None) -> dict[str, Any]:
     """Describe the model as Triton's model configuration."""
-    classifier = _checked(request, service.ready_classifier(), name, version)
-    pixels = _takes_pixels(request, classifier, name)
+    classifier = _classifier(service, name, version)
+    pixels = parse_name(service.models, name)[1]
     return describe.model_config(classifier, name, state_of(request.app).settings.max_images_per_request, pixels=pixels)
 
 
 @router.post(f"{_MODEL}/infer", openapi_extra=_BODY)
 @router.post(f"{_VERSION}/infer", openapi_extra=_BODY)
-async def infer(request: Request, admitted: AdmittedDep, name: str, version: str | None = None) -> Response:
+async def infer(request: Request, accepted: AcceptedDep, name: str, version: str | None = None) -> Response:
     """Classify encoded images, or the pixels of the model's input."""
-    return await answer_infer(request, admitted, name, version)
-
-
-@router.post("/v2/repository/index", dependencies=CHECKED)
-async def index(request: Request, service: ServiceDep) -> list[dict[str, str]]:
-    """List the names of the model with their state."""
-    names = _names(request, service.ready_classifier())
-    return [{"name": name, "version": VERSION, "state": "READY", "reason": ""} for name in names]
-
-
-@router.post("/v2/repository/models/{name}/load", dependencies=CHECKED)
-@router.post("/v2/repository/models/{name}/unload", dependencies=CHECKED)
-async def load(name: str) -> None:
-    """Refuse: the one model is loaded at the start and stays."""
-    raise MalformedRequest("The service serves one model, which it loads at its start; it cannot be loaded or unloaded.")
+    own, pixels = parse_name(accepted.state.service.models, name)
+    async with accepted.to_model(own) as admitted:
+        check_version(name, version)
+        return await answer_infer(request, admitted, name, pixels=pixels)
 
 
 @router.get("/v2/{kind}sharedmemory/status", dependencies=CHECKED)
@@ -142,22 +135,20 @@ async def refuse_settings() -> None:
     raise NotSupported("Traces and logs are set when the service starts, by its settings.")
 
 
-def _names(request: Request, classifier: Classifier) -> tuple[str, ...]:
-    return describe.with_pixels(served_names(state_of(request.app), classifier))
+def _model(service: Service, name: str) -> ServedModel:
+    return service.models.find(parse_name(service.models, name)[0])
 
 
-def _takes_pixels(request: Request, classifier: Classifier, name: str) -> bool:
-    return describe.takes_pixels(name, served_names(state_of(request.app), classifier))
-
-
-def _checked(request: Request, classifier: Classifier, name: str, version: str | None) -> Classifier:
-    check_served(_names(request, classifier), name, version)
+def _classifier(service: Service, name: str, version: str | None = None) -> Classifier:
+    """Return the version of a model that answers now, by one of its names."""
+    classifier = service.ready_classifier(parse_name(service.models, name)[0])
+    check_version(name, version)
     return classifier
 
 
 WIRE = Wire(
     "v2",
-    (router,),
+    (repository.router, router),
     render_error,
     health_paths=frozenset({"/v2/health/live", "/v2/health/ready"}),
     prefixes=("/v2",),

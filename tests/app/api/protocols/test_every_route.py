@@ -40,7 +40,8 @@ IMAGE_ROUTES: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {
     ("POST", "/v1/embeddings"): ("openai", "/v1/embeddings", {"json": {"model": "vit", "input": CAT64}}),
     ("POST", "/"): ("huggingface", "/", RAW),
     ("POST", "/invocations"): ("sagemaker", "/invocations", RAW),
-    ("POST", "/endpoints/{name}/invocations"): ("sagemaker", "/endpoints/e/invocations", RAW),
+    ("POST", "/models/{name}"): ("huggingface", "/models/vit", RAW),
+    ("POST", "/endpoints/{endpoint}/invocations"): ("sagemaker", "/endpoints/e/invocations", RAW),
     ("POST", "/predictions/{name}"): ("torchserve", "/predictions/vit", RAW),
     ("PUT", "/predictions/{name}"): ("torchserve", "/predictions/vit", RAW),
     ("POST", "/predictions/{name}/{version}"): ("torchserve", "/predictions/vit/1", RAW),
@@ -56,6 +57,7 @@ IMAGE_ROUTES: dict[tuple[str, str], tuple[str, str, dict[str, Any]]] = {
 _MODEL, _VERSION = "/v2/models/{name}", "/v2/models/{name}/versions/{version}"
 OTHER_ROUTES = {
     ("GET", "/model"): "predict",
+    ("GET", "/models"): "predict",
     ("GET", "/info"): "huggingface",
     **dict.fromkeys(
         [
@@ -71,7 +73,6 @@ OTHER_ROUTES = {
         [("GET", path) for path in ("/v2", "/v2/", "/v2/models", "/v2/models/stats", _MODEL, _VERSION)]
         + [("GET", f"{model}/{leaf}") for model in (_MODEL, _VERSION) for leaf in ("ready", "config", "stats")]
         + [("POST", "/v2/repository/index")]
-        + [("POST", f"/v2/repository/models/{{name}}/{call}") for call in ("load", "unload")]
         + [(method, path) for method in ("GET", "POST") for path in ("/v2/logging", "/v2/trace/setting")]
         + [(method, f"{_MODEL}/trace/setting") for method in ("GET", "POST")]
         + [("GET", f"/v2/{{kind}}sharedmemory/{rest}") for rest in ("status", "region/{region}/status")]
@@ -81,6 +82,9 @@ OTHER_ROUTES = {
     ),
 }
 """Routes that need a key and take no images, with their protocol."""
+
+ADMIN = {("POST", f"/v2/repository/models/{{name}}/{call}") for call in ("load", "unload")}
+"""Routes that need the admin key."""
 
 PUBLIC = {
     ("GET", path)
@@ -137,7 +141,7 @@ def routes_of(app: FastAPI) -> set[tuple[str, str]]:
 
 async def test_every_route_is_known(open_service: OpenService) -> None:
     async with open_service(**VERTEX) as client:
-        known = IMAGE_ROUTES.keys() | OTHER_ROUTES.keys() | PUBLIC | {("GET", "/docs/{name}"), ("GET", "/page/{name}")}
+        known = IMAGE_ROUTES.keys() | OTHER_ROUTES.keys() | PUBLIC | ADMIN | {("GET", "/docs/{name}"), ("GET", "/page/{name}")}
         assert routes_of(client.app) == known  # type: ignore[attr-defined] # set by `open_service`
 
 

@@ -140,7 +140,7 @@ def test_tritons_client_describes(address: str) -> None:
         for name, arguments, expected in ANSWERED:
             assert getattr(client, name)(*arguments, headers={**KEY}) == expected
         for name, arguments in REFUSED:
-            with pytest.raises(InferenceServerException, match=r"support|start"):
+            with pytest.raises(InferenceServerException, match=r"support|start|admin key"):
                 getattr(client, name)(*arguments, headers={**KEY})
         with pytest.raises(InferenceServerException, match="Send a valid API key"):
             client.infer("vit", [image_input(tritonclient.http)])
@@ -168,7 +168,7 @@ async def test_tritons_asyncio_client(address: str, native: dict[str, Any]) -> N
         for name, arguments, expected in ANSWERED:
             assert await getattr(client, name)(*arguments, headers={**KEY}) == expected
         for name, arguments in REFUSED:
-            with pytest.raises(InferenceServerException, match=r"support|start"):
+            with pytest.raises(InferenceServerException, match=r"support|start|admin key"):
                 await getattr(client, name)(*arguments, headers={**KEY})
 
 

@@ -313,8 +313,8 @@ async def test_calls_that_are_refused(service: httpx.AsyncClient) -> None:
         assert (await service.get(f"/v2/{kind}sharedmemory/region/r/status")).json() == []
         assert (await service.post(f"/v2/{kind}sharedmemory/unregister")).status_code == 200
         assert_error(await service.post(f"/v2/{kind}sharedmemory/region/r/register", json={}), 501)
-    assert_error(await service.post("/v2/repository/models/vit/load", json={}), 400)
-    assert_error(await service.post("/v2/repository/models/vit/unload", json={}), 400)
+    assert_error(await service.post("/v2/repository/models/vit/load", json={}), 501)
+    assert_error(await service.post("/v2/repository/models/vit/unload", json={}), 501)
     for path in ("/v2/trace/setting", "/v2/models/vit/trace/setting", "/v2/logging"):
         assert_error(await service.get(path), 501)
         assert_error(await service.post(path, json={}), 501)

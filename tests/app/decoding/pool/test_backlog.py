@@ -9,7 +9,7 @@ from app.decoding.pool.backlog import Backlog
 
 async def test_time_with_a_lost_worker_is_waiting() -> None:
     backlog = Backlog(1, lambda: None)
-    call = asyncio.create_task(backlog.decode(b"image", None, 0))
+    call = asyncio.create_task(backlog.decode(b"image", None, None))
     await asyncio.sleep(0)
     lost = backlog.take()
     assert lost is not None

@@ -20,8 +20,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from app.decoding import Decoded
-from app.decoding.pool.job import Preprocessor
+from app.decoding import Decoded, Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.worker import State, Worker
 from app.decoding.pool.zygote import WorkerProcess, Zygote
@@ -186,9 +185,9 @@ async def test_zygote_killed_under_load() -> None:
         await is_sound(decoder, restarts)
 
 
-def pool_that_cannot_start(tmp_path: Path) -> tuple[Path, tuple[Preprocessor]]:
+def pool_that_cannot_start(tmp_path: Path) -> tuple[Path, Preprocessor]:
     file = tmp_path / "broken"
-    return file, (Preprocessor(partial(faults.decode_unless, str(file)), faults.SHAPE),)
+    return file, Preprocessor(partial(faults.decode_unless, str(file)), faults.SHAPE)
 
 
 async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,7 +195,7 @@ async def test_deaths_at_start_back_off_until_not_ready(tmp_path: Path, monkeypa
     monkeypatch.setattr(backoff, "_BACKOFF_S", (0.01, 0.1))
     pauses: list[float] = []
 
-    async with open_pool(preprocessors=broken) as (decoder, restarts):
+    async with open_pool(preprocessor=broken) as (decoder, restarts):
         failed = decoder._spawner._on_failure
 
         def count(error: Exception) -> None:
@@ -274,7 +273,7 @@ async def test_close_does_not_wait_for_the_backoff(tmp_path: Path, monkeypatch: 
     file, broken = pool_that_cannot_start(tmp_path)
     monkeypatch.setattr(backoff, "_BACKOFF_S", (3600.0, 3600.0))
 
-    async with open_pool(preprocessors=broken) as (decoder, restarts):
+    async with open_pool(preprocessor=broken) as (decoder, restarts):
         file.touch()
         kill(workers_of(decoder)[0])
         await until(lambda: restarts["start"] > 0)

@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 import structlog
 
+from app.decoding import Preprocessor
 from app.decoding.pool import zygote as forking
-from app.decoding.pool.job import Preprocessor
 from app.decoding.pool.processes import ProcessDecoder
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.worker import State
@@ -89,9 +89,9 @@ async def test_next_image_leaves_pixels_alone(open_decoder: Open) -> None:
 async def test_models_share_a_pool(open_decoder: Open) -> None:
     shapes = [faults.SHAPE, (3, 5, 4), (1, 2, 3)]
     table = tuple(Preprocessor(partial(faults.decode_to, shape), shape) for shape in shapes)
-    decoder, restarts = await open_decoder(processes=2, preprocessors=table)
+    decoder, restarts = await open_decoder(processes=2)
     images = [(number, number % 3) for number in range(60)]
-    calls = (decoder.decode(b"good %d" % number, preprocessing=index) for number, index in images)
+    calls = (decoder.decode(b"good %d" % number, preprocessor=table[index]) for number, index in images)
     for (number, index), decoded in zip(images, await asyncio.gather(*calls), strict=True):
         assert decoded.pixels.shape == shapes[index]
         assert (decoded.pixels == number).all()
@@ -151,7 +151,7 @@ async def test_memory_eater_is_refused(open_decoder: Open) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at job.py")]
+    ("image", "place"), [(b"raise secret", "RuntimeError at faults.py"), (b"shape", "ValueError at preprocessor.py")]
 )
 async def test_own_fault_is_internal_error(
     open_decoder: Open, image: bytes, place: str, caplog: pytest.LogCaptureFixture
@@ -364,7 +364,7 @@ async def test_close_during_a_fork_leaves_nothing(open_decoder: Open, monkeypatc
 SERVICE = """
 import asyncio, os, uvloop
 from app.decoding.pool.zygote import Zygote
-from app.decoding.pool.job import Job, Preprocessor
+from app.decoding.pool.job import Job
 from app.decoding.pool.processes import ProcessDecoder
 from tests.support.pool import JOB, LIGHT, pids
 
@@ -406,7 +406,7 @@ def wait_until_gone(pid: int) -> None:
 @pytest.mark.parametrize(
     ("job", "why"),
     [
-        pytest.param({"preprocessors": (Preprocessor(faults.abort, faults.SHAPE),)}, "it ended while it started", id="aborts"),
+        pytest.param({"preprocessor": Preprocessor(faults.abort, faults.SHAPE)}, "it ended while it started", id="aborts"),
         pytest.param({"probe": b"signal 11"}, "it ended at once, with SIGSEGV", id="crashes"),
         pytest.param({"probe": b"raise"}, "RuntimeError at faults.py", id="raises"),
         pytest.param({"probe": b"eat"}, "does not fit into memory", id="without-memory"),
@@ -432,7 +432,7 @@ def test_shared_memory_cannot_be_resized() -> None:
 async def test_damaged_images_cost_no_worker(open_decoder: Open) -> None:
     image_decoder = decoders.decoder(Preprocessing(32, (28, 28), "bicubic", decoders.HALF, decoders.HALF), exact=False)
     memory_bytes = needed_bytes(1_000_000, 100_000)
-    job = {"probe": encode(random_image(1)), "preprocessors": (Preprocessor(image_decoder.decode, (3, 28, 28)),)}
+    job = {"probe": encode(random_image(1)), "preprocessor": Preprocessor(image_decoder.decode, (3, 28, 28))}
     decoder, restarts = await open_decoder(**job, memory_bytes=memory_bytes)
     rng = random.Random(0)
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "MPO"):

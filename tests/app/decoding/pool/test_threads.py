@@ -7,16 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.decoding import Preprocessor
 from app.decoding.pool.threads import ThreadDecoder
 from app.errors import InternalError, UndecodableImage
 
 
 async def test_threads_preprocess_as_they_are_told() -> None:
-    threads = ThreadDecoder(lambda _: np.zeros((3, 2, 2), np.uint8), lambda _: np.ones((3, 4, 4), np.uint8), threads=1)
-    for index, shape in enumerate([(3, 2, 2), (3, 4, 4)]):
-        pixels = (await threads.decode(b"", preprocessing=index)).pixels
-        assert pixels.shape == shape
-        assert (pixels == index).all()
+    threads = ThreadDecoder(lambda _: np.zeros((3, 2, 2), np.uint8), threads=1)
+    other = Preprocessor(lambda _: np.ones((3, 4, 4), np.uint8), (3, 4, 4))
+    for value, preprocessor in enumerate([None, other]):
+        pixels = (await threads.decode(b"", preprocessor=preprocessor)).pixels
+        assert pixels.shape == ((3, 2, 2), (3, 4, 4))[value]
+        assert (pixels == value).all()
     await threads.close()
 
 
