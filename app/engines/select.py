@@ -37,6 +37,8 @@ class EngineOptions:
     cache: Path
     features: bool = False
     """Give features beside logits."""
+    unhurried: bool = False
+    """Leave the cores to other models, which serve: what can be is done at the lowest priority."""
     lone_on_all_cores: bool = True
     """Let a batch that is alone in flight take all cores, where that needs a second copy of the weights."""
 
@@ -115,6 +117,7 @@ def _openvino(model: EngineModel, options: EngineOptions, on_step: OnStep) -> En
             max_batch_size=size,
             threads=options.threads,
             lone_on_all_cores=options.lone_on_all_cores,
+            hurry=not options.unhurried,
             cache=options.cache / "openvino",
             on_step=on_step,
         )
