@@ -68,6 +68,11 @@ def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnSte
     return _openvino(model, options, on_step)
 
 
+def take_one_core() -> None:
+    """Have torch compute with one thread in the calling thread."""
+    torch.set_num_threads(1)
+
+
 def has_vnni() -> bool:
     """Return True if the CPU has VNNI, the int8 dot-product instructions without which int8 is not faster than float32."""
     capabilities = torch.cpu.get_capabilities()

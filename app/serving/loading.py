@@ -4,14 +4,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
-import torch
-
 from app.decoding.pool.job import MAX_OUTPUT_BYTES
 from app.decoding.pool.select import image_decoder
 from app.decoding.preprocessor import Preprocessors
 from app.decoding.preprocessors import preprocessors_of
 from app.engines import Engine
-from app.engines.select import EngineOptions, choose_engine
+from app.engines.select import EngineOptions, choose_engine, take_one_core
 from app.errors import StartError
 from app.explaining.explainer import ExplainedModel, Explainer
 from app.explaining.keeper import ProcessKeeper
@@ -53,7 +51,7 @@ def load(settings: Settings, on_step: OnStep) -> Checkpoint:
 
 def _load_alone(settings: Settings, on_step: OnStep) -> Checkpoint:
     """Load a checkpoint with one thread, which wastes no core by waiting for others."""
-    torch.set_num_threads(1)  # of this thread
+    take_one_core()
     return load(settings, on_step)
 
 
