@@ -5,6 +5,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from app.engines.memory import leave_pages
 from app.engines.pixel_model import EngineModel
 from app.errors import StartError
 from app.pixels import Logits, Pixels
+from app.process.cpu import unhurried
 from app.process.startup import OnStep, lacks_memory, too_little_memory
 
 # openvino's packages report usage statistics; with this module blocked, they skip it
@@ -52,6 +54,7 @@ class OpenVinoEngine:
         threads: number of cores.
         lone_on_all_cores: compile the second model; without it a batch alone in flight takes one core, and there is one copy of
             the weights less.
+        hurry: False leaves the cores to other models as far as it can.
         cache: directory for converted models; created if missing.
         on_step: called before a conversion.
 
@@ -72,6 +75,7 @@ class OpenVinoEngine:
         max_batch_size: int,
         threads: int,
         lone_on_all_cores: bool = True,
+        hurry: bool = True,
         cache: Path,
         on_step: OnStep = lambda step: None,
     ) -> None:
@@ -80,7 +84,7 @@ class OpenVinoEngine:
         self.max_concurrent_batches = threads
         self._lone_on_all_cores = lone_on_all_cores
         cached = CachedDirectory(cache / _fingerprint(model, dtype))
-        reference = _reference(model, threads)
+        reference = _reference(model, threads) if hurry else unhurried(partial(_reference, model, 1))
         cached.remove_stale()
         if self._load_cached(cached, *reference):
             return

@@ -41,6 +41,8 @@ class EngineOptions:
     cache: Path
     features: bool = False
     """Give features beside logits."""
+    unhurried: bool = False
+    """Leave the cores to other models, which serve: what can be is done at the lowest priority."""
     lone_on_all_cores: bool = True
     """Let a batch that is alone in flight take all cores, where that needs a second copy of the weights."""
 
@@ -95,6 +97,11 @@ def has_bfloat16() -> bool:
     model reports bfloat16 even if it emulates it.
     """
     return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+
+
+def take_one_core() -> None:
+    """Have torch compute with one thread in the calling thread."""
+    torch.set_num_threads(1)
 
 
 def has_vnni() -> bool:
@@ -157,6 +164,7 @@ def _openvino(model: EngineModel, options: EngineOptions, on_step: OnStep) -> En
             max_batch_size=size,
             threads=options.threads,
             lone_on_all_cores=options.lone_on_all_cores,
+            hurry=not options.unhurried,
             cache=options.cache / "openvino",
             on_step=on_step,
         )

@@ -4,8 +4,12 @@ import math
 import os
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -13,6 +17,8 @@ _NICE = 10
 """Nice value of compute threads above the event loop's: about a tenth of its weight."""
 
 _MAX_NICE = 19
+
+T = TypeVar("T")
 
 
 def available_cpus(cgroup: Path = _CGROUP) -> int:
@@ -39,6 +45,21 @@ def lower_priority(service: int | None = None) -> None:
         with suppress(OSError):
             event_loop = os.getpriority(os.PRIO_PROCESS, service or os.getpid())
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(event_loop + _NICE, _MAX_NICE))
+
+
+def unhurried(work: Callable[[], T]) -> T:
+    """Do work in a thread that takes what no other wants, and return its result. Blocks.
+
+    Threads that it starts have that priority too, and cannot be raised: it must start none that serve later.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="unhurried", initializer=partial(_renice, _MAX_NICE)) as pool:
+        return pool.submit(work).result()
+
+
+def _renice(nice: int) -> None:
+    if sys.platform == "linux":  # elsewhere it would affect the whole process
+        with suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)
 
 
 def _quota(cgroup: Path) -> float | None:

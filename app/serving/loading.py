@@ -9,13 +9,14 @@ from app.decoding.pool.select import image_decoder
 from app.decoding.preprocessor import Preprocessors
 from app.decoding.preprocessors import preprocessors_of
 from app.engines import Engine
-from app.engines.select import EngineOptions, choose_engine
+from app.engines.select import EngineOptions, choose_engine, take_one_core
 from app.errors import StartError
 from app.explaining.explainer import ExplainedModel, Explainer
 from app.explaining.keeper import ProcessKeeper
 from app.explaining.process import ExplainingProcess
 from app.metrics import Metrics, ModelMetrics
 from app.pixels import Pixels
+from app.process.cpu import unhurried
 from app.process.startup import OnStep, watched_start
 from app.serving.batching import Batcher
 from app.serving.classifier import Classifier
@@ -48,6 +49,12 @@ def load(settings: Settings, on_step: OnStep) -> Checkpoint:
         raise StartError(f"VIT_{(error.field or 'model').upper()}: {error}") from error
 
 
+def _load_alone(settings: Settings, on_step: OnStep) -> Checkpoint:
+    """Load a checkpoint with one thread, which wastes no core by waiting for others."""
+    take_one_core()
+    return load(settings, on_step)
+
+
 def load_classifier(
     spec: ModelSpec, metrics: Metrics, shared: Shared, reserve: Reserve = lambda parameters: None, *, run: Run = ModelRunner.run
 ) -> Classifier:
@@ -71,7 +78,7 @@ def _load_classifier(
     spec: ModelSpec, metrics: Metrics, shared: Shared, reserve: Reserve, run: Run, on_step: OnStep
 ) -> Classifier:
     settings = spec.settings
-    checkpoint = load(settings, on_step)
+    checkpoint = unhurried(partial(_load_alone, settings, on_step)) if shared.serving else load(settings, on_step)
     name = spec.name or checkpoint.name
     reserve(checkpoint.parameters)
     config = checkpoint.model.config
@@ -79,7 +86,7 @@ def _load_classifier(
     preprocessors = preprocessors_of(image_decoder(settings, checkpoint.preprocessing), image_shape)
     if preprocessors.input.output_bytes > MAX_OUTPUT_BYTES:
         raise StartError(f"VIT_MODEL: its input of {config.image_size} x {config.image_size} pixels is too large")
-    engine = choose_engine(checkpoint, engine_options(settings), on_step)
+    engine = choose_engine(checkpoint, engine_options(settings, unhurried=shared.serving), on_step)
     device = shared.device(engine)
     to_probabilities = partial(probabilities, activation=checkpoint.activation)
     runner = ModelRunner(engine, image_shape, config.num_classes, to_probabilities, device.in_flight)
@@ -140,7 +147,7 @@ def _observed(metrics: ModelMetrics, padded_sizes: Sequence[int], images: Sequen
         yield
 
 
-def engine_options(settings: Settings) -> EngineOptions:
+def engine_options(settings: Settings, *, unhurried: bool = False) -> EngineOptions:
     """Return the settings that concern engines."""
     return EngineOptions(
         engine=settings.engine,
@@ -151,6 +158,7 @@ def engine_options(settings: Settings) -> EngineOptions:
         threads=settings.inference_threads,
         cache=settings.cache_dir,
         features=settings.embed,
+        unhurried=unhurried,
         lone_on_all_cores=settings.lone_on_all_cores is not False,
     )
 

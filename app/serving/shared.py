@@ -34,6 +34,8 @@ class Shared:
         self.admission = Admission(max_images=settings.max_inflight_images, max_bytes=settings.max_inflight_bytes)
         self.explanations = Admission(max_images=settings.max_explained_images)
         self.turn = Turn()
+        self.serving = False
+        """True once images may be answered: what loads then leaves them the cores."""
         self._shares: dict[tuple[str, int], DeviceShare] = {}
         metrics.max_inflight_images.set(settings.max_inflight_images)
         metrics.max_inflight_bytes.set(settings.max_inflight_bytes)
@@ -55,6 +57,7 @@ class Shared:
     def start(self) -> None:
         """Start decoding, in the running event loop."""
         self.decoder.start()
+        self.serving = True
 
     async def close(self) -> None:
         """End the decoder; images that wait for it fail with `Draining`."""

@@ -1,9 +1,10 @@
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
-from app.process.cpu import available_cpus
+from app.process.cpu import available_cpus, unhurried
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -25,3 +26,14 @@ def test_cores_are_bounded_by_the_cgroup_quota(tmp_path: Path, files: dict[str, 
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     assert available_cpus(tmp_path) == expected
+
+
+def test_unhurried_work_has_the_lowest_priority() -> None:
+    def priority() -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = priority()
+    assert unhurried(priority) == 19
+    assert priority() == before
+    with pytest.raises(ZeroDivisionError):
+        unhurried(lambda: 1 / 0)
