@@ -16,6 +16,12 @@ from benchmarks.simulation.table import table
 
 def main() -> None:
     arguments = _arguments()
+    if arguments.compare:
+        # servers, torch and their like are of no use to a simulation
+        from benchmarks.simulation.compare import Options, compare
+
+        compare(Options(arguments.rounds, arguments.seconds, arguments.clients))
+        return
 
     def run(scenario: Scenario) -> Result:
         progress(scenario.name)
@@ -34,6 +40,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SCENARIOS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compare", action="store_true", help="measure instead, and compare with the prediction")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved rounds of --compare")
+    parser.add_argument("--seconds", type=float, default=6, help="length of each measurement of --compare")
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - SCENARIOS.keys():
         parser.error(f"there are no scenarios {', '.join(sorted(unknown))}")

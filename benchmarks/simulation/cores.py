@@ -15,9 +15,10 @@ class Cores:
     however many come and go meanwhile.
     """
 
-    def __init__(self, env: simpy.Environment, count: int) -> None:
+    def __init__(self, env: simpy.Environment, count: int, others: float = 0.0) -> None:
         self._env = env
         self._count = count
+        self._others = others
         self._ends: list[tuple[float, int, simpy.Event]] = []
         self._running: set[simpy.Event] = set()
         self._numbers = itertools.count()
@@ -42,7 +43,7 @@ class Cores:
 
     @property
     def _speed(self) -> float:
-        return min(1.0, self._count / max(1, len(self._running)))
+        return min(1.0, self._count / max(1.0, len(self._running) + self._others))
 
     def _advance(self) -> None:
         self._got_s += (self._env.now - self._at) * self._speed

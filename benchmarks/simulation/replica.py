@@ -21,7 +21,7 @@ class Machine:
 
     def __init__(self, env: simpy.Environment, spec: MachineSpec) -> None:
         self._env = env
-        self._cores = Cores(env, spec.cores) if spec.cores else None
+        self._cores = Cores(env, spec.cores, spec.others) if spec.cores else None
         self.gpu = simpy.Resource(env)
         self.room = spec.replicas
         """Replicas that have a place here."""

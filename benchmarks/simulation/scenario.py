@@ -1,5 +1,6 @@
 """What is simulated: times of a replica, machines, load, failures."""
 
+import math
 from dataclasses import dataclass
 from random import Random
 
@@ -32,10 +33,11 @@ class EngineSpec:
     independent_streams: bool = False
     """True for the cores of a CPU. Otherwise the replicas of a machine take turns on its GPU."""
     variation: float = 0.0
+    """Of a batch of one. That of a larger one is less, as if the times of its images varied each for itself."""
 
     def duration(self, images: int) -> Duration:
         """Return the time of a batch."""
-        return Duration(self.batch_s + self.image_s * images, self.variation)
+        return Duration(self.batch_s + self.image_s * images, self.variation / math.sqrt(images))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class MachineSpec:
     replicas: int = 1
     cores: int | None = None
     """Cores that event loops, decoders and engines share; None: each has one of its own."""
+    others: float = 0.0
+    """Tasks of others that always run on these cores."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,6 +83,12 @@ def test_more_tasks_than_cores_share_them() -> None:
     assert result.latency_s(0.5) == pytest.approx(4.0, rel=0.01)
 
 
+def test_others_take_their_part_of_the_cores() -> None:
+    machine = MachineSpec(cores=2, others=3)
+    result = run(queue(Duration(1.0)), Clients(1), machine=machine, seconds=1_000)
+    assert result.latency_s(0.5) == pytest.approx(2.0)
+
+
 def test_full_batches_give_the_throughput() -> None:
     engine = EngineSpec(1.0, 0.25, max_batch_size=4)
     replica = ReplicaSpec(Duration(0.0), 1, engine)
