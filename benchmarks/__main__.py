@@ -82,8 +82,9 @@ def _sections(
             yield _service_by_load(model, rounds, scale)
         if "embed" in only:
             yield _service_by_setting(model, "embed", ("false", "true"), rounds, scale)
-        if "dtype" in only and "openvino int8" in machine.engines():
-            yield _service_by_setting(model, "dtype", ("float32", "int8"), rounds, scale)
+        dtypes = [engine.removeprefix("openvino ") for engine in machine.engines() if engine.startswith("openvino ")]
+        if "dtype" in only and dtypes:
+            yield _service_by_setting(model, "dtype", ("float32", *dtypes), rounds, scale)
 
 
 def _floor(rounds: int) -> Section:

@@ -50,7 +50,7 @@ def load(model: Path, cache: Path, engines: Sequence[str] = ("auto",)) -> Inside
 
 def _options(name: str, cache: Path) -> EngineOptions:
     engine, _, dtype = name.partition(" ")
-    assert engine in ("auto", "torch", "openvino") and dtype in ("", "int8")
+    assert engine in ("auto", "torch", "openvino") and dtype in ("", "bfloat16", "int8")
     return EngineOptions(
         engine=engine,  # type: ignore[arg-type]  # as it was just asserted
         device="auto",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from app.engines.select import has_vnni
+from app.engines.select import has_bfloat16, has_vnni
 from app.process.cpu import available_cpus
 
 _PACKAGES = ("torch", "openvino", "pillow", "simplejpeg", "fastapi", "uvicorn", "uvloop", "numpy")
@@ -39,7 +39,8 @@ def engines() -> tuple[str, ...]:
     """Return the engines to compare here, with their dtype unless `auto` takes it."""
     if torch.cuda.is_available():
         return ("torch",)
-    return ("torch", "openvino", "openvino int8") if has_vnni() else ("torch", "openvino")
+    bfloat16 = ("openvino bfloat16",) if has_bfloat16() else ()
+    return ("torch", "openvino", *bfloat16, *(("openvino int8",) if has_vnni() else ()))
 
 
 def matrix_flops() -> float:

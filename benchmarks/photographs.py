@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 WIDTHS = (300, 500, 1024, 2048, 4000)
@@ -22,7 +23,24 @@ def sized(folder: Path, width: int, views: int = len(_VIEWS)) -> Iterator[bytes]
                 yield from _views(image.convert("RGB"), width, _VIEWS[:views])
 
 
-def _views(photograph: Image.Image, width: int, views: Sequence[tuple[float, ...]]) -> Iterator[bytes]:
+def random_parts(folder: Path, count: int, longer_side: int = 500) -> list[bytes]:
+    """Return JPEGs of `count` parts of all photographs, each a half to all of its sides, the same at every call."""
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    random = np.random.default_rng(0)
+    parts: list[bytes] = []
+    for index, file in enumerate(files):
+        with Image.open(file) as image:
+            photograph = image.convert("RGB")
+        for _ in range(count * (index + 1) // len(files) - count * index // len(files)):
+            share = random.uniform(0.5, 1)
+            left, top = random.uniform(0, 1 - share, 2)
+            parts += _views(photograph, longer_side, [(left, top, left + share, top + share)], smaller=True)
+    return parts
+
+
+def _views(
+    photograph: Image.Image, width: int, views: Sequence[tuple[float, ...]], *, smaller: bool = False
+) -> Iterator[bytes]:
     for left, top, right, bottom in views:
         part = photograph.crop(
             (
@@ -32,7 +50,7 @@ def _views(photograph: Image.Image, width: int, views: Sequence[tuple[float, ...
                 round(bottom * photograph.height),
             )
         )
-        if max(part.size) >= width:
+        if smaller or max(part.size) >= width:
             part.thumbnail((width, width), Image.Resampling.LANCZOS, reducing_gap=None)
             yield _jpeg(part)
 

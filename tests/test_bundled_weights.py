@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engines.select import has_vnni
+from app.engines.select import has_bfloat16, has_vnni
 from app.serving.offline import run
 from app.settings import BUNDLED_MODEL
 from tests.support.bundled_model import reference_logits, service_answers
@@ -73,13 +73,22 @@ def test_quick_decoding_changes_little() -> None:
         np.testing.assert_allclose(one.probabilities, other.probabilities, rtol=0, atol=0.01)
 
 
-@pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
-def test_int8_server_answers_nearly_the_same(server: Server) -> None:
-    with running_server(dtype="int8") as int8:
-        assert httpx.get(f"{int8.url}/model", timeout=60).json()["dtype"] == "int8"
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param("int8", marks=pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")),
+        pytest.param("bfloat16", marks=pytest.mark.skipif(not has_bfloat16(), reason="for CPUs with AVX512_BF16")),
+    ],
+)
+def test_rounding_server_answers_nearly_the_same(server: Server, dtype: str) -> None:
+    with running_server(dtype=dtype) as rounding:
+        model = httpx.get(f"{rounding.url}/model", timeout=60).json()
+        assert (model["dtype"], model["engine"]) == (dtype, "openvino")
         for name in ("cat.jpg", "espresso.jpg"):
             image_bytes = (PHOTOS / name).read_bytes()
-            one, other = (httpx.post(f"{each.url}/predict", content=image_bytes, timeout=60).json() for each in (int8, server))
+            one, other = (
+                httpx.post(f"{each.url}/predict", content=image_bytes, timeout=60).json() for each in (rounding, server)
+            )
             assert one["predictions"][0]["label"] == other["predictions"][0]["label"]
             assert one["logits"] != other["logits"]
             np.testing.assert_allclose(one["probabilities"], other["probabilities"], rtol=0, atol=0.1)

@@ -23,12 +23,15 @@ def info(model: ModelArgument = None, as_json: AsJson = False) -> None:
         return
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
+        if value is None:
+            continue
         table.add_row(name.replace("_", " "), Text(_readable(name, value)))
     out.print(table)
 
 
 def _describe(settings: Settings) -> dict[str, Any]:
-    from app.serving.loading import load
+    from app.engines.select import faster_dtype
+    from app.serving.loading import engine_options, load
 
     with watched_start() as on_step:
         checkpoint = load(settings, on_step)
@@ -46,6 +49,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "labels": list(checkpoint.labels),
         "labels_source": checkpoint.labels_source,
         "activation": checkpoint.activation,
+        "faster": faster_dtype(checkpoint, engine_options(settings)),
         "servable": True,  # any other checkpoint ends in an error with the reason
     }
 

@@ -2,7 +2,7 @@
 
 `select.py` picks one by the settings:
 
-    openvino.py         OpenVINO on a CPU, the default there because it is the fastest
+    openvino.py         OpenVINO on a CPU, the default there because it is the fastest; float32 or bfloat16
     int8.py             dynamic int8 quantization for OpenVINO: faster still, less exact
     torch_cpu.py        eager torch on a CPU, for everything the model supports
     torch_cuda.py       torch on a GPU: compiled, captured as CUDA graphs, fed from pinned memory

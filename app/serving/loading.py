@@ -86,7 +86,7 @@ def _load_classifier(
     preprocessors = preprocessors_of(image_decoder(settings, checkpoint.preprocessing), image_shape)
     if preprocessors.input.output_bytes > MAX_OUTPUT_BYTES:
         raise StartError(f"VIT_MODEL: its input of {config.image_size} x {config.image_size} pixels is too large")
-    engine = choose_engine(checkpoint, _engine_options(settings, unhurried=shared.serving), on_step)
+    engine = choose_engine(checkpoint, engine_options(settings, unhurried=shared.serving), on_step)
     device = shared.device(engine)
     to_probabilities = partial(probabilities, activation=checkpoint.activation)
     runner = ModelRunner(engine, image_shape, config.num_classes, to_probabilities, device.in_flight)
@@ -147,7 +147,8 @@ def _observed(metrics: ModelMetrics, padded_sizes: Sequence[int], images: Sequen
         yield
 
 
-def _engine_options(settings: Settings, *, unhurried: bool) -> EngineOptions:
+def engine_options(settings: Settings, *, unhurried: bool = False) -> EngineOptions:
+    """Return the settings that concern engines."""
     return EngineOptions(
         engine=settings.engine,
         device=settings.device,

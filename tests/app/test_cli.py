@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import transformers
 import uvicorn
 from rich.console import Console
@@ -138,6 +139,14 @@ def test_info_describes_a_checkpoint(tiny_checkpoint: Path) -> None:
     shown = run("info", tiny_checkpoint).stdout
     assert "tiny-dinov2" in shown
     assert "GFLOP an image" in shown
+
+
+@pytest.mark.parametrize(("has", "told"), [(True, "VIT_DTYPE=bfloat16 is about 1.7 times as fast here"), (False, None)])
+def test_info_says_what_is_faster(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, has: bool, told: str | None) -> None:
+    monkeypatch.setenv("VIT_ENGINE", "auto")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has})
+    assert json.loads(run("info", tiny_checkpoint, "--json").stdout)["faster"] == told
+    assert ("faster" in run("info", tiny_checkpoint).stdout) == has
 
 
 def test_info_says_which_library_serves(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from app.engines import Engine
 from app.engines.pixel_model import PixelModel
-from app.engines.select import EngineOptions, choose_engine, has_vnni
+from app.engines.select import EngineOptions, choose_engine, has_bfloat16, has_vnni
 from app.engines.torch_cuda import TorchCudaEngine, padded_sizes
 from app.errors import StartError
 from app.pixels import Logits, Pixels
@@ -21,6 +21,7 @@ from model.vit import VisionTransformer
 from tests.support.models import TINY_LABELS, TINY_PREPROCESSING, tiny_model
 
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="OpenVINO's bfloat16 is for CPUs with AVX512_BF16")
 
 DEFAULTS = EngineOptions("auto", "cpu", "auto", compile="auto", max_batch_size=4, threads=2, cache=Path("/nowhere"))
 
@@ -78,6 +79,7 @@ def test_every_engine_matches_plain_model(cache: Path, options: dict[str, Any], 
         {"engine": "torch", "dtype": "bfloat16"},
         {"engine": "openvino"},
         pytest.param({"dtype": "int8"}, marks=needs_vnni),
+        pytest.param({"dtype": "bfloat16"}, marks=needs_bfloat16),
         {"compile": True},
         {"compile": True, "dtype": "bfloat16"},
     ],
@@ -113,10 +115,10 @@ def test_concurrent_batches_do_not_mix(cache: Path, options: dict[str, Any]) -> 
         np.testing.assert_allclose(logits, expected_logits(batch), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_selects_torch(cache: Path, dtype: str) -> None:
-    engine = engine_of(cache, dtype=dtype)
-    assert (engine.name, engine.dtype) == ("torch", dtype)
+@pytest.mark.parametrize("options", [{"engine": "torch", "dtype": "bfloat16"}, {"dtype": "float16"}], ids=str)
+def test_half_precision_by_torch(cache: Path, options: dict[str, Any]) -> None:
+    engine = engine_of(cache, **options)
+    assert (engine.name, engine.dtype) == ("torch", options["dtype"])
     images = random_pixels(3)
     reference = expected_logits(images)
     np.testing.assert_allclose(engine.run(images, use_all_cores=True), reference, rtol=0, atol=0.05 * np.abs(reference).max())
@@ -155,7 +157,10 @@ def test_auto_engine_by_device(cache: Path) -> None:
     ("options", "message"),
     [
         ({"device": "cuda:63"}, r"VIT_DEVICE: cuda:63 does not exist; CUDA devices found: \d+"),
-        ({"engine": "openvino", "dtype": "bfloat16"}, "VIT_DTYPE: OpenVINO runs in float32 or int8 here, not in bfloat16"),
+        (
+            {"engine": "openvino", "dtype": "float16"},
+            "VIT_DTYPE: OpenVINO runs in float32, bfloat16 or int8 here, not in float16",
+        ),
         ({"engine": "torch", "dtype": "int8"}, "VIT_DTYPE: int8 is for OpenVINO on a CPU"),
         ({"compile": True, "dtype": "int8"}, "VIT_DTYPE: int8 is for OpenVINO on a CPU"),
         ({"engine": "openvino", "compile": True}, "VIT_COMPILE: only torch compiles"),

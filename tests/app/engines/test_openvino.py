@@ -18,13 +18,16 @@ import torch
 from app.engines.artifact_cache import CachedDirectory
 from app.engines.openvino import OpenVinoEngine, _convert, _reference, _save
 from app.engines.pixel_model import PixelModel
-from app.engines.select import has_vnni
+from app.engines.select import has_bfloat16, has_vnni
 from app.errors import StartError
 from model.config import ViTConfig
 from model.vit import VisionTransformer
 from tests.support.models import ROOT, TINY_DINOV2, TINY_PREPROCESSING, UNPRIVILEGED, tiny_model
 
 needs_vnni = pytest.mark.skipif(not has_vnni(), reason="int8 is for CPUs with VNNI")
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason="OpenVINO's bfloat16 is for CPUs with AVX512_BF16")
+ROUNDED = [pytest.param("bfloat16", marks=needs_bfloat16), pytest.param("int8", marks=needs_vnni)]
+"""Dtypes that change logits."""
 
 
 def engine_of(cache: Path, model: VisionTransformer | None = None, dtype: str = "float32") -> OpenVinoEngine:
@@ -184,8 +187,8 @@ def test_full_disk_costs_one_conversion(tmp_path: Path, cache: Path) -> None:
     assert entries(tmp_path) == []
 
 
-@pytest.mark.parametrize(("dtype", "setting"), [("float32", "VIT_ENGINE"), pytest.param("int8", "VIT_DTYPE", marks=needs_vnni)])
-def test_wrong_conversion_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, setting: str) -> None:
+@pytest.mark.parametrize("dtype", ["float32", *ROUNDED])
+def test_wrong_conversion_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
     def wrong(_: object) -> openvino.Model:
         other = pixel_model()
         with torch.no_grad():
@@ -194,11 +197,12 @@ def test_wrong_conversion_stops_the_start(tmp_path: Path, monkeypatch: pytest.Mo
 
     convert = openvino.convert_model
     monkeypatch.setattr(openvino, "convert_model", wrong)
+    setting = "VIT_ENGINE" if dtype == "float32" else "VIT_DTYPE"
     with pytest.raises(StartError, match=rf"^{setting}: logits of OpenVINO in {dtype} are .* away from torch's"):
         engine_of(tmp_path, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("int8", marks=needs_vnni)])
+@pytest.mark.parametrize("dtype", ["float32", *ROUNDED])
 def test_single_logit_near_zero_is_accepted(tmp_path: Path, dtype: str) -> None:
     model = VisionTransformer(replace(TINY_DINOV2, num_classes=1)).eval().requires_grad_(False)
     model.load_state_dict({key: value for key, value in tiny_model().state_dict().items() if "head" not in key}, strict=False)

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from app.engines.pixel_model import engine_model
-from app.engines.select import EngineOptions, choose_engine, has_vnni
+from app.engines.select import EngineOptions, choose_engine, faster_dtype, has_bfloat16, has_vnni
 from app.errors import StartError
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.timm.names import is_supported
@@ -87,6 +87,21 @@ def test_int8_is_refused(tmp_path: Path) -> None:
     options = EngineOptions("auto", "cpu", "int8", compile="auto", max_batch_size=None, threads=1, cache=tmp_path)
     with pytest.raises(StartError, match=r"VIT_DTYPE: int8 is for .* SwinForImageClassification is run by transformers"):
         choose_engine(checkpoint, options)
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="OpenVINO's bfloat16 is for CPUs with AVX512_BF16")
+@pytest.mark.parametrize("write", [write_swin, write_resnet])
+def test_bfloat16_is_near_float32(tmp_path: Path, write: Any) -> None:
+    checkpoint = load_checkpoint(write(tmp_path))
+    size = checkpoint.model.config.image_size
+    images = [pixels.numpy() for pixels in torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)]
+    options = replace(OPTIONS, engine="auto", cache=tmp_path / "cache")
+    assert faster_dtype(checkpoint, options) is None  # not every such model gains
+    expected = choose_engine(checkpoint, options).run(images, use_all_cores=True)
+    engine = choose_engine(checkpoint, replace(options, dtype="bfloat16"))
+    assert (engine.name, engine.dtype) == ("openvino", "bfloat16")
+    off = abs(engine.run(images, use_all_cores=True) - expected).max() / abs(expected).max()
+    assert 1e-5 < off < 0.1
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
