@@ -13,6 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__
 from app.api import docs, page
 from app.api import metrics as metrics_route
+from app.api.direct_route import DirectRoutes
 from app.api.middleware import HeadAsGet, PlainErrorsAsProblems, RequestContext, UnhandledErrors
 from app.api.payloads.images import BodyLimits
 from app.api.problems import common_problem_responses, install_problem_handlers
@@ -108,8 +109,6 @@ async def _lifespan(state: AppState, on_failure: Callable[[str], None], _: FastA
 
 def _add_routes(app: FastAPI, state: AppState) -> None:
     for wire in state.wires.wires:
-        app.router.routes.extend(wire.direct_routes)
-    for wire in state.wires.wires:
         for router in wire.routers:
             app.include_router(router)
     if state.settings.page and "predict" in state.settings.protocols:  # which it asks
@@ -123,6 +122,7 @@ def _add_routes(app: FastAPI, state: AppState) -> None:
 
 def _add_middleware(app: FastAPI, state: AppState) -> None:
     """Add middleware from the innermost to the outermost."""
+    app.add_middleware(DirectRoutes, wires=state.wires)
     app.add_middleware(UnhandledErrors, wires=state.wires)
     if state.settings.cors_origins:
         app.add_middleware(

@@ -8,10 +8,10 @@ from app import errors
 from app.api.answers import answer, write_result, write_results
 from app.api.classify import classify_all
 from app.api.dependencies import AdmittedDep, while_connected
-from app.api.direct_route import DirectRoute
 from app.api.payloads.images import read_image, read_images
 from app.api.problems import IMAGE_ERRORS, problem_responses, retry_headers
 from app.api.schemas import EXAMPLE_IMAGE, PredictBatchBody, PredictBody, Ranking
+from app.api.wire import DirectRoute
 
 router = APIRouter(tags=["predict"])
 

@@ -136,17 +136,21 @@ def common_problem_responses() -> dict[int | str, dict[str, Any]]:
     return {**responses, 500: _described([f"`{errors.InternalError.code}`"])}
 
 
+def response_to(error: errors.ServiceError | RequestValidationError, path: str, wires: Wires) -> Response:
+    """Return the response to an error of a request, as the wire of its path renders it."""
+    if isinstance(error, RequestValidationError):
+        faults = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
+        error = errors.InvalidParameter(f"{faults}.")
+    return wires.render(path, problem_of(error), problem_headers(error))
+
+
 def install_problem_handlers(app: FastAPI, wires: Wires) -> None:
     """Make the application answer every error, its own and the framework's, as its wire renders it."""
 
     @app.exception_handler(errors.ServiceError)
-    async def service_error(request: Request, error: errors.ServiceError) -> Response:
-        return wires.render(request.url.path, problem_of(error), problem_headers(error))
-
     @app.exception_handler(RequestValidationError)
-    async def invalid_parameter(request: Request, error: RequestValidationError) -> Response:
-        faults = "; ".join(f"{part['loc'][-1]}: {part['msg']}" for part in error.errors())
-        return wires.render(request.url.path, problem_of(errors.InvalidParameter(f"{faults}.")), {})
+    async def refused(request: Request, error: errors.ServiceError | RequestValidationError) -> Response:
+        return response_to(error, request.url.path, wires)
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:

@@ -1,14 +1,22 @@
 """Wire: one protocol that clients speak, with its routes, health paths and errors. Another protocol is another `Wire`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from fastapi import APIRouter
 from starlette.responses import Response
-from starlette.routing import Route
 
 from app.api.schemas import Problem
+
+
+@dataclass(frozen=True, slots=True)
+class DirectRoute:
+    """A path whose POST requests go to an endpoint without FastAPI; see `direct_route.py`."""
+
+    path: str
+    endpoint: Callable[..., Awaitable[Response]]
+    """Called with the request, the same admitted, and its `Ranking`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +30,7 @@ class Wire:
     """Makes the response to an error, also to one raised outside the routes: keys, limits, 404, 500."""
     health_paths: frozenset[str] = frozenset()
     """Paths of health probes: answered ahead of other requests, and also when all connections are busy."""
-    direct_routes: tuple[Route, ...] = ()
+    direct_routes: tuple[DirectRoute, ...] = ()
     """Routes that come before all routers."""
     paths: frozenset[str] = frozenset()
     """Paths under which it renders errors."""
