@@ -1,6 +1,7 @@
 // The card of one image: its classes, why, how long it took, and the code that would do the same.
 
 import { Failure, mayAskAgain, send, stagesOf } from "./api.js";
+import { withModel } from "./choice.js";
 import { drawHeat } from "./heat.js";
 import { toSend } from "./scale.js";
 import { curl, python } from "./snippets.js";
@@ -23,6 +24,8 @@ export class Card {
     this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
     this.part("h2").textContent = file.name;
     this.part(".remove").setAttribute("aria-label", `Remove ${file.name}`);
+    this.part(".by").textContent = `by ${model.chosen}`;
+    this.part(".by").hidden = model.chosen === null;
     this.preview();
     this.listen();
   }
@@ -75,7 +78,7 @@ export class Card {
       await readable(this.file);
       this.sent ??= this.scales() ? await toSend(this.file, this.model.image_size) : this.file;
       const began = performance.now();
-      const response = await send(this.model.labels.length ? "predict" : "embed", this.request(this.sent));
+      const response = await send(withModel(this.model.labels.length ? "predict" : "embed", this.model.chosen), this.request(this.sent));
       const answer = await response.json();
       await this.checkModel(answer);
       this.showAnswer(answer, stagesOf(response), performance.now() - began);
@@ -95,7 +98,7 @@ export class Card {
   async checkModel(answer) {
     const known = this.model;
     if (answer.model === known.name && (answer.logits?.length ?? 0) === known.labels.length) return;
-    this.model = await this.refresh();
+    this.model = await this.refresh(known.chosen);
     throw new Failure(`The service has changed its model since, to ${this.model.name}. Try again.`);
   }
 
@@ -198,7 +201,7 @@ export class Card {
     try {
       await new Promise((resolve) => { setTimeout(resolve, SETTLED_MS); });
       question.signal.throwIfAborted();
-      const explanation = await (await send(`explain?${asked}`, this.request(this.sent, { signal: question.signal }))).json();
+      const explanation = await (await send(withModel(`explain?${asked}`, this.model.chosen), this.request(this.sent, { signal: question.signal }))).json();
       await this.showHeat(explanation, asked, question.signal);
       status.textContent = inWords(explanation);
     } catch (error) {
@@ -217,7 +220,7 @@ export class Card {
     if (fits) {
       drawHeat(canvas, explanation, OUTSIDE);
     } else {
-      const picture = await send(`explain?${asked}`, this.request(this.sent, { signal, Accept: "image/png" }));
+      const picture = await send(withModel(`explain?${asked}`, this.model.chosen), this.request(this.sent, { signal, Accept: "image/png" }));
       await drawPicture(canvas, await picture.blob());
     }
     this.part(".frame").classList.toggle("alone", !fits);

@@ -2,6 +2,7 @@
 
 import { changeKey, hasKey, mayAskAgain, onKeyNeeded, send } from "./api.js";
 import { Card, fact } from "./card.js";
+import { chosenModel, listModels, withModel } from "./choice.js";
 
 const AT_ONCE = 2;
 const POLL_MS = 1000;
@@ -10,27 +11,30 @@ const find = (id) => document.getElementById(id);
 const waiting = [];
 let running = 0;
 let pasted = 0;
-let described = null;
+const described = new Map(); // by the name of the model that was chosen
 
-/** Give the description of the model; asks until the service has loaded it. */
-function model() {
-  described ??= askForModel().catch((error) => {
-    described = null; // the next image asks again
-    throw error;
-  });
-  return described;
+/** Give the description of the chosen model; asks until the service has loaded it. */
+function model(chosen = chosenModel(find("choice"))) {
+  if (!described.has(chosen)) {
+    described.set(chosen, askForModel(chosen).catch((error) => {
+      described.delete(chosen); // the next image asks again
+      throw error;
+    }));
+  }
+  return described.get(chosen);
 }
 
-/** Forget the description of the model, and give that of the model that is served now. */
-function refresh() {
-  described = null;
-  return model();
+/** Forget the description of a model, and give that of its version that is served now. */
+function refresh(chosen) {
+  described.delete(chosen);
+  return model(chosen);
 }
 
-async function askForModel() {
+async function askForModel(chosen) {
   for (;;) {
     try {
-      const answer = await (await send("model")).json();
+      const answer = { ...await (await send(withModel("model", chosen))).json(), chosen };
+      await listModels(find("choice"));
       showModel(answer);
       return answer;
     } catch (error) {
@@ -51,10 +55,14 @@ function listen() {
       event.target.value = ""; // so that the same file can be chosen again
     });
   }
+  find("choice").addEventListener("change", async () => {
+    const served = await model().catch(() => null); // it says why at the top
+    if (served !== null) showModel(served);
+  });
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files].filter(({ type }) => type.startsWith("image/"));
     if (!files.length) return;
-  mayAskAgain();
+    mayAskAgain();
     event.preventDefault();
     take(files.map((file) => new File([file], `pasted-${(pasted += 1)}.${file.type.split("/")[1]}`, { type: file.type })));
   });

@@ -1,13 +1,14 @@
 // The request of a card as a person would write it.
 
 import { address, hasKey } from "./api.js";
+import { withModel } from "./choice.js";
 
 const CLASSES = `for prediction in answer.json()["predictions"]:
     print(prediction["label"], prediction["probability"])`;
 const FEATURES = `print(answer.json()["embedding"])`;
 
 export function curl(file, model) {
-  const path = model.labels.length ? "predict?vectors=false" : "embed";
+  const path = withModel(model.labels.length ? "predict?vectors=false" : "embed", model.chosen);
   const key = hasKey() ? ` -H "X-API-Key: $VIT_API_KEY"` : "";
   return `curl${key} -H 'Content-Type: ${file.type || "application/octet-stream"}' \\
   --data-binary ${quoted(`@${file.name}`)} \\
@@ -22,11 +23,19 @@ export function python(file, model) {
 with open(${text(file.name)}, "rb") as file:
     answer = httpx.post(
         ${text(address(model.labels.length ? "predict" : "embed"))},
-${model.labels.length ? '        params={"vectors": False},\n' : ""}        content=file.read(),
+${parameters(model)}        content=file.read(),
         headers={"Content-Type": ${text(file.type || "application/octet-stream")}${key}},
     )
 answer.raise_for_status()
 ${model.labels.length ? CLASSES : FEATURES}`;
+}
+
+function parameters(model) {
+  const given = [
+    ...(model.chosen === null ? [] : [`"model": ${JSON.stringify(model.chosen)}`]),
+    ...(model.labels.length ? ['"vectors": False'] : []),
+  ];
+  return given.length ? `        params={${given.join(", ")}},\n` : "";
 }
 
 function quoted(text) {

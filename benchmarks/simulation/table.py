@@ -14,7 +14,7 @@ _SLICE_S = 5.0
 
 def row(result: Result) -> str:
     """Return the row of a result."""
-    outcomes, requests = result.outcomes, result.outcomes.total()
+    outcomes, requests = result.outcomes, max(1, result.outcomes.total())
     refused = (outcomes[REFUSED] + outcomes[UNAVAILABLE]) / requests
     cells = (
         result.scenario.name,

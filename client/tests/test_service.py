@@ -40,6 +40,15 @@ def test_image_is_classified(make_client: MakeClient, service: Server, tmp_path:
         assert (other.predictions[:2], len(other.predictions), other.logits) == (result.predictions, 5, None)
 
 
+def test_named_model_answers(make_client: MakeClient, service: Server) -> None:
+    name = make_client(service.url, api_key=KEY).model().name
+    assert make_client(service.url, api_key=KEY, model=name).classify(png(1)).predictions
+    other = make_client(service.url, api_key=KEY, model="none")
+    for call in (other.model, lambda: other.classify(png(1)), lambda: other.embed(png(1)), lambda: other.explain(png(1))):
+        with pytest.raises(VitError, match="There is no model 'none'"):
+            call()
+
+
 def test_image_is_embedded(make_client: MakeClient, service: Server) -> None:
     client = make_client(service.url, api_key=KEY)
     embedding = client.embed(png(1))

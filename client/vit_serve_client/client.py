@@ -36,6 +36,7 @@ class VitClient:
         base_url: str | None = None,
         api_key: str | None = None,
         *,
+        model: str | None = None,
         timeout: float = 30,
         max_retries: int = 2,
         http_client: httpx2.Client | None = None,
@@ -47,6 +48,7 @@ class VitClient:
         Args:
             base_url: URL of the service; without it `VIT_SERVE_URL`, or http://127.0.0.1:8000.
             api_key: key of the service; without it `VIT_SERVE_API_KEY`, or none.
+            model: name of the model that answers, where the service has several; without it the default.
             timeout: seconds for one request, all its tries and the waits between them included.
             max_retries: most further tries of one request, where the service is busy, away or restarting.
             http_client: client that sends the requests, for certificates or proxies. It stays open when this one is closed.
@@ -56,7 +58,7 @@ class VitClient:
         Raises:
             ValueError: the URL is not one of HTTP, or the key cannot be in a header.
         """
-        self._target = requests.target(base_url, api_key)
+        self._target = requests.target(base_url, api_key, model)
         self._timeout_s = timeout
         self._max_retries = max_retries
         self._http = http_client or httpx2.Client(limits=LIMITS)

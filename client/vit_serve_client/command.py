@@ -44,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--jsonl", action="store_true", help="print a line of JSON for each image")
     parser.add_argument("--url", help="where vit-serve is; without it VIT_SERVE_URL, or http://127.0.0.1:8000")
     parser.add_argument("--api-key", help="better given by VIT_SERVE_API_KEY: others can read arguments")
+    parser.add_argument("--model", help="name of the model, where the service has several")
     parser.add_argument("--top-k", type=positive, default=5, help="classes to rank")
     parser.add_argument("--concurrency", type=positive, default=8, help="images in flight at once")
     parser.add_argument("--timeout", type=seconds, default=60, help="seconds for one image, with all retries")
@@ -55,7 +56,9 @@ async def _classify_folder(options: argparse.Namespace) -> bool:
     line = _json_line if options.jsonl else _text_line
     progress = _Progress()
     # more retries than a program's: a command waits as long as it may
-    async with AsyncVitClient(options.url, options.api_key, timeout=options.timeout, max_retries=20) as client:
+    async with AsyncVitClient(
+        options.url, options.api_key, model=options.model, timeout=options.timeout, max_retries=20
+    ) as client:
         outcomes = client.classify_folder(options.folder, options.concurrency, options.top_k)
         async with aclosing(outcomes):
             async for path, outcome in outcomes:

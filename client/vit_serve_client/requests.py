@@ -20,6 +20,16 @@ _USER_AGENT = f"vit-serve-client/{version('vit-serve-client')}"
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Service that requests go to, and the key that it asks for."""
+
+    url: str
+    headers: dict[str, str]
+    params: dict[str, str]
+    """Parameters of every request."""
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """One request, without the time that it has."""
 
@@ -32,23 +42,15 @@ class Request:
     accept: str = "application/json"
     """Media type of the answer; errors are JSON in any case."""
 
-    def arguments(self) -> dict[str, object]:
+    def arguments(self, target: Target) -> dict[str, object]:
         """Return the arguments of httpx2's `request`, but for URL, headers and timeout."""
-        arguments: dict[str, object] = {"method": self.method, "params": self.params}
+        arguments: dict[str, object] = {"method": self.method, "params": self.params | target.params}
         if self.images:
             return {**arguments, "files": [("images", ("image", image, "application/octet-stream")) for image in self.images]}
         return arguments if self.content is None else {**arguments, "content": self.content}
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """Service that requests go to, and the key that it asks for."""
-
-    url: str
-    headers: dict[str, str]
-
-
-def target(base_url: str | None, api_key: str | None) -> Target:
+def target(base_url: str | None, api_key: str | None, model: str | None = None) -> Target:
     """Return the service of these arguments, or of the variables `VIT_SERVE_URL` and `VIT_SERVE_API_KEY` where they are None.
 
     Raises:
@@ -67,7 +69,8 @@ def target(base_url: str | None, api_key: str | None) -> Target:
     key = (os.environ.get("VIT_SERVE_API_KEY", "") if api_key is None else api_key).strip()
     if not all("!" <= character <= "~" for character in key):
         raise ValueError("The API key must be of printable ASCII characters, without blanks.")
-    return Target(url, {**headers, "Authorization": f"Bearer {key}"} if key else headers)
+    params = {} if model is None else {"model": model}
+    return Target(url, {**headers, "Authorization": f"Bearer {key}"} if key else headers, params)
 
 
 def predict(image: bytes, top_k: int, vectors: bool) -> Request:

@@ -18,7 +18,7 @@ LIMITS = httpx2.Limits(max_connections=None, max_keepalive_connections=64)
 def stream_arguments(target: Target, request: Request, left_s: float) -> dict[str, Any]:
     """Return the arguments of httpx2's `stream` for one try."""
     return {
-        **request.arguments(),
+        **request.arguments(target),
         "url": target.url + request.path,
         "headers": {**target.headers, "Accept": f"{request.accept}, application/problem+json", **deadline_header(left_s)},
         "timeout": left_s,

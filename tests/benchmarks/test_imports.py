@@ -9,6 +9,7 @@ import benchmarks
 
 FOLDER = Path(benchmarks.__path__[0])
 MODULES = sorted(f"benchmarks.{file.stem}" for file in FOLDER.glob("*.py") if file.stem != "__main__")
+MODULES += sorted(f"benchmarks.simulation.{file.stem}" for file in FOLDER.glob("simulation/*.py"))
 
 
 @pytest.mark.parametrize("module", [*MODULES, "benchmarks.__main__"])

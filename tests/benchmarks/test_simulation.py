@@ -20,6 +20,8 @@ from benchmarks.simulation.scenario import (
     ReplicaSpec,
     Scenario,
 )
+from benchmarks.simulation.scenarios import SCENARIOS
+from benchmarks.simulation.table import HEADING, table
 from benchmarks.simulation.tally import ANSWERED, EXPIRED, LOST, REFUSED, UNAVAILABLE
 
 NO_ENGINE = EngineSpec(0.0, 0.0, max_batch_size=1, independent_streams=True)
@@ -135,9 +137,7 @@ def test_seed_decides_everything() -> None:
 
 def test_least_connections_beat_chance() -> None:
     p99 = {
-        balance: run(queue(Duration(1.0, 1.0)), Arrivals.at(8 * 0.8), replicas=8, balance=balance, seconds=1_500).latency_s(
-            0.99
-        )
+        balance: run(queue(Duration(1.0, 1.0)), Arrivals.at(8 * 0.8), replicas=8, balance=balance, seconds=800).latency_s(0.99)
         for balance in BALANCES
     }
     assert p99["least connections"] < p99["best of two"] < p99["random"]
@@ -197,3 +197,14 @@ def test_autoscaling_follows_the_load() -> None:
     assert ready[440.0] > 2  # fewer only after a minute
     assert ready[795.0] == 2
     assert set(result.outcomes) == {ANSWERED}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenarios_have_their_table(name: str) -> None:
+    scenarios = [replace(scenario, seconds=0.35, warm_up_s=0.0) for scenario in SCENARIOS[name]()]
+    results = [simulate(scenario) for scenario in scenarios]
+    heading, _, *rows = table(results)
+    assert heading == HEADING
+    assert [row.split(" | ")[0] for row in rows] == [f"| {scenario.name}" for scenario in scenarios]
+    assert len({row.count("|") for row in (heading, *rows)}) == 1
+    assert all(result.outcomes[ANSWERED] > 0 for result in results)
