@@ -29,9 +29,9 @@ from app.engines.int8 import GROUP_SIZE, quantize_weights  # noqa: E402  # impor
 _CONVERSION_VERSION = 3
 """Part of the fingerprint; raise it whenever the same model would convert differently."""
 
-_TOLERANCES = {"float32": 1e-3, "bfloat16": 0.05, "int8": 0.1}
+_TOLERANCES = {"float32": 1e-3, "bfloat16": 0.08, "int8": 0.1}
 """Maximum difference from torch's float32 logits, relative to the largest logit, by dtype. In the Vision Transformers that were
-measured bfloat16 makes up to 0.027, and int8 0.02 to 0.04 (docs/models.md); a wrong conversion is much farther off."""
+measured bfloat16 makes up to 0.035, and int8 0.02 to 0.04 (docs/models.md); a wrong conversion is much farther off."""
 
 _MODEL = "model.xml"
 """File of the graph."""
