@@ -106,6 +106,11 @@ class Metrics:
             self._by_name[name] = ModelMetrics(self._of_models, name)
         return self._by_name[name]
 
+    def forget_model(self, name: str) -> None:
+        """Remove all series of a model that is no longer listed."""
+        if self._by_name.pop(name, None) is not None:
+            self._of_models.remove(name)
+
     def counter(self, name: str, documentation: str, read: Callable[[], float]) -> None:
         """Register a counter that reads its value at each scrape."""
         self.registry.register(_ReadCounter(name, documentation, read))
@@ -167,6 +172,11 @@ class _MetricsOfModels:
             ("model",),
             registry=registry,
         )
+
+    def remove(self, name: str) -> None:
+        """Remove all series of a model."""
+        for metric in vars(self).values():
+            metric.remove_by_labels({"model": name})
 
 
 @dataclass(slots=True)

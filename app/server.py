@@ -228,7 +228,7 @@ class DrainingServer(uvicorn.Server):
 
     def _on_reload(self, sig: int, frame: FrameType | None) -> None:
         def reread() -> None:
-            self._reread = asyncio.create_task(self._service.models.reread(), name="read the models again")
+            self._reread = asyncio.create_task(self._service.models.reread_and_log(), name="read the models again")
 
         self._loop.call_soon_threadsafe(reread)
 

@@ -6,6 +6,8 @@ from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from pydantic import SecretStr
+
 _SHORTEST_S = 0.01
 _MAX_RATE = 10**9
 _MAX_RATE_PERIOD_S = 366 * 24 * 3600
@@ -84,6 +86,13 @@ def check_models(models: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], 
         if names.count(name) > 1:
             raise ValueError(f"{name!r} names two models")
     return tuple((name, expand_path(model)) for name, model in models)
+
+
+def check_key(key: SecretStr | None) -> SecretStr | None:
+    """Refuse a key that a header cannot carry as it is, such as one with the end of its line."""
+    if key is not None and not re.fullmatch(r"[!-~]+( [!-~]+)*", key.get_secret_value()):
+        raise ValueError("it must be of printable ASCII characters, without a blank or an end of line at its ends")
+    return key
 
 
 def check_route(path: str | None) -> str | None:

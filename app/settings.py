@@ -108,7 +108,7 @@ class Settings(BaseSettings):
         False, description="Unload the model that was used least recently where `VIT_MAX_MODEL_BYTES` is reached."
     )
     load_on_request: bool = Field(False, description="Load a model that is not loaded when a request names it.")
-    admin_key: SecretStr | None = Field(
+    admin_key: Annotated[SecretStr | None, AfterValidator(values.check_key)] = Field(
         None, min_length=16, description="Key that may load and unload models, of 16 characters at least. Default: nobody may."
     )
     architecture: str | None = Field(
@@ -345,7 +345,19 @@ def read_settings(**overrides: Any) -> Settings:
     """
     if renamed := [f"{old} is now called {_RENAMED[old]}" for old in sorted(_RENAMED.keys() & {*map(str.upper, os.environ)})]:
         raise StartError(f"{'; '.join(renamed)}; rename it, its meaning is the same")
-    given = {name: value for name, value in overrides.items() if value is not None}
+    return _validated({name: value for name, value in overrides.items() if value is not None})
+
+
+def with_changes(settings: Settings, **changes: Any) -> Settings:
+    """Return settings with some of them changed, and validated together.
+
+    Raises:
+        StartError: a value is invalid, or they cannot work together.
+    """
+    return _validated({**settings.model_dump(include=settings.model_fields_set), **changes})
+
+
+def _validated(given: dict[str, Any]) -> Settings:
     try:
         return Settings(**given)
     except ValidationError as error:
@@ -356,16 +368,6 @@ def read_settings(**overrides: Any) -> Settings:
                 if part["type"] != "default_factory_not_called"  # a default that depends on the invalid value
             )
         ) from None
-
-
-def with_changes(settings: Settings, **changes: Any) -> Settings:
-    """Return settings with some of them changed, and validated.
-
-    Raises:
-        StartError: a value is invalid, or they cannot work together.
-    """
-    changed = settings.model_copy(update={name: getattr(read_settings(**changes), name) for name in changes})
-    return changed
 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:

@@ -17,7 +17,7 @@ class Access:
     """The keys and rate limits of one service.
 
     Raises:
-        StartError: the keys cannot be used, or a limit counts by key and there are no keys.
+        StartError: the keys cannot be used, that of the admin is a client's, or a limit counts by key and there are no keys.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
@@ -29,6 +29,8 @@ class Access:
         self._per_address = None if per_address is None else RateLimit(per_address)
         self._per_key = None if per_key is None else RateLimit(per_key)
         self._admin = None if settings.admin_key is None else os.fsencode(settings.admin_key.get_secret_value())
+        if self._admin is not None and self._admin in (os.fsencode(key.get_secret_value()) for key in settings.api_keys):
+            raise StartError("VIT_ADMIN_KEY: it is one of VIT_API_KEYS, whose holders may not load models; choose another")
         self._metrics = metrics
 
     async def check(self, request: Request) -> None:

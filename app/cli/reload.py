@@ -27,7 +27,7 @@ def reload(
         with httpx.Client(base_url=url, headers=headers, timeout=_TIMEOUT_S) as client:
             names = [model] if model is not None else _names(client)
             for name in names:
-                _post(client, f"/v2/repository/models/{name}/load", params={"unload_first": str(unload_first).lower()})
+                _ask(client, "POST", f"/v2/repository/models/{name}/load", params={"unload_first": str(unload_first).lower()})
                 out.print(f"{name}: the new version answers")
 
 
@@ -38,10 +38,10 @@ def _admin_key() -> str:
 
 
 def _names(client: Any) -> list[str]:
-    return [name for each in _post(client, "/v2/repository/index").json() if not (name := each["name"]).endswith("-pixels")]
+    return [model["name"] for model in _ask(client, "GET", "/models").json()["models"]]
 
 
-def _post(client: Any, path: str, **options: Any) -> Any:
+def _ask(client: Any, method: str, path: str, **options: Any) -> Any:
     """Send a request.
 
     Raises:
@@ -50,7 +50,7 @@ def _post(client: Any, path: str, **options: Any) -> Any:
     import httpx
 
     try:
-        response = client.post(path, **options)
+        response = client.request(method, path, **options)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise StartError(f"{client.base_url} cannot be asked: {error or type(error).__name__}") from None
     if response.status_code == httpx.codes.NOT_FOUND and not _is_refusal(response):

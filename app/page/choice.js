@@ -11,9 +11,10 @@ export function withModel(path, name) {
 export async function listModels(label) {
   const { models } = await (await send("models")).json();
   const select = label.querySelector("select");
-  const before = select.value;
-  select.replaceChildren(...models.map(({ name, state, default: isDefault }) => {
-    const option = new Option(state === "ready" ? name : `${name} (${state})`, name, isDefault, before ? name === before : isDefault);
+  const ready = models.filter(({ state }) => state === "ready");
+  const chosen = ready.find(({ name }) => name === select.value) ?? ready.find((model) => model.default) ?? ready[0] ?? models[0];
+  select.replaceChildren(...models.map(({ name, state }) => {
+    const option = new Option(state === "ready" ? name : `${name} (${state})`, name, false, name === chosen.name);
     option.disabled = state !== "ready";
     return option;
   }));

@@ -33,8 +33,9 @@ function refresh(chosen) {
 async function askForModel(chosen) {
   for (;;) {
     try {
-      const answer = { ...await (await send(withModel("model", chosen))).json(), chosen };
       await listModels(find("choice"));
+      const name = chosen ?? chosenModel(find("choice"));
+      const answer = { ...await (await send(withModel("model", name))).json(), chosen: name };
       showModel(answer);
       return answer;
     } catch (error) {

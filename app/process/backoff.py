@@ -7,9 +7,14 @@ _BACKOFF_S = (0.02, 5.0)
 
 
 class Backoff:
-    """Exponential pause before the next start."""
+    """Exponential pause before the next start.
 
-    def __init__(self) -> None:
+    Args:
+        longest_s: longest pause. Default: a few seconds.
+    """
+
+    def __init__(self, longest_s: float | None = None) -> None:
+        self._longest_s = longest_s
         self.failures = 0
         """Failures since the last success."""
         self._until = 0.0
@@ -17,7 +22,7 @@ class Backoff:
     def fail(self, *, pause: bool = True) -> float:
         """Count a failure, and lengthen the pause. Returns the pause in seconds."""
         first, longest = _BACKOFF_S
-        pause_s = min(longest, first * 2**self.failures) if pause else 0.0
+        pause_s = min(self._longest_s or longest, first * 2 ** min(self.failures, 64)) if pause else 0.0
         self.failures += 1
         self._until = max(self._until, time.monotonic() + pause_s)
         return pause_s

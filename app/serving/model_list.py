@@ -40,8 +40,12 @@ class ModelList:
     """Of the file that they are from."""
 
 
-def read_model_list(settings: Settings) -> ModelList:
+def read_model_list(settings: Settings, before: ModelList | None = None) -> ModelList:
     """Read the models to serve.
+
+    Args:
+        settings: settings of the service.
+        before: what was read last: it is returned if the file has not changed since.
 
     Raises:
         StartError: the settings contradict each other, or the file cannot be used.
@@ -50,7 +54,7 @@ def read_model_list(settings: Settings) -> ModelList:
     if len(named) > 1:
         raise StartError(f"{named[1]}: contradicts {named[0]}; unset one of them")
     if settings.models_file is not None:
-        return _read_file(settings.models_file, settings)
+        return _read_file(settings.models_file, settings, before)
     if not settings.models:
         return ModelList((ModelSpec(None, settings, settings.model_aliases),))
     specs: list[ModelSpec] = []
@@ -64,13 +68,15 @@ def read_model_list(settings: Settings) -> ModelList:
     return ModelList(_economical(specs))
 
 
-def _read_file(file: Path, settings: Settings) -> ModelList:
+def _read_file(file: Path, settings: Settings, before: ModelList | None) -> ModelList:
     try:
         content = read_file(file, _MAX_FILE_BYTES)
+        if before is not None and content == before.content:
+            return before
         return ModelList(_parse(tomllib.loads(content.decode()), settings), content)
     except (FileError, OSError) as error:
         raise StartError(f"VIT_MODELS_FILE: {file} cannot be read: {error}") from None
-    except ValueError as error:  # of TOML, UTF-8 and of ours
+    except (ValueError, RecursionError) as error:  # of TOML, UTF-8 and of ours
         raise StartError(f"VIT_MODELS_FILE: {file}: {error}") from None
 
 
@@ -81,7 +87,7 @@ def _parse(document: dict[str, Any], settings: Settings) -> tuple[ModelSpec, ...
         raise ValueError("it has no model: write a table [models.NAME] for each")
     if len(tables) > _MAX_MODELS:
         raise ValueError(f"it has {len(tables)} models; at most {_MAX_MODELS} are served")
-    if default is not None and default not in tables:
+    if default is not None and not (isinstance(default, str) and default in tables):
         raise ValueError(f"default: there is no model {default!r}")
     names = list(tables) if default is None else [default, *(name for name in tables if name != default)]
     specs = tuple(_spec(name, tables[name], settings) for name in names)

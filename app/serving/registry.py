@@ -1,16 +1,16 @@
 """Registry: the models of a service by name, their readiness, and changes of the list of them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from dataclasses import replace
 
 import structlog
 
 from app.decoding import Decoder
-from app.errors import InsufficientMemory, LoadFailed, ModelNotFound, NotReady, StartError
+from app.errors import Draining, InsufficientMemory, LoadFailed, ModelNotFound, NotReady, StartError
 from app.metrics import Metrics
-from app.serving.model_list import ModelList, read_model_list
+from app.serving.model_list import ModelList, ModelSpec, read_model_list
 from app.serving.model_loader import Load, ModelLoader
 from app.serving.served_model import ServedModel
 from app.serving.shared import Shared
@@ -23,6 +23,8 @@ _LOADING = "The model is still loading."
 _RETRY_AFTER_S = 2.0
 _LOOK_S = 2.0
 """Seconds between two looks at the file of models."""
+_NAMED = 20
+"""Models that a refusal names."""
 
 _log = structlog.get_logger(__name__)
 
@@ -46,36 +48,48 @@ class Registry:
         self._make_decoder = make_decoder
         self._list = read_model_list(settings)
         self.models = tuple(ServedModel(spec) for spec in self._list.models)
+        self._by_name: dict[str, ServedModel] = {}
         self._loader = ModelLoader(settings, metrics, load)
         self._shared: Shared | None = None
         self._started = False
         self._rereading = asyncio.Lock()
+        self._failed: dict[ServedModel, ModelSpec] = {}
         self._for_requests: dict[ServedModel, asyncio.Task[None]] = {}
         self._unusable = ""
         # not asyncio's default pool: the loop would wait at its end for a disk that does not answer
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read models")
+        self._index()
 
     @property
     def shared(self) -> Shared:
-        """What the models share.
+        """Parts that the models share.
 
         Raises:
             NotReady: the service is still loading.
         """
-        if self._shared is None:
+        if self._shared is None or not self._started:
             raise NotReady(_LOADING, _RETRY_AFTER_S)
         return self._shared
 
     @property
+    def why_not_accepting(self) -> str | None:
+        """Reason why no request is accepted now, whichever model it is for, in one sentence; None if requests are."""
+        if self._shared is not None and self._started:
+            return self._shared.decoder.why_not_ready
+        if len(self.models) == 1:
+            return _LOADING
+        ready = sum(model.state == "ready" for model in self.models)
+        return f"Models are still loading: {ready} of {len(self.models)} are ready."
+
+    @property
     def why_not_ready(self) -> str | None:
-        """Reason why no request is accepted now, in one sentence; None if requests are. A model that is unloaded is none."""
-        if self._shared is None or not self._started:
-            if len(self.models) == 1:
-                return _LOADING
-            ready = sum(model.state == "ready" for model in self.models)
-            return f"Models are still loading: {ready} of {len(self.models)} are ready."
+        """Reason why the service is not ready, in one sentence; None if it is. A model that is not loaded is none."""
         broken = (model.why_not_ready for model in self.models if model.version is not None)
-        return self._shared.decoder.why_not_ready or next(filter(None, broken), None)
+        return self.why_not_accepting or next(filter(None, broken), None)
+
+    def has(self, name: str) -> bool:
+        """Return True if a model has this name or alias."""
+        return name in self._by_name
 
     def find(self, name: str | None) -> ServedModel:
         """Return the model of a name or alias, or the default.
@@ -85,14 +99,14 @@ class Registry:
         """
         if name is None:
             return self.models[0]
-        for model in self.models:
-            if name in model.names:
-                return model
-        served = ", ".join(name for model in self.models for name in model.names)
+        if (model := self._by_name.get(name)) is not None:
+            return model
+        names = list(self._by_name)
+        served = ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
         raise ModelNotFound(f"There is no model {name[:128]!r}; served are {served}.")
 
     async def start(self, on_death: Callable[[], None]) -> None:
-        """Load all models.
+        """Load all models; with `VIT_UNLOAD_UNUSED` those that there is room for.
 
         Args:
             on_death: called if an engine dies, after everything queued has failed.
@@ -105,31 +119,26 @@ class Registry:
         self._shared = shared = Shared(self._settings, self._metrics, decoder)
         for model in self.models:
             try:
-                await self._loader.swap(model, shared)
+                await self._loader.swap(model, shared, model.spec)
             except InsufficientMemory as error:
-                raise StartError(str(error)) from error
+                if not self._settings.unload_unused:
+                    raise StartError(str(error)) from error
+                _log.warning("not loaded at the start", model=model.name, reason=str(error))
+            except StartError as error:
+                raise StartError(f"{model.name}: {error}" if len(self.models) > 1 else str(error)) from error
         await self._loader.in_thread(shared.warm_up)
         shared.start()
+        self._index()
         self._started = True
-        default = self.models[0].ready_version().classifier.describe()
-        _log.info(
-            "ready",
-            model=default.name,
-            engine=default.engine,
-            device=default.device,
-            dtype=default.dtype,
-            classes=len(default.labels),
-            labels=default.labels_source,
-            activation=default.activation,
-            models=len(self.models),
-        )
+        self._log_ready()
 
     async def load(self, model: ServedModel, *, unload_first: bool = False) -> None:
-        """See `ModelLoader.load`."""
-        await self._loader.load(model, self.shared, unload_first=unload_first)
+        """Load a model again; see `ModelLoader.load`."""
+        await self._loader.load(model, self.shared, self._failed.pop(model, None), unload_first=unload_first)
 
     async def unload(self, model: ServedModel) -> None:
         """See `ModelLoader.unload`."""
+        self._failed.pop(model, None)
         await self._loader.unload(model)
 
     async def load_for_request(self, model: ServedModel, deadline: float) -> None:
@@ -137,39 +146,61 @@ class Registry:
 
         Raises:
             NotReady: it is not loaded within the deadline, or cannot be.
+            Draining: the service was closed meanwhile.
         """
         if model.version is not None or not self._settings.load_on_request:
             return
         if (task := self._for_requests.get(model)) is None:
+            if pause_s := model.backoff.remaining_s:
+                raise NotReady(f"The model {model.name} cannot be loaded: {model.why_not_loaded}", pause_s)
             task = self._for_requests[model] = asyncio.create_task(self.load(model), name=f"load {model.name}")
-            task.add_done_callback(lambda _: self._for_requests.pop(model))
+            task.add_done_callback(lambda ended: self._end_load(model, ended))
         try:
             async with asyncio.timeout_at(deadline):
                 await asyncio.shield(task)
         except TimeoutError:
             raise NotReady(f"The model {model.name} is still loading.", _RETRY_AFTER_S) from None
         except (LoadFailed, InsufficientMemory) as error:
-            raise NotReady(str(error), 10 * _RETRY_AFTER_S) from None
+            raise NotReady(str(error), max(_RETRY_AFTER_S, model.backoff.remaining_s)) from None
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise Draining("The service is shutting down.", _RETRY_AFTER_S) from None
+            raise
 
-    async def reread(self) -> None:
-        """Read the list of models again: load what is new or has other settings, and unload what is gone. Faults are logged."""
+    async def reread(self) -> set[ServedModel]:
+        """Read the list of models again: load what is new or has other settings, and unload what is gone. Faults are logged.
+
+        Returns:
+            The models that were loaded.
+        """
         async with self._rereading:
+            if not self._started:
+                return set()
             try:
-                listed = await asyncio.get_running_loop().run_in_executor(self._reader, read_model_list, self._settings)
+                listed = await asyncio.get_running_loop().run_in_executor(self._reader, self._read_again)
             except StartError as error:
                 if str(error) != self._unusable:
                     _log.error("the list of models cannot be used; the models stay as they are", reason=str(error))
                 self._unusable = str(error)
-                return
+                return set()
             self._unusable = ""
-            if self._started and listed != self._list:
-                await self._apply(listed)
+            if listed != self._list:
+                return await self._apply(listed)
+            due = {model: spec for model, spec in self._failed.items() if not model.backoff.remaining_s}
+            return await self._load_all(due)
 
     async def watch(self) -> None:
-        """Read the file of models again whenever it changes, until cancelled."""
+        """Read the file of models again whenever it changes, and try again what could not be loaded, until cancelled."""
         while self._settings.models_file is not None:
             await asyncio.sleep(_LOOK_S)
+            await self.reread_and_log()
+
+    async def reread_and_log(self) -> None:
+        """Read the list of models again, and log whatever goes wrong."""
+        try:
             await self.reread()
+        except Exception:
+            _log.exception("the list of models could not be brought into force")
 
     async def close(self) -> None:
         """Stop all models; everything queued or in flight fails with `Draining`."""
@@ -183,21 +214,74 @@ class Registry:
         if self._shared is not None:
             await self._shared.close()
 
-    async def _apply(self, listed: ModelList) -> None:
-        known = {model.spec.name: model for model in self.models}
-        models, changed = [], []
-        for spec in listed.models:
-            served = known.pop(spec.name, None)
-            model = served or ServedModel(spec)
-            if served is None or served.spec.settings != spec.settings:
-                changed.append(model)
-            model.spec = spec
-            models.append(model)
-        _log.info("the list of models has changed", models=len(models), to_load=len(changed), to_unload=len(known))
+    def _read_again(self) -> ModelList:
+        """Read the list, unless the file has not changed. Blocks."""
+        return read_model_list(self._settings, self._list)
+
+    async def _apply(self, listed: ModelList) -> set[ServedModel]:
+        """Load what has changed, have all names of the list mean what it says, and unload what is gone."""
+        known: dict[str | None, ServedModel] = {model.spec.name: model for model in self.models}
+        models = [known.pop(spec.name) if spec.name in known else ServedModel(spec) for spec in listed.models]
+        specs = dict(zip(models, listed.models, strict=True))
+        changed = {
+            model: spec
+            for model, spec in specs.items()
+            if model not in self.models or model in self._failed or model.spec.settings != spec.settings
+        }
+        gone = list(known.values())
+        _log.info("the list of models has changed", models=len(models), to_load=len(changed), to_unload=len(gone))
+        self._failed = {}
+        loaded = await self._load_all(changed)
         self._list = listed
-        for model in changed:
-            with suppress(LoadFailed, InsufficientMemory):  # which are logged
-                await self.load(model)
+        for model, spec in specs.items():
+            model.spec = replace(model.spec, aliases=spec.aliases)
+        default = self.models[0]
+        if models[0].version is None and default in models:  # the one before answers until the new default does
+            models.sort(key=lambda model: model is not default)
         self.models = tuple(models)
-        for model in known.values():
-            await self.unload(model)
+        self._index()
+        for model in gone:
+            await self._loader.unload(model)
+            self._metrics.forget_model(model.label)
+        # once more what had no room beside those that are gone
+        return loaded | await self._load_all(dict(self._failed) if gone else {})
+
+    async def _load_all(self, specs: Mapping[ServedModel, ModelSpec]) -> set[ServedModel]:
+        """Load models, and remember those that could not be."""
+        loaded = set()
+        for model, spec in specs.items():
+            try:
+                await self._loader.load(model, self.shared, spec)
+            except (LoadFailed, InsufficientMemory):  # which are logged
+                self._failed[model] = spec
+            else:
+                self._failed.pop(model, None)
+                model.spec = replace(spec, aliases=model.spec.aliases)
+                loaded.add(model)
+        return loaded
+
+    def _index(self) -> None:
+        self._by_name = {name: model for model in self.models for name in model.names if name}
+
+    def _end_load(self, model: ServedModel, task: asyncio.Task[None]) -> None:
+        self._for_requests.pop(model, None)
+        if not task.cancelled():
+            task.exception()  # retrieved: those who waited may have gone
+
+    def _log_ready(self) -> None:
+        version = self.models[0].version
+        if version is None:
+            _log.info("ready", model=self.models[0].name, models=len(self.models))
+            return
+        default = version.classifier.describe()
+        _log.info(
+            "ready",
+            model=default.name,
+            engine=default.engine,
+            device=default.device,
+            dtype=default.dtype,
+            classes=len(default.labels),
+            labels=default.labels_source,
+            activation=default.activation,
+            models=len(self.models),
+        )

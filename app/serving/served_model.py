@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 from app.errors import NotReady
+from app.process.backoff import Backoff
 from app.serving.classifier import Classifier
 from app.serving.model_list import ModelSpec
 
@@ -14,6 +15,7 @@ State = Literal["ready", "loading", "unloaded"]
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _RETRY_AFTER_S = 5.0
+_LONGEST_PAUSE_S = 60.0
 
 
 class Version:
@@ -30,6 +32,14 @@ class Version:
         self._requests = 0
         self._idle = asyncio.Event()
         self._idle.set()
+
+    @property
+    def why_not_ready(self) -> str | None:
+        """Reason why it does not answer, in one sentence; None if it does."""
+        try:
+            return self.classifier.why_not_ready
+        except AttributeError:
+            return "It is being freed."
 
     @contextmanager
     def held(self) -> Iterator[Classifier]:
@@ -66,8 +76,12 @@ class ServedModel:
         self.loading = False
         self.why_not_loaded = ""
         """Reason why the last load failed; empty after one that did not."""
+        self.backoff = Backoff(_LONGEST_PAUSE_S)
+        """Pause before a request, or the list of models, may load it again after a failure."""
         self.last_used = 0.0
         """Time of the event loop's clock."""
+        self.label = spec.name or ""
+        """Name in metrics; empty until a model without a name of its own is loaded."""
         self._name = spec.name or ""
 
     @property
@@ -95,8 +109,9 @@ class ServedModel:
     @property
     def why_not_ready(self) -> str | None:
         """Reason why it does not answer, in one sentence; None if it does."""
-        if self.version is not None:
-            return self.version.classifier.why_not_ready
+        version = self.version  # metrics are read in other threads
+        if version is not None:
+            return version.why_not_ready
         return f"The model {self._name} is {'still loading' if self.loading else 'not loaded'}."
 
     def ready_version(self) -> Version:
@@ -116,7 +131,8 @@ class ServedModel:
         before, self.version = self.version, version
         if version is not None:
             self.last_used = asyncio.get_running_loop().time()
-            self._name = self._name or path_name(version.classifier.model.name)
+            self.label = version.classifier.model.name
+            self._name = self._name or path_name(self.label)
         return before
 
 

@@ -75,7 +75,7 @@ class Service:
 
     @property
     def why_not_ready(self) -> str | None:
-        """Reason why no request is accepted now, in one sentence; None if requests are."""
+        """Reason why the service is not ready, in one sentence; None if it is."""
         return "The service is shutting down." if self.draining else self.models.why_not_ready
 
     def check_accepting(self) -> None:
@@ -85,7 +85,8 @@ class Service:
             NotReady: models are loading, or a worker has died.
             Draining: the service is shutting down.
         """
-        if (reason := self.why_not_ready) is not None:
+        reason = "The service is shutting down." if self.draining else self.models.why_not_accepting
+        if reason is not None:
             raise (Draining if self.draining else NotReady)(reason, _RETRY_AFTER_S)
 
     def check_ready(self) -> None:
@@ -97,6 +98,8 @@ class Service:
         if self.leaving:
             raise Draining("The service is shutting down.", _RETRY_AFTER_S)
         self.check_accepting()
+        if (reason := self.models.why_not_ready) is not None:
+            raise NotReady(reason, _RETRY_AFTER_S)
 
     def leave(self) -> None:
         """Fail probes from now on, and accept requests until the drain."""

@@ -12,7 +12,9 @@ import httpx
 import pytest
 
 from app.api.state import AppState
+from app.engines.memory import Memory
 from app.errors import NotReady
+from app.serving.model_loader import ModelLoader
 from app.serving.registry import Registry
 from tests.app.conftest import OpenClient
 from tests.support.models import TINY_DINOV2, png
@@ -205,35 +207,105 @@ async def test_parameters_of_a_load(client: httpx.AsyncClient, options: dict[str
     response = await post(client, LOAD, "a", **options)
     assert response.status_code == status, response.text
     assert await answer(client, "a") == 1
-    assert (await post(client, LOAD, "none", **options)).status_code == 404
+    assert (await post(client, LOAD, "none")).status_code == 404
 
 
-async def test_bound_on_memory_refuses_a_second_version(several: Any) -> None:
-    async with several() as client:
-        for model in registry_of(client).models:
-            assert model.version is not None
-            model.version.bytes = 1000  # as if measured
-        loader = registry_of(client)._loader
-        loader._settings = loader._settings.model_copy(update={"max_model_bytes": 3500})
-        refused = await post(client, LOAD, "b")
-        assert (refused.status_code, "VIT_MAX_MODEL_BYTES" in refused.json()["error"]) == (507, True)
-        assert [await answer(client, model) for model in "abc"] == [1, 2, 3]
+def limit(client: httpx.AsyncClient, **settings: Any) -> None:
+    """Have each loaded model count as 1000 bytes, and set limits that are measured against these."""
+    for model in registry_of(client).models:
+        if model.version is not None:
+            model.version.bytes = 1000
+    loader = registry_of(client)._loader
+    loader._settings = loader._settings.model_copy(update=settings)
+    loader._expected_bytes = lambda parameters: 1000  # type: ignore[method-assign]
 
 
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have each load measure 1000 bytes."""
+    monkeypatch.setattr(Memory, "growth", lambda *_: 1000)
+
+
+@pytest.mark.usefixtures("measured")
+async def test_bound_on_memory_refuses_a_second_version(client: httpx.AsyncClient) -> None:
+    limit(client, max_model_bytes=3500)
+    refused = await post(client, LOAD, "b")
+    assert (refused.status_code, "VIT_MAX_MODEL_BYTES" in refused.json()["error"]) == (507, True)
+    assert [await answer(client, model) for model in "abc"] == [1, 2, 3]
+    assert (await post(client, LOAD, "b", params={"unload_first": "true"})).status_code == 200
+    assert [await answer(client, model) for model in "abc"] == [1, 2, 3]
+
+
+@pytest.mark.usefixtures("measured")
 async def test_least_used_model_is_unloaded(several: Any) -> None:
     async with several(unload_unused=True) as client:
-        models = registry_of(client).models
-        for model in models:
-            assert model.version is not None
-            model.version.bytes = 1000
-        loader = registry_of(client)._loader
-        loader._settings = loader._settings.model_copy(update={"max_model_bytes": 3500})
+        limit(client, max_model_bytes=3500)
         for name in ("c", "a", "b"):  # c was used least recently
             await answer(client, name)
-        version = models[1].version
-        assert version is not None
-        await loader._make_room(models[1], version.classifier.model.parameters)
+        assert (await post(client, LOAD, "b")).status_code == 200
         assert await states(client) == {"a": "ready", "b": "ready", "c": "unloaded"}
+        assert [await answer(client, model) for model in "abc"] == [1, 2, 503]
+
+
+@pytest.mark.usefixtures("measured")
+async def test_larger_than_estimated_makes_room_too(several: Any) -> None:
+    async with several(unload_unused=True) as client:
+        limit(client, max_model_bytes=3500)
+        registry_of(client)._loader._expected_bytes = lambda parameters: 1  # type: ignore[method-assign]
+        for name in ("a", "c", "b"):
+            await answer(client, name)
+        assert (await post(client, LOAD, "b")).status_code == 200
+        assert await states(client) == {"a": "unloaded", "b": "ready", "c": "ready"}
+
+
+@pytest.mark.usefixtures("measured")
+async def test_what_never_fits_unloads_nothing(several: Any) -> None:
+    async with several(unload_unused=True) as client:
+        limit(client, max_model_bytes=3500)
+        registry_of(client)._loader._expected_bytes = lambda parameters: 3000  # type: ignore[method-assign]
+        assert (await post(client, LOAD, "b")).status_code == 507
+        assert await states(client) == dict.fromkeys("abc", "ready")
+
+
+@pytest.mark.usefixtures("measured")
+@pytest.mark.parametrize("unload_unused", [True, False])
+async def test_start_takes_what_there_is_room_for(several: Any, unload_unused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ModelLoader, "_expected_bytes", lambda *_: 1000)
+    async with several(unload_unused=unload_unused, max_model_bytes=2500) as client:
+        state = client.app.state.vit_serve
+        assert (state.service.why_not_ready is None) == unload_unused
+        if unload_unused:
+            assert await states(client) == {"a": "ready", "b": "ready", "c": "unloaded"}
+            assert [await answer(client, model) for model in (None, "b", "c")] == [1, 2, 503]
+
+
+async def test_failed_load_is_not_tried_at_once(several: Any, directories: dict[str, Path]) -> None:
+    async with several(load_on_request=True) as client:
+        await post(client, UNLOAD, "b")
+        shutil.rmtree(directories["b"])
+        for _ in range(12):
+            assert await answer(client, "b") == 503
+        text = (await client.get("/metrics")).text
+    (failed,) = (line.split()[1] for line in text.splitlines() if 'vit_model_loads_total{model="b",outcome="failed"}' in line)
+    assert float(failed) < 12
+
+
+async def test_waiting_request_is_refused_at_the_end(several: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with several(load_on_request=True) as client:
+        models = registry_of(client)
+        await post(client, UNLOAD, "b")
+        begun = asyncio.Event()
+
+        async def endless(*_: Any) -> None:
+            begun.set()
+            await asyncio.Event().wait()
+
+        monkeypatch.setattr(models, "load", endless)
+        waiting = asyncio.create_task(client.post("/predict", content=png(0), params={"model": "b"}))
+        await begun.wait()
+        await models.close()
+        refused = await waiting
+        assert (refused.status_code, refused.json()["code"]) == (503, "draining")
 
 
 async def test_requests_share_one_load(several: Any) -> None:
@@ -267,6 +339,81 @@ async def test_request_does_not_outwait_its_deadline(several: Any, monkeypatch: 
         with pytest.raises(NotReady):
             models.find("b").ready_version()
         held.set()
+
+
+@pytest.fixture
+def write(tmp_path: Path, directories: dict[str, Path]) -> Any:
+    """Write a file of models: `write(x="a", y="b")` serves checkpoint a as x; `aliases` are of the model named."""
+
+    def write(aliases: dict[str, str] | None = None, default: str = "", **models: str) -> Path:
+        lines = [default] + [
+            f'[models.{name}]\nmodel = "{directories.get(of, of)}"\naliases = {[*filter(None, [(aliases or {}).get(name)])]}'
+            for name, of in models.items()
+        ]
+        file = tmp_path / "models.toml"
+        file.write_text("\n".join(lines))
+        return file
+
+    return write
+
+
+async def test_alias_moves_without_a_gap(open_client: OpenClient, write: Any) -> None:
+    async with open_client(model=None, models_file=write({"x": "live"}, x="a")) as client:
+        models = registry_of(client)
+        write({"z": "live"}, x="a", z="b")
+        answers = []
+        rereading = asyncio.create_task(models.reread())
+        while not rereading.done():
+            answers.append(await answer(client, "live"))
+        assert set(answers) <= {1, 2}
+        assert await answer(client, "live") == 2
+
+
+async def test_removed_model_cannot_be_loaded(open_client: OpenClient, write: Any) -> None:
+    async with open_client(model=None, models_file=write(x="a", y="b"), admin_key=ADMIN["X-API-Key"]) as client:
+        write(x="a", z="c")
+        assert (await post(client, LOAD, "y")).status_code == 404
+        assert [await answer(client, name) for name in ("x", "y", "z")] == [1, 404, 3]
+        write(x="a", z="c", y="b")
+        assert (await post(client, LOAD, "y")).status_code == 200
+        assert [await answer(client, name) for name in ("x", "y", "z")] == [1, 2, 3]
+        text = (await client.get("/metrics")).text
+        assert 'vit_model_loads_total{model="y",outcome="ok"} 1.0' in text  # of its new series: the old ones are gone
+
+
+@pytest.mark.parametrize("fault", ['default = ["x"]', "a = " + "[" * 5000])
+async def test_file_of_the_wrong_form_can_be_repaired(open_client: OpenClient, write: Any, fault: str) -> None:
+    async with open_client(model=None, models_file=write(x="a")) as client:
+        models = registry_of(client)
+        write(default=fault, x="b")
+        await models.reread()
+        assert await answer(client) == 1
+        write(x="b")
+        await models.reread()
+        assert await answer(client) == 2
+
+
+async def test_default_waits_for_its_model(
+    open_client: OpenClient, write: Any, directories: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_client(model=None, models_file=write(x="a")) as client:
+        models = registry_of(client)
+        write(z=str(tmp_path / "later"), x="a")
+        await models.reread()
+        assert [await answer(client, name) for name in (None, "x", "z")] == [1, 1, 503]
+        shutil.copytree(directories["c"], tmp_path / "later")
+        monkeypatch.setattr(models.find("z").backoff, "_until", 0.0)
+        await models.reread()
+        assert await answer(client, "z") == 3
+
+
+@pytest.mark.usefixtures("measured")
+async def test_replaced_model_makes_room(open_client: OpenClient, write: Any) -> None:
+    async with open_client(model=None, models_file=write(x="a", y="b")) as client:
+        limit(client, max_model_bytes=2500)
+        write(x="a", z="c")
+        await registry_of(client).reread()
+        assert [await answer(client, name) for name in ("x", "y", "z")] == [1, 404, 3]
 
 
 async def test_list_is_read_again(open_client: OpenClient, directories: dict[str, Path], tmp_path: Path) -> None:

@@ -13,6 +13,6 @@ def all_names(models: Registry) -> tuple[str, ...]:
 
 def parse_name(models: Registry, name: str) -> tuple[str, bool]:
     """Return the model's own name, and whether the input of this name is pixels."""
-    if name in served_names(models) or not name.endswith(_PIXELS):
+    if models.has(name) or not name.endswith(_PIXELS):
         return name, False
     return name.removesuffix(_PIXELS), True

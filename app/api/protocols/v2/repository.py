@@ -42,22 +42,24 @@ async def load(request: Request, service: ServiceDep, name: str) -> Response:
 
     The parameter `unload_first`, in the query or in `parameters`, frees the version before it first.
     """
-    model = service.models.find(name)
+    service.check_accepting()
     parameters = await _parameters(request)
     if unknown := parameters.keys() - {_UNLOAD_FIRST}:
         raise NotSupported(f"The parameter {min(unknown)[:64]!r} is not supported: what a model is, its settings say.")
     unload_first = _flag(request.query_params.get(_UNLOAD_FIRST, parameters.get(_UNLOAD_FIRST, False)))
-    await service.models.reread()
-    await service.models.load(model, unload_first=unload_first)
+    loaded = await service.models.reread()
+    model = service.models.find(name)
+    if model not in loaded:
+        await service.models.load(model, unload_first=unload_first)
     return Response()
 
 
 @router.post("/v2/repository/models/{name}/unload", dependencies=[Depends(check_admin)])
 async def unload(request: Request, service: ServiceDep, name: str) -> Response:
     """Unload a model, and answer once its requests have ended and its memory is free."""
-    model = service.models.find(name)
+    service.check_accepting()
     await _parameters(request)
-    await service.models.unload(model)
+    await service.models.unload(service.models.find(name))
     return Response()
 
 
