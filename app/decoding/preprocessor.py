@@ -1,4 +1,4 @@
-"""Preprocessor: what an image is decoded to, as data that is sent to worker processes with each image."""
+"""Preprocessor: decoding for one purpose, as data that is sent to worker processes with each image."""
 
 import pickle
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Preprocessor:
 
 @dataclass(frozen=True, slots=True)
 class Preprocessors:
-    """What images are decoded to for one model."""
+    """Preprocessors of one model."""
 
     input: Preprocessor
     """The model's input."""

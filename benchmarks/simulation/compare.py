@@ -25,7 +25,7 @@ _PATH = "/predict?vectors=false"
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What is measured."""
+    """Options of the measurement."""
 
     rounds: int
     seconds: float

@@ -1,4 +1,4 @@
-"""What is simulated: times of a replica, machines, load, failures."""
+"""Scenario of a simulation: times of a replica, machines, load, failures."""
 
 import math
 from dataclasses import dataclass

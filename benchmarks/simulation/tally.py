@@ -1,4 +1,4 @@
-"""What is counted while a scenario runs."""
+"""Counts of a scenario while it runs."""
 
 from collections import Counter
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What the comparison of the simulation with real replicas takes from metrics, and its proxy."""
+"""Numbers that the comparison of the simulation with real replicas takes from metrics, and its proxy."""
 
 from pathlib import Path
 

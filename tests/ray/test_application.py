@@ -1,4 +1,4 @@
-"""What Ray is told about the application, and when a replica counts as healthy."""
+"""Description of the application that Ray gets, and when a replica counts as healthy."""
 
 import os
 from pathlib import Path
