@@ -25,7 +25,7 @@ from benchmarks import machine
 from benchmarks.contenders import start_ours, wait_until_healthy
 from benchmarks.images import WEB
 from benchmarks.peers import Server
-from benchmarks.watch import metrics_of, resident_bytes
+from benchmarks.watch import resident_bytes
 
 _WARM_UP_S = 0.5
 _JPEG = "image/jpeg"
@@ -101,8 +101,8 @@ def service(directory: Path, names: Sequence[str]) -> Iterator[tuple[Server, int
 
 def show_memory(server: Server, port: int) -> None:
     """Print what each model takes, and the whole process."""
-    numbers = metrics_of(httpx.get(f"http://127.0.0.1:{port}/metrics").content)
-    sizes = [value / 2**20 for name, value in numbers.items() if name.startswith("vit_model_bytes")]
+    models = httpx.get(f"http://127.0.0.1:{port}/models").json()["models"]
+    sizes = [model["bytes"] / 2**20 for model in models]
     process = resident_bytes(server.process.pid) / 2**20
     _print(
         f"{len(sizes)} models: {process:.0f} MiB of the process; by model, MiB: {', '.join(f'{size:.0f}' for size in sizes)}\n"
