@@ -133,8 +133,10 @@ class Registry:
         self._log_ready()
 
     async def load(self, model: ServedModel, *, unload_first: bool = False) -> None:
-        """Load a model again; see `ModelLoader.load`."""
-        await self._loader.load(model, self.shared, self._failed.pop(model, None), unload_first=unload_first)
+        """Load a model again, as the list has it now; see `ModelLoader.load`."""
+        spec = self._failed.get(model, model.spec)
+        await self._loader.load(model, self.shared, spec, unload_first=unload_first)
+        self._settle(model, spec)
 
     async def unload(self, model: ServedModel) -> None:
         """See `ModelLoader.unload`."""
@@ -255,10 +257,14 @@ class Registry:
             except (LoadFailed, InsufficientMemory):  # which are logged
                 self._failed[model] = spec
             else:
-                self._failed.pop(model, None)
-                model.spec = replace(spec, aliases=model.spec.aliases)
+                self._settle(model, spec)
                 loaded.add(model)
         return loaded
+
+    def _settle(self, model: ServedModel, spec: ModelSpec) -> None:
+        """Note that a model has been loaded as a list has it; its aliases change with those of all others."""
+        self._failed.pop(model, None)
+        model.spec = replace(spec, aliases=model.spec.aliases)
 
     def _index(self) -> None:
         self._by_name = {name: model for model in self.models for name in model.names if name}

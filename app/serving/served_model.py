@@ -38,7 +38,7 @@ class Version:
         """Reason why it does not answer, in one sentence; None if it does."""
         try:
             return self.classifier.why_not_ready
-        except AttributeError:
+        except AttributeError:  # the thread that serves metrics may ask while it is freed
             return "It is being freed."
 
     @contextmanager

@@ -16,7 +16,6 @@ from app.api.protocols.model_names import VERSION
 from app.api.protocols.v2.names import all_names, parse_name
 from app.api.state import state_of
 from app.errors import InvalidParameter, NotSupported
-from app.http.numbers import whole_number
 
 router = APIRouter(tags=["v2"], responses=declared("error"))
 
@@ -65,20 +64,16 @@ async def unload(request: Request, service: ServiceDep, name: str) -> Response:
 
 async def _parameters(request: Request) -> dict[str, Any]:
     """Return `parameters` of the body, which may be empty."""
-    state = state_of(request.app)
-    body = Body(request, lambda size: None, state.slices)
-    if whole_number(request.headers.get("content-length", "")) == 0 or not _has_body(request):
+    if request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers:
         return {}
+    state = state_of(request.app)
+    body = Body(request, lambda size: None, state.slices)  # too small to count
     async with state.service.uploading(request.state.arrival + state.settings.request_timeout_s):
         content = await read_json_value(body, _MAX_BODY_BYTES, _MAX_VALUES)
     parameters = content.get("parameters", {}) if isinstance(content, dict) else None
     if not isinstance(parameters, dict):
         raise not_an_object()
     return parameters
-
-
-def _has_body(request: Request) -> bool:
-    return "content-length" in request.headers or "transfer-encoding" in request.headers
 
 
 def _flag(value: Any) -> bool:

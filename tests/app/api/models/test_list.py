@@ -9,6 +9,7 @@ import pytest
 
 from tests.app.api.models.several import ADMIN, LOAD, answer, limit, post, registry_of
 from tests.app.conftest import OpenClient
+from tests.support.versions import write_version
 
 
 @pytest.fixture
@@ -121,3 +122,15 @@ async def test_changed_file_is_noticed(
         async with asyncio.timeout(30):
             while await answer(client) != 2:  # noqa: ASYNC110 - the file system has no Event
                 await asyncio.sleep(0.01)
+
+
+async def test_load_takes_the_settings_of_the_list(open_client: OpenClient, write: Any, tmp_path: Path) -> None:
+    async with open_client(model=None, models_file=write(x="a"), admin_key=ADMIN["X-API-Key"]) as client:
+        write(x=str(tmp_path / "later"))
+        await registry_of(client).reread()
+        assert (await post(client, LOAD, "x")).status_code == 400  # and stays what the list wants
+        assert await answer(client, "x") == 1
+        write_version(tmp_path / "later", 5)
+        for _ in range(2):
+            assert (await post(client, LOAD, "x")).status_code == 200
+            assert await answer(client, "x") == 5
