@@ -73,6 +73,8 @@ def test_only_the_default_has_a_second_copy(tmp_path: Path) -> None:
         ('[models.a]\nmodel = "x"\naliases = "b"', "aliases must be a list of names"),
         ('[models.a]\nmodel = "x"\naliases = ["b"]\n[models.b]\nmodel = "y"', "'b' names two models"),
         ('default = "c"\n[models.a]\nmodel = "x"', "default: there is no model 'c'"),
+        ("".join(f'[models.m{number}]\nmodel = "x"\n' for number in range(1001)), "it has 1001 models; at most 1000"),
+        ("#" * (1 << 20) + "\n", "cannot be read"),
         ('modles = 1\n[models.a]\nmodel = "x"', "the file has 'modles', .*; did you mean models"),
     ],
 )

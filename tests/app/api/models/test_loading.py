@@ -9,7 +9,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.errors import NotReady
+from app.auth.access import Access
+from app.errors import NotReady, StartError
+from app.metrics import Metrics
+from app.settings import read_settings
 from tests.app.api.models.several import ADMIN, LOAD, UNLOAD, answer, post, registry_of, states
 from tests.app.conftest import OpenClient
 from tests.support.models import TINY_DINOV2, png
@@ -32,6 +35,33 @@ async def test_admin_key_opens_all_routes(several: Any) -> None:
         assert await answer(client, "a", **ADMIN) == 1
         refused = await client.post(LOAD.format("a"), headers={"X-API-Key": "of a client"})
         assert refused.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "key", ["fifteen-letters", "a key of sixteen and a line\n", " a key that begins with a blank", "ein Schlüssel, lang"]
+)
+def test_admin_key_that_cannot_be_sent_is_refused(key: str) -> None:
+    with pytest.raises(StartError, match="VIT_ADMIN_KEY"):
+        read_settings(admin_key=key)
+
+
+def test_admin_key_of_a_client_is_refused() -> None:
+    settings = read_settings(admin_key=ADMIN["X-API-Key"], api_keys=f"other,{ADMIN['X-API-Key']}")
+    with pytest.raises(StartError, match="VIT_ADMIN_KEY: it is one of VIT_API_KEYS"):
+        Access(settings, Metrics())
+
+
+async def test_guesses_of_the_admin_key_are_limited(several: Any) -> None:
+    async with several(rate_limit_per_address="2/hour") as client:
+        statuses = [(await client.post(LOAD.format("a"), headers={"X-API-Key": "guess"})).status_code for _ in range(3)]
+    assert statuses == [401, 401, 429]
+
+
+async def test_input_beyond_the_workers_memory_is_refused(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.serving.loading.MAX_OUTPUT_BYTES", 3 * 28 * 28)
+    assert (await post(client, LOAD, "a")).status_code == 200
+    refused = await post(client, LOAD, "b")
+    assert (refused.status_code, "42 x 42 pixels is too large" in refused.json()["error"]) == (400, True)
 
 
 async def test_loaded_version_takes_over(client: httpx.AsyncClient, directories: dict[str, Path]) -> None:
