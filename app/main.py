@@ -29,6 +29,7 @@ from app.metrics import Metrics
 from app.process.startup import BUG, explain
 from app.serving.loading import load_classifier
 from app.serving.model_loader import Load
+from app.serving.registry import MakeDecoder
 from app.serving.service import Service
 from app.settings import Settings
 from app.tracing.start import start_tracing
@@ -40,6 +41,7 @@ def create_app(
     settings: Settings,
     *,
     load: Load = load_classifier,
+    make_decoder: MakeDecoder = make_decoder,
     on_ready: Callable[[], None] = lambda: None,
     on_failure: Callable[[str], None] = lambda reason: None,
 ) -> FastAPI:
@@ -48,6 +50,7 @@ def create_app(
     Args:
         settings: settings of the service.
         load: loads a model.
+        make_decoder: makes the decoder that models share.
         on_ready: called once all models are loaded.
         on_failure: called with the reason if a model cannot be loaded or its engine dies.
 
@@ -55,7 +58,7 @@ def create_app(
         StartError: the file of API keys cannot be used, a limit has nothing to count by, two protocols claim one path,
             or the list of models cannot be used.
     """
-    state = _state(settings, load, on_ready)
+    state = _state(settings, load, make_decoder, on_ready)
     app = FastAPI(
         title="vit-serve",
         summary="Classifies images with a trained Vision Transformer.",
@@ -76,7 +79,7 @@ def create_app(
     return app
 
 
-def _state(settings: Settings, load: Load, on_ready: Callable[[], None]) -> AppState:
+def _state(settings: Settings, load: Load, make_decoder: MakeDecoder, on_ready: Callable[[], None]) -> AppState:
     metrics, wires = Metrics(), wires_of(settings)
     return AppState(
         settings,

@@ -107,7 +107,7 @@ class VitServe:
             configure_logging(self._settings.log_level, self._settings.log_format)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        # not where the application is described: importing torch takes seconds
+        # not where the application is described, which needs none of it
         from app.api.state import state_of
         from app.main import create_app
         from app.server import freeze

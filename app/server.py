@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from app.api.problems import internal_error
 from app.api.state import state_of
 from app.api.wire import Wires
+from app.decoding.pool.select import make_decoder
+from app.decoding.pool.zygote import Zygote
 from app.errors import StartError
 from app.http.connections import Connections, RawResponse
 from app.http.limits import HttpLimits
@@ -43,18 +45,20 @@ _OTHER_DESCRIPTORS = 256
 _log = structlog.get_logger(__name__)
 
 
-def serve(settings: Settings, load: Load = load_classifier) -> int:
+def serve(settings: Settings, load: Load = load_classifier, zygote: Zygote | None = None) -> int:
     """Serve until a signal stops the process. Returns its exit status.
 
     Args:
         settings: settings of the service.
         load: loads a model.
+        zygote: process for decoders, if one was started before this module was imported.
 
     Raises:
         StartError: anything but the model keeps the service from starting.
     """
     failure = Failure()
-    app = create_app(settings, load=load, on_ready=freeze, on_failure=failure.report)
+    decoder = partial(make_decoder, zygote=zygote)
+    app = create_app(settings, load=load, make_decoder=decoder, on_ready=freeze, on_failure=failure.report)
     state = state_of(app)
     limits = HttpLimits(
         settings.max_connections, header_timeout_s=settings.header_timeout_s, keep_alive_s=settings.keep_alive_s

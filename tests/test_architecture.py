@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -18,6 +19,8 @@ WIRE = ("app.api", "app.auth", "app.http", "fastapi", "starlette")
 
 OUT_OF_REACH = {
     "model": ("app", "httpx", *WIRE),
+    "app/converting": ("app.tracing", "app.cli", "app.decoding", "app.main", "app.serving", "app.settings", *WIRE),
+    "app/converting/process.py": ("torch",),
     "app/decoding": ("app.tracing", "app.cli", "app.engines", "app.main", "app.serving", *WIRE),
     "app/decoding/headers": ("PIL", "app.decoding.pool", "app.settings", "model", "torch"),
     "app/decoding/image.py": ("app.decoding.pool", "app.settings"),
@@ -93,23 +96,52 @@ OUT_OF_REACH = {
 }
 
 
+def file_of(module: str) -> Path:
+    """Return the file of a module, which need not exist."""
+    path = ROOT / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def names_of(node: ast.AST) -> set[str]:
+    """Return the full names that a statement imports."""
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom) and node.module:
+        return {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return set()
+
+
 @cache
 def imported(module: str) -> frozenset[str]:
     """Return the full names of all that a module of ours imports, wherever in the file; of other modules nothing is known."""
-    path = ROOT / module.replace(".", "/")
-    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    file = file_of(module)
     if not file.is_file():
         return frozenset()
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return frozenset(name for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))) for name in names_of(node))
+
+
+@cache
+def at_once(module: str) -> frozenset[str]:
+    """Return what is imported while a module of ours is: without what its functions import, with the packages around it."""
+    file = file_of(module)
+    if not file.is_file():
+        return frozenset()
+    waiting: list[ast.AST] = list(ast.parse(file.read_text(encoding="utf-8")).body)
+    names = {module.rpartition(".")[0]} - {""}
+    while waiting:
+        match waiting.pop():
+            case ast.Import() | ast.ImportFrom() as node:
+                names |= names_of(node)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                pass
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")) as node:
+                waiting += node.orelse
+            case node:
+                waiting += ast.iter_child_nodes(node)
     return frozenset(names)
 
 
-def reached(module: str) -> dict[str, str]:
+def reached(module: str, imported: Callable[[str], frozenset[str]] = imported) -> dict[str, str]:
     """Return every name that a module imports or that is imported on its behalf, each with the module that imports it."""
     importers: dict[str, str] = {}
     waiting = [module]
@@ -169,8 +201,24 @@ def test_only_spans_import_opentelemetry() -> None:
 
 def test_only_engines_import_torch_and_openvino() -> None:
     direct = {name for name in modules("app") if "torch" in imported(name)}
-    assert all(name.startswith("app.engines.") or name in ("app.decoding.jpeg", "app.explaining.model_copy") for name in direct)
-    assert {name for name in modules("app") if "openvino" in imported(name)} == {"app.engines.int8", "app.engines.openvino"}
+    assert all(
+        name.startswith("app.engines.") or name in ("app.decoding.resizing", "app.explaining.model_copy") for name in direct
+    )
+    assert {name for name in modules("app") if "openvino" in imported(name)} == {
+        f"app.engines.{name}" for name in ("conversion", "int8", "openvino")
+    }
+
+
+@pytest.mark.parametrize("place", ["app/main.py", "app/server.py", "app/cli", "app/api", "app/converting", "app/serving"])
+def test_service_starts_without_torch(place: str) -> None:
+    for module in modules(place):
+        importers = reached(module, at_once)
+        assert "torch" not in importers, f"{module} imports torch by {importers['torch']}"
+
+
+def test_what_computes_imports_torch() -> None:
+    assert "torch" in reached("app.engines.conversion", at_once)
+    assert "torch" not in reached("app.engines.openvino")
 
 
 ROUTERS = [

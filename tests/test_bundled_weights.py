@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from app.engines.select import has_bfloat16, has_vnni
+from app.engines.hardware import has_bfloat16, has_vnni
 from app.serving.offline import run
 from app.settings import BUNDLED_MODEL
 from tests.support.bundled_model import reference_logits, service_answers

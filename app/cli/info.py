@@ -31,7 +31,7 @@ def info(model: ModelArgument = None, as_json: AsJson = False) -> None:
 
 def _describe(settings: Settings) -> dict[str, Any]:
     from app.engines.select import faster_dtype
-    from app.serving.loading import engine_options, load
+    from app.serving.engine_loading import engine_options, load
 
     with watched_start() as on_step:
         checkpoint = load(settings, on_step)
@@ -49,7 +49,7 @@ def _describe(settings: Settings) -> dict[str, Any]:
         "labels": list(checkpoint.labels),
         "labels_source": checkpoint.labels_source,
         "activation": checkpoint.activation,
-        "faster": faster_dtype(checkpoint, engine_options(settings)),
+        "faster": faster_dtype(checkpoint.served_by, engine_options(settings)),
         "servable": True,  # any other checkpoint ends in an error with the reason
     }
 

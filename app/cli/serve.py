@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,11 @@ from app.cli.options import Model, configure
 from app.cli.output import explained_errors
 from app.process.exit import end_process
 from app.process.signals import STOP, handled
+from app.settings import Settings
 from app.tracing.start import check_propagators
+
+if TYPE_CHECKING:  # not for --help
+    from app.decoding.pool.zygote import Zygote
 
 
 def serve(
@@ -23,6 +27,19 @@ def serve(
     with handled(STOP, lambda *_: sys.exit(0)), explained_errors():
         settings = configure(model=model, host=host, port=port)
         check_propagators(os.environ)
-        from app.server import serve as run_server  # importing torch takes seconds, which --help should not
+        zygote = _start_zygote(settings)
+        from app.server import serve as run_server  # half a second, which --help should not take
 
-        end_process(run_server(settings))
+        end_process(run_server(settings, zygote=zygote))
+
+
+def _start_zygote(settings: Settings) -> "Zygote | None":
+    """Have the process for decoders import torch, for seconds, while this one imports the server."""
+    from app.decoding.pool.zygote import Zygote, can_fork_workers
+
+    if settings.decode_isolation == "thread" or not can_fork_workers():
+        return None
+    try:
+        return Zygote()
+    except OSError:  # the server tries again, and says what fails
+        return None

@@ -1,13 +1,12 @@
 """The fast way from a JPEG to pixels, which leaves what it cannot do to Pillow.
 
 libjpeg-turbo decodes without Pillow's copies, and torch resizes with the same filters as Pillow, vectorised (to one step of
-255). With `scaled`, the inverse DCT gives large images at 1/2, 1/4 or 1/8 of their size for a fraction of the work.
+255; `resizing.py`, which only processes that decode import). With `scaled`, the inverse DCT gives large images at 1/2, 1/4 or
+1/8 of their size for a fraction of the work.
 """
 
 import numpy as np
 import simplejpeg
-import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from app.decoding.geometry import Geometry
@@ -38,7 +37,11 @@ def decode_jpeg(jpeg: bytes, stored: Size, orientation: int, preprocessing: Prep
         return None
     full = geometry.full if orientation < 5 else (geometry.full[1], geometry.full[0])
     pixels = _decode(jpeg, stored, _scale(stored, full) if scaled else 1)
-    return None if pixels is None else geometry.crop(_upright(_resize(pixels, full, preprocessing.interpolation), orientation))
+    if pixels is None:
+        return None
+    from app.decoding.resizing import resize  # torch, which the service itself shall not load
+
+    return geometry.crop(_upright(resize(pixels, full, preprocessing.interpolation), orientation))
 
 
 def _scale(stored: Size, full: Size) -> int:
@@ -59,14 +62,6 @@ def _decode(jpeg: bytes, stored: Size, scale: int) -> NDArray[np.uint8] | None:
     except ValueError:
         return None
     return pixels
-
-
-def _resize(pixels: NDArray[np.uint8], full: Size, mode: str) -> Pixels:
-    """(H, W, 3) -> (3, *full)."""
-    torch.set_num_threads(1)  # holds for the calling thread, which is one of several that decode
-    image = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
-    resized: Pixels = F.interpolate(image, size=(full[1], full[0]), mode=mode, antialias=True)[0].numpy()
-    return resized
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:

@@ -1,4 +1,4 @@
-"""Preprocessors of one model. Worker processes import this module, for all that these call."""
+"""Preprocessors of one model."""
 
 from app.decoding import photograph
 from app.decoding.image import ImageDecoder

@@ -2,19 +2,25 @@
 
 `select.py` picks one by the settings:
 
-    openvino.py         OpenVINO on a CPU, the default there because it is the fastest; float32 or bfloat16
+    openvino.py         OpenVINO on a CPU, the default there because it is the fastest; float32 or bfloat16; needs no torch
+    conversion.py       torch model -> OpenVINO, with what torch computes for two images
     int8.py             dynamic int8 quantization for OpenVINO: faster still, less exact
     torch_cpu.py        eager torch on a CPU, for everything the model supports
     torch_cuda.py       torch on a GPU: compiled, captured as CUDA graphs, fed from pinned memory
     cuda_modules.py     modules that are faster there than those of the model
 
-`pixel_model.py` is the module that all of them run; `artifact_cache.py` keeps converted models on disk.
+`pixel_model.py` is the module that all of them run; `kept_model.py` and `artifact_cache.py` keep converted models on disk;
+`hardware.py` tells what there is to compute with.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Protocol
 
 from app.pixels import Logits, Pixels
+
+# openvino's packages report usage statistics; with this module blocked, they skip it
+sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # makes the import fail
 
 
 class Engine(Protocol):

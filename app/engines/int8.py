@@ -1,17 +1,14 @@
 """Dynamic int8 quantization: GEMMs with constant weights run in int8, everything else stays float32.
 
 Weights are quantized here once, symmetrically, with one scale per output channel. OpenVINO quantizes activations at inference,
-with one scale per `GROUP_SIZE` values of a token, so an image's logits do not depend on its batch. No calibration images are
-needed. On a CPU without VNNI, OpenVINO would only dequantize the weights again at every inference.
+with one scale per group of a token's values (`GROUP_SIZE` in `openvino.py`), so an image's logits do not depend on its batch.
+No calibration images are needed. On a CPU without VNNI, OpenVINO would only dequantize the weights again at every inference.
 """
 
 import numpy as np
 import openvino
 from numpy.typing import NDArray
 from openvino import opset13 as operators
-
-GROUP_SIZE = 64
-"""Activations per scale. Published ViTs' widths are multiples of 64; smaller groups are more exact, larger ones faster."""
 
 _INT8_MAX = 127
 

@@ -1,24 +1,29 @@
-"""Choice of the engine for a checkpoint, by the settings and the hardware."""
+"""Choice of the engine by the settings and the hardware. Imports torch only where torch computes."""
 
 import shutil
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import structlog
-import torch
 
 from app.engines import Engine
-from app.engines.pixel_model import EngineModel, engine_model
-from app.engines.torch_cpu import TorchCpuEngine
-from app.engines.torch_cuda import make_torch_cuda_engine
+from app.engines.hardware import has_bfloat16, has_cuda, has_vnni
 from app.errors import StartError
 from app.process.startup import OnStep
-from model.checkpoints.checkpoint import OWN, Checkpoint
+from model.checkpoints.description import OWN
+
+if TYPE_CHECKING:  # importing them takes seconds
+    from app.engines.openvino import OpenVinoOptions
+    from app.engines.pixel_model import EngineModel
+    from model.checkpoints.checkpoint import Checkpoint
 
 _GPU_BATCH_SIZE = 128
+
+OPENVINO = "openvino"
+"""Directory of converted models in the cache."""
 
 _OPENVINO_DTYPES = ("float32", "bfloat16", "int8")
 
@@ -47,41 +52,127 @@ class EngineOptions:
     """Let a batch that is alone in flight take all cores, where that needs a second copy of the weights."""
 
 
-def choose_engine(checkpoint: Checkpoint, options: EngineOptions, on_step: OnStep = lambda step: None) -> Engine:
-    """Make the engine, ready for its first batch. Blocks, for seconds to minutes.
+Kind = Literal["cuda", "compiled", "torch", "openvino"]
+
+
+def kind_of_engine(options: EngineOptions) -> Kind:
+    """Return what the settings and the hardware ask for.
+
+    Raises:
+        StartError: the device does not exist, or the settings do not fit each other.
+    """
+    on_cuda = _is_cuda(options.device)
+    if options.dtype == "int8":
+        _check_int8(options, on_cuda=on_cuda)
+    if options.dtype == "bfloat16":
+        _check_bfloat16(options, on_cuda=on_cuda)
+    if on_cuda:
+        if options.engine == "openvino":
+            raise StartError("VIT_ENGINE: openvino is for CPUs; set auto, or VIT_DEVICE=cpu")
+        return "cuda"
+    if options.compile is True:
+        if options.engine == "openvino":
+            raise StartError("VIT_COMPILE: only torch compiles; unset it, or set VIT_ENGINE=torch")
+        return "compiled"
+    if options.engine == "torch" or (options.engine == "auto" and options.dtype not in ("auto", *_OPENVINO_DTYPES)):
+        return "torch"
+    openvino_dtype(options)
+    return "openvino"
+
+
+def choose_engine(checkpoint: "Checkpoint", options: EngineOptions, on_step: OnStep = lambda step: None) -> Engine:
+    """Make the engine of a checkpoint in memory, ready for its first batch. Blocks, for seconds to minutes.
 
     Raises:
         StartError: the device does not exist, or the requested engine does not support the other options.
     """
+    from app.engines.pixel_model import engine_model
+
     on_step("preparing the engine")
-    device = _device(options.device)
-    if options.dtype == "int8":
-        _check_int8(device, options, checkpoint)
-    if options.dtype == "bfloat16":
-        _check_bfloat16(device, options)
+    kind = kind_of_engine(options)
+    check_dtype_of(checkpoint.architecture, checkpoint.served_by, options.dtype)
     model = engine_model(checkpoint, with_features=options.features)
-    if device.type == "cuda":
-        if options.engine == "openvino":
-            raise StartError("VIT_ENGINE: openvino is for CPUs; set auto, or VIT_DEVICE=cpu")
-        compile_model = _can_compile() if options.compile == "auto" else options.compile
-        return _torch_cuda(model, device, options, on_step, compile_model=compile_model)
-    if options.compile is True:
-        if options.engine == "openvino":
-            raise StartError("VIT_COMPILE: only torch compiles; unset it, or set VIT_ENGINE=torch")
-        return _torch_cuda(model, device, options, on_step, compile_model=True)
-    if options.engine == "torch" or (options.engine == "auto" and options.dtype not in ("auto", *_OPENVINO_DTYPES)):
+    if kind in ("cuda", "compiled"):
+        return _torch_cuda(model, kind, options, on_step)
+    if kind == "torch":
         return _torch_cpu(model, options)
-    engine = _openvino(model, options, on_step)
-    if engine.name == "openvino" and faster_dtype(checkpoint, options):
-        _tell_faster_dtype()
+    try:
+        engine = _openvino(model, options, on_step)
+    except StartError as error:
+        if not may_fall_back(options):
+            raise
+        return fall_back(checkpoint, options, error)
+    tell_faster_dtype(checkpoint.served_by, options)
     return engine
 
 
-def faster_dtype(checkpoint: Checkpoint, options: EngineOptions) -> str | None:
-    """Return a sentence if nobody chose a dtype and bfloat16 would be faster on this CPU, by OpenVINO."""
-    on_cpu = options.device == "cpu" or (options.device == "auto" and not torch.cuda.is_available())
+def check_dtype_of(architecture: str, served_by: str, dtype: str) -> None:
+    """Refuse a dtype that a library's models do not have.
+
+    Raises:
+        StartError: they are not quantized.
+    """
+    if dtype == "int8" and served_by != OWN:
+        raise StartError(
+            f"VIT_DTYPE: int8 is for Vision Transformers of vit-serve's own; {architecture} is run by {served_by}; unset it"
+        )
+
+
+def openvino_dtype(options: EngineOptions) -> str:
+    """Return the dtype that OpenVINO is asked for.
+
+    Raises:
+        StartError: it has no such.
+    """
+    dtype = "float32" if options.dtype == "auto" else options.dtype
+    if dtype not in _OPENVINO_DTYPES:
+        raise StartError(f"VIT_DTYPE: OpenVINO runs in float32, bfloat16 or int8 here, not in {dtype}; set VIT_ENGINE=torch")
+    return dtype
+
+
+def openvino_options(options: EngineOptions, batch_size: int) -> "OpenVinoOptions":
+    """Return how OpenVINO runs a model.
+
+    Args:
+        options: the settings.
+        batch_size: the model's own, for settings that name none.
+    """
+    from app.engines.openvino import OpenVinoOptions
+
+    return OpenVinoOptions(
+        openvino_dtype(options), options.max_batch_size or batch_size, options.threads, options.lone_on_all_cores
+    )
+
+
+def may_fall_back(options: EngineOptions) -> bool:
+    """Return True if torch may serve what OpenVINO cannot."""
+    return options.engine != "openvino" and openvino_dtype(options) == "float32"
+
+
+def fall_back(checkpoint: "Checkpoint", options: EngineOptions, why: StartError) -> Engine:
+    """Have torch serve what OpenVINO cannot."""
+    from app.engines.pixel_model import engine_model
+
+    _log.warning("falling back to torch, which is slower", reason=str(why))
+    return _torch_cpu(engine_model(checkpoint, with_features=options.features), options)
+
+
+def faster_dtype(served_by: str, options: EngineOptions) -> str | None:
+    """Return a sentence if nobody chose a dtype and bfloat16 would be faster on this CPU, by OpenVINO.
+
+    Args:
+        served_by: what runs the model: not every model of a library gains.
+        options: the settings.
+    """
+    on_cpu = options.device == "cpu" or (options.device == "auto" and not has_cuda())
     free = options.dtype == "auto" and options.engine != "torch" and options.compile is not True
-    return _BFLOAT16_IS_FASTER if on_cpu and free and checkpoint.served_by == OWN and has_bfloat16() else None
+    return _BFLOAT16_IS_FASTER if on_cpu and free and served_by == OWN and has_bfloat16() else None
+
+
+def tell_faster_dtype(served_by: str, options: EngineOptions) -> None:
+    """Log `faster_dtype`, if there is one."""
+    if faster_dtype(served_by, options):
+        _tell_faster_dtype()
 
 
 @cache
@@ -90,41 +181,23 @@ def _tell_faster_dtype() -> None:
     _log.info(_BFLOAT16_IS_FASTER)
 
 
-def has_bfloat16() -> bool:
-    """Return True if the CPU multiplies in bfloat16; without, OpenVINO emulates it at a fraction of float32's speed.
+def take_cores(threads: int) -> None:
+    """Have torch compute with so many threads in the calling thread."""
+    import torch
 
-    CPUs with AMX have AVX512_BF16 too. What OpenVINO reports (`OPTIMIZATION_CAPABILITIES`) is this same bit, and a compiled
-    model reports bfloat16 even if it emulates it.
-    """
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    torch.set_num_threads(threads)
 
 
-def take_one_core() -> None:
-    """Have torch compute with one thread in the calling thread."""
-    torch.set_num_threads(1)
-
-
-def has_vnni() -> bool:
-    """Return True if the CPU has VNNI, the int8 dot-product instructions without which int8 is not faster than float32."""
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_vnni") or capabilities.get("avx_vnni"))
-
-
-def _check_int8(device: torch.device, options: EngineOptions, checkpoint: Checkpoint) -> None:
-    if checkpoint.served_by != OWN:
-        raise StartError(
-            f"VIT_DTYPE: int8 is for Vision Transformers of vit-serve's own; {checkpoint.architecture} is run by "
-            f"{checkpoint.served_by}; unset it"
-        )
-    if device.type == "cuda" or options.engine == "torch" or options.compile is True:
+def _check_int8(options: EngineOptions, *, on_cuda: bool) -> None:
+    if on_cuda or options.engine == "torch" or options.compile is True:
         raise StartError("VIT_DTYPE: int8 is for OpenVINO on a CPU; set VIT_DEVICE=cpu, and unset VIT_ENGINE and VIT_COMPILE")
     if not has_vnni():
         raise StartError("VIT_DTYPE: int8 is faster than float32 only on an x86 CPU with VNNI, which this one lacks; unset it")
 
 
-def _check_bfloat16(device: torch.device, options: EngineOptions) -> None:
+def _check_bfloat16(options: EngineOptions, *, on_cuda: bool) -> None:
     """Raise if OpenVINO would have to emulate it."""
-    if device.type == "cuda" or options.engine == "torch" or options.compile is True:
+    if on_cuda or options.engine == "torch" or options.compile is True:
         return
     if not has_bfloat16():
         raise StartError(
@@ -133,57 +206,45 @@ def _check_bfloat16(device: torch.device, options: EngineOptions) -> None:
         )
 
 
-def _torch_cuda(
-    model: EngineModel, device: torch.device, options: EngineOptions, on_step: OnStep, *, compile_model: bool
-) -> Engine:
+def _torch_cuda(model: "EngineModel", kind: Kind, options: EngineOptions, on_step: OnStep) -> Engine:
+    import torch
+
+    from app.engines.torch_cuda import make_torch_cuda_engine
+
+    device = torch.device("cpu" if kind == "compiled" else "cuda" if options.device == "auto" else options.device)
+    compile_model = _can_compile() if options.compile == "auto" else options.compile
     if compile_model:
         on_step("compiling the model")
-    dtype = ("bfloat16" if device.type == "cuda" else "float32") if options.dtype == "auto" else options.dtype
+    dtype = ("bfloat16" if kind == "cuda" else "float32") if options.dtype == "auto" else options.dtype
     size = options.max_batch_size or _GPU_BATCH_SIZE
     return make_torch_cuda_engine(
         model, device=device, dtype=dtype, compile_model=compile_model, max_batch_size=size, cache=options.cache
     )
 
 
-def _torch_cpu(model: EngineModel, options: EngineOptions) -> Engine:
-    dtype = "float32" if options.dtype == "auto" else options.dtype
-    return TorchCpuEngine(model, dtype=dtype, max_batch_size=_cpu_batch_size(model, options), threads=options.threads)
-
-
-def _openvino(model: EngineModel, options: EngineOptions, on_step: OnStep) -> Engine:
-    from app.engines.openvino import OpenVinoEngine  # a large import that GPUs do not need
+def _torch_cpu(model: "EngineModel", options: EngineOptions) -> Engine:
+    from app.engines.torch_cpu import TorchCpuEngine
 
     dtype = "float32" if options.dtype == "auto" else options.dtype
-    if dtype not in _OPENVINO_DTYPES:
-        raise StartError(f"VIT_DTYPE: OpenVINO runs in float32, bfloat16 or int8 here, not in {dtype}; set VIT_ENGINE=torch")
-    size = _cpu_batch_size(model, options)
-    try:
-        return OpenVinoEngine(
-            model,
-            dtype=dtype,
-            max_batch_size=size,
-            threads=options.threads,
-            lone_on_all_cores=options.lone_on_all_cores,
-            hurry=not options.unhurried,
-            cache=options.cache / "openvino",
-            on_step=on_step,
-        )
-    except StartError as error:
-        if options.engine == "openvino" or dtype != "float32":
-            raise
-        _log.warning("falling back to torch, which is slower", reason=str(error))
-        return _torch_cpu(model, options)
+    size = options.max_batch_size or model.cpu_batch_size
+    return TorchCpuEngine(model, dtype=dtype, max_batch_size=size, threads=options.threads)
 
 
-def _cpu_batch_size(model: EngineModel, options: EngineOptions) -> int:
-    return options.max_batch_size or model.cpu_batch_size
+def _openvino(model: "EngineModel", options: EngineOptions, on_step: OnStep) -> Engine:
+    from app.engines.conversion import openvino_engine  # a large import that GPUs do not need
+
+    run = openvino_options(options, model.cpu_batch_size)
+    return openvino_engine(model, run, options.cache / OPENVINO, on_step, hurry=not options.unhurried)
 
 
-def _device(name: str) -> torch.device:
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+def _is_cuda(name: str) -> bool:
+    if name == "cpu" or (name == "auto" and not has_cuda()):
+        return False
+    import torch
+
+    if (torch.device("cuda" if name == "auto" else name).index or 0) >= torch.cuda.device_count():
         raise StartError(f"VIT_DEVICE: {name} does not exist; CUDA devices found: {torch.cuda.device_count()}")
-    return device
+    return True
 
 
 def _can_compile() -> bool:

@@ -1,15 +1,13 @@
 """ExplainingProcess: the service's side of the process that explains; starts it, asks it, and ends it."""
 
 import asyncio
-import os
 import socket
 import subprocess
-import sys
-import threading
 from typing import Any, Self
 
 from app.explaining import messages
 from app.explaining.question import Question
+from app.process.child import start_child
 
 CheckpointArguments = tuple[str, str | None, int | None, str]
 """Arguments of `load_checkpoint`: model, architecture, image size and activation."""
@@ -38,7 +36,7 @@ class ExplainingProcess:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                process = _spawn(theirs.fileno())
+                process = start_child("app.explaining.process_main", theirs.fileno())
             streams = await asyncio.open_connection(sock=ours)
         except BaseException:
             ours.close()  # a process that has started ends by this
@@ -75,28 +73,3 @@ class ExplainingProcess:
         self._writer.write(messages.pack(fields, *parts))
         await self._writer.drain()
         return await messages.receive(self._reader)
-
-
-def _spawn(descriptor: int) -> subprocess.Popen[bytes]:
-    """Start the process with one end of a socket. It needs no setting, and some are secret."""
-    environment = {name: value for name, value in os.environ.items() if not name.upper().startswith("VIT_")}
-    # not asyncio's, whose loop may be closed before the process has ended
-    process = subprocess.Popen(
-        (sys.executable, "-P", "-m", "app.explaining.process_main", str(descriptor)),
-        env=environment | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,  # the service's own may block
-        pass_fds=[descriptor],
-    )
-    threading.Thread(target=_echo_and_reap, args=(process,), name="explaining process's stderr", daemon=True).start()
-    return process
-
-
-def _echo_and_reap(process: subprocess.Popen[bytes]) -> None:
-    """Copy a process's standard error to the service's until it ends, and reap it."""
-    assert process.stderr is not None
-    with process.stderr as stderr:
-        for line in stderr:
-            sys.stderr.write(line.decode(errors="backslashreplace"))
-    process.wait()

@@ -8,11 +8,9 @@ import signal
 import socket
 import sys
 from contextlib import suppress
-from pathlib import Path
 
+from app.process.child import be_ended_first, take_lowest_priority
 from app.process.signals import IGNORED, STOP
-
-_NICEST = 19
 
 
 def main(descriptor: int) -> None:
@@ -27,14 +25,9 @@ def main(descriptor: int) -> None:
 
 
 def _yield_to_all_others() -> None:
-    """Take only CPU time that no other process wants: Linux's idle class, elsewhere the lowest priority.
-
-    Where the machine or the container runs out of memory, the kernel ends this process before the service.
-    """
-    with suppress(OSError):  # not Linux, or /proc is read-only
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    with suppress(OSError):
-        os.nice(_NICEST)
+    """Take only CPU time that no other process wants: Linux's idle class, elsewhere the lowest priority."""
+    be_ended_first()
+    take_lowest_priority()
     if hasattr(os, "SCHED_IDLE"):
         with suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

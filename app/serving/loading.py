@@ -3,56 +3,34 @@
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from math import prod
 
 from app.decoding.pool.job import MAX_OUTPUT_BYTES
 from app.decoding.pool.select import image_decoder
 from app.decoding.preprocessor import Preprocessors
 from app.decoding.preprocessors import preprocessors_of
 from app.engines import Engine
-from app.engines.select import EngineOptions, choose_engine, take_one_core
 from app.errors import StartError
 from app.explaining.explainer import ExplainedModel, Explainer
 from app.explaining.keeper import ProcessKeeper
 from app.explaining.process import ExplainingProcess
 from app.metrics import Metrics, ModelMetrics
 from app.pixels import Pixels
-from app.process.cpu import unhurried
 from app.process.startup import OnStep, watched_start
 from app.serving.batching import Batcher
 from app.serving.classifier import Classifier
+from app.serving.engine_loading import load_engine
 from app.serving.model_list import ModelSpec
 from app.serving.results import Features, ModelDescription
 from app.serving.runner import ModelRunner, Scores
 from app.serving.shared import Shared
 from app.settings import Settings
 from app.tracing.images import ImageTrace, batch_trace
-from model.checkpoints.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from model.checkpoints.description import Description
 from model.head import probabilities
-from model.library.library_model import LibraryConfig
-from model.vit import VisionTransformer
 
 Run = Callable[[ModelRunner, Sequence[Pixels]], Awaitable[Sequence[Scores]]]
 Reserve = Callable[[int], None]
-
-
-def load(settings: Settings, on_step: OnStep) -> Checkpoint:
-    """Load the checkpoint that the settings name.
-
-    Raises:
-        StartError: it cannot be served.
-    """
-    try:
-        return load_checkpoint(
-            settings.model, settings.architecture, settings.image_size, on_step, settings.activation, settings.library
-        )
-    except CheckpointError as error:
-        raise StartError(f"VIT_{(error.field or 'model').upper()}: {error}") from error
-
-
-def _load_alone(settings: Settings, on_step: OnStep) -> Checkpoint:
-    """Load a checkpoint with one thread, which wastes no core by waiting for others."""
-    take_one_core()
-    return load(settings, on_step)
 
 
 def load_classifier(
@@ -78,18 +56,20 @@ def _load_classifier(
     spec: ModelSpec, metrics: Metrics, shared: Shared, reserve: Reserve, run: Run, on_step: OnStep
 ) -> Classifier:
     settings = spec.settings
-    checkpoint = unhurried(partial(_load_alone, settings, on_step)) if shared.serving else load(settings, on_step)
-    name = spec.name or checkpoint.name
-    reserve(checkpoint.parameters)
-    config = checkpoint.model.config
-    image_shape = (config.num_channels, config.image_size, config.image_size)
-    preprocessors = preprocessors_of(image_decoder(settings, checkpoint.preprocessing), image_shape)
-    if preprocessors.input.output_bytes > MAX_OUTPUT_BYTES:
-        raise StartError(f"VIT_MODEL: its input of {config.image_size} x {config.image_size} pixels is too large")
-    engine = choose_engine(checkpoint, engine_options(settings, unhurried=shared.serving), on_step)
+
+    def accept(description: Description) -> None:
+        reserve(description.parameters)
+        if prod(description.image_shape) > MAX_OUTPUT_BYTES:
+            size = description.image_size
+            raise StartError(f"VIT_MODEL: its input of {size} x {size} pixels is too large")
+
+    loaded = load_engine(settings, accept, on_step, hurry=not shared.serving)
+    description, engine = loaded.description, loaded.engine
+    name = spec.name or description.name
+    preprocessors = preprocessors_of(image_decoder(settings, description.preprocessing), description.image_shape)
     device = shared.device(engine)
-    to_probabilities = partial(probabilities, activation=checkpoint.activation)
-    runner = ModelRunner(engine, image_shape, config.num_classes, to_probabilities, device.in_flight)
+    to_probabilities = partial(probabilities, activation=description.activation)
+    runner = ModelRunner(engine, description.image_shape, description.num_classes, to_probabilities, device.in_flight)
     on_step("warming up")
     runner.warm_up()
     model_metrics = metrics.of_model(name)
@@ -102,34 +82,34 @@ def _load_classifier(
         inference_timeout_s=settings.inference_timeout_s,
         observe=partial(_observed, model_metrics, engine.batch_sizes),
     )
-    explainer = _explainer(settings, checkpoint, name, shared, preprocessors, model_metrics)
+    explainer = _explainer(settings, description, name, shared, preprocessors, model_metrics)
     methods = () if explainer is None else explainer.model.methods
     return Classifier(
-        _describe(checkpoint, name, engine, methods, with_features=settings.embed),
+        _describe(description, name, engine, methods, with_features=settings.embed),
         shared.decoder,
         preprocessors.input,
         runner,
         admission=shared.admission,
         batcher=batcher,
         metrics=model_metrics,
-        why_no_features=checkpoint.why_no_features if settings.embed else "VIT_EMBED is false",
+        why_no_features=description.why_no_features if settings.embed else "VIT_EMBED is false",
         explainer=explainer,
     )
 
 
 def _explainer(
     settings: Settings,
-    checkpoint: Checkpoint,
+    description: Description,
     name: str,
     shared: Shared,
     preprocessors: Preprocessors,
     metrics: ModelMetrics,
 ) -> Explainer | None:
-    if not settings.explain or not isinstance(checkpoint.model, VisionTransformer):
+    if not settings.explain or description.patch_size is None:
         return None
-    config, preprocessing = checkpoint.model.config, checkpoint.preprocessing
-    model = ExplainedModel(name, checkpoint.labels, config.grid_size, config.patch_size, preprocessing)
-    arguments = (settings.model, settings.architecture, settings.image_size, checkpoint.activation)
+    size, grid = description.patch_size, description.image_size // description.patch_size
+    model = ExplainedModel(name, description.labels, grid, size, description.preprocessing)
+    arguments = (settings.model, settings.architecture, settings.image_size, description.activation)
     keeper = ProcessKeeper(
         lambda: ExplainingProcess.start(arguments),
         on_loss=metrics.explain.lost.inc,
@@ -147,44 +127,27 @@ def _observed(metrics: ModelMetrics, padded_sizes: Sequence[int], images: Sequen
         yield
 
 
-def engine_options(settings: Settings, *, unhurried: bool = False) -> EngineOptions:
-    """Return the settings that concern engines."""
-    return EngineOptions(
-        engine=settings.engine,
-        device=settings.device,
-        dtype=settings.dtype,
-        compile=settings.compile,
-        max_batch_size=settings.max_batch_size,
-        threads=settings.inference_threads,
-        cache=settings.cache_dir,
-        features=settings.embed,
-        unhurried=unhurried,
-        lone_on_all_cores=settings.lone_on_all_cores is not False,
-    )
-
-
 def _describe(
-    checkpoint: Checkpoint, name: str, engine: Engine, explanations: tuple[str, ...], *, with_features: bool
+    description: Description, name: str, engine: Engine, explanations: tuple[str, ...], *, with_features: bool
 ) -> ModelDescription:
-    config = checkpoint.model.config
-    features = checkpoint.features if with_features else {}
+    features = description.features if with_features else {}
     return ModelDescription(
         name=name,
-        architecture=checkpoint.architecture,
-        labels=checkpoint.labels,
-        labels_source=checkpoint.labels_source,
-        activation=checkpoint.activation,
-        image_size=config.image_size,
-        patch_size=None if isinstance(config, LibraryConfig) else config.patch_size,
-        parameters=checkpoint.parameters,
-        served_by=checkpoint.served_by,
-        output_size=config.output_dim,
+        architecture=description.architecture,
+        labels=description.labels,
+        labels_source=description.labels_source,
+        activation=description.activation,
+        image_size=description.image_size,
+        patch_size=description.patch_size,
+        parameters=description.parameters,
+        served_by=description.served_by,
+        output_size=description.output_dim,
         features=tuple(Features(name, size) for name, size in features.items()),
         explanations=explanations,
         engine=engine.name,
         device=engine.device,
         dtype=engine.dtype,
-        preprocessing=checkpoint.preprocessing.describe(),
+        preprocessing=description.preprocessing.describe(),
         max_batch_size=engine.max_batch_size,
         compiled_batch_sizes=engine.batch_sizes,
     )

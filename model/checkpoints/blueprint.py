@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.checkpoints.files import CheckpointError
 from model.checkpoints.published.trained_on import TrainedOn
 from model.checkpoints.tensors.key_map import KeyMap
-from model.checkpoints.tensors.weights_file import CheckpointError
 from model.config import Resampling, ViTConfig
 from model.library.library_model import LibraryConfig
 from model.preprocessing import Preprocessing

@@ -6,7 +6,7 @@ Only JSON and tensors are read: nothing in a checkpoint is ever run. The model i
 import json
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,26 +16,17 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from model.checkpoints.blueprint import Blueprint, config_errors, input_size
-from model.checkpoints.folder import refuse_other_folders
-from model.checkpoints.hub import download, is_hub_id
+from model.checkpoints.description import OWN, Description
+from model.checkpoints.files import LABELS, SAFETENSORS, CheckpointError, find_weights, read_json, readable
 from model.checkpoints.hugging_face.directory import read_hugging_face
 from model.checkpoints.hugging_face.families import DINOV2
 from model.checkpoints.hugging_face.key_maps import dinov2_key_map
-from model.checkpoints.labels import FILE as LABELS
 from model.checkpoints.labels import check_labels, name_classes
-from model.checkpoints.tensors.file_kind import SUFFIXES
+from model.checkpoints.location import Location, OnStep, locate
 from model.checkpoints.tensors.key_map import KeyMap, build, has_module, read_state
 from model.checkpoints.tensors.regular_file import exists
 from model.checkpoints.tensors.renaming import how_to_serve, rename_tensors
-from model.checkpoints.tensors.weights_file import (
-    SAFETENSORS,
-    CheckpointError,
-    WeightsFile,
-    find_weights,
-    open_weights,
-    read_json,
-    readable,
-)
+from model.checkpoints.tensors.weights_file import WeightsFile, open_weights
 from model.checkpoints.timm.models import read_timm_directory, read_timm_file
 from model.checkpoints.torchvision import read_torchvision_file
 from model.config import Resampling, ViTConfig
@@ -50,12 +41,6 @@ from model.vit import VisionTransformer, resample_position_embedding
 __all__ = ["Checkpoint", "CheckpointError", "load_backbone", "load_checkpoint", "save_checkpoint"]
 
 _log = logging.getLogger(__name__)
-
-Step = Literal["reading the configuration", "downloading the model", "reading the weights"]
-OnStep = Callable[[Step], None]
-
-OWN = "vit-serve"
-"""`served_by` of a model that no library runs."""
 
 _QUICKLY_BUILT = 64
 """Blocks."""
@@ -97,9 +82,30 @@ class Checkpoint:
         """`vit-serve`, or the library that runs the model, with its version."""
         return self.model.config.served_by if isinstance(self.model, LibraryModel) else OWN
 
+    def describe(self) -> Description:
+        """Return all but the weights, for processes that never load them."""
+        config = self.model.config
+        return Description(
+            name=self.name,
+            architecture=self.architecture,
+            labels=self.labels,
+            labels_source=self.labels_source,
+            activation=self.activation,
+            preprocessing=self.preprocessing,
+            parameters=self.parameters,
+            served_by=self.served_by,
+            num_channels=config.num_channels,
+            image_size=config.image_size,
+            patch_size=None if isinstance(config, LibraryConfig) else config.patch_size,
+            num_classes=config.num_classes,
+            output_dim=config.output_dim,
+            features=dict(self.features),
+            why_no_features=self.why_no_features,
+        )
+
 
 def load_checkpoint(
-    model: str | Path,
+    model: str | Path | Location,
     architecture: str | None = None,
     image_size: int | None = None,
     on_step: OnStep = lambda step: None,
@@ -110,7 +116,7 @@ def load_checkpoint(
 
     Args:
         model: a directory with a config.json of Hugging Face's or timm's, the id of one on a hub (`owner/name@revision`), or
-            a bare state dict (`.safetensors`, `.pth`).
+            a bare state dict (`.safetensors`, `.pth`). Or where `locate` has found one of these.
         architecture: of a bare state dict: `timm/<name>` or `torchvision/<name>`, and `.<weights>` if it is published ones.
         image_size: side of the images, in pixels, if it shall be another than the checkpoint's; the position embedding is
             then interpolated as the checkpoint's library does.
@@ -122,16 +128,18 @@ def load_checkpoint(
         CheckpointError: a file that is missing or broken, an architecture that is not supported, a tensor that is missing,
             unknown or of another shape than the configuration asks for.
     """
-    blueprint = _blueprint(model, architecture, library, on_step)
+    location = model if isinstance(model, Location) else locate(model, architecture, on_step)
+    on_step("reading the configuration")
+    blueprint = _blueprint(location, architecture, library)
     if len(blueprint.labels) != blueprint.config.num_classes:
         count, file = len(blueprint.labels), blueprint.weights.parent / LABELS  # those of a configuration always fit
         raise CheckpointError(f"{file}: {count} labels do not fit {blueprint.config.num_classes} classes")
-    with config_errors(Path(model)):
+    with config_errors(Path(location.named)):
         check_labels(blueprint.labels)
     if not blueprint.config.num_classes:
         activation = "none"
     elif activation == "auto":
-        with config_errors(Path(model), "activation"):
+        with config_errors(Path(location.named), "activation"):
             activation = head_activation(blueprint.problem_type, blueprint.config.num_classes)
     on_step("reading the weights")
     preprocessing = blueprint.preprocessing if image_size is None else blueprint.preprocessing.at_size(image_size)
@@ -217,30 +225,12 @@ def save_checkpoint(
     _write_json(directory / "preprocessor_config.json", to_hugging_face(preprocessing))
 
 
-def _blueprint(model: str | Path, architecture: str | None, library: LibraryChoice, on_step: OnStep) -> Blueprint:
+def _blueprint(location: Location, architecture: str | None, library: LibraryChoice) -> Blueprint:
     """Tell from what is there which library wrote it."""
-    on_step("reading the configuration")
-    path = Path(model)
-    with readable(path):
-        found = exists(path)
-    if found and not path.is_dir():
-        return _file(path, architecture, library)
-    if not found and (not is_hub_id(str(model)) or path.suffix.lower() in SUFFIXES or path.parent.is_dir()):
-        if path.is_symlink():
-            raise CheckpointError(f"{model} is a link to {os.readlink(path)}, which does not exist")
-        hub_id = f"hf-hub:{model}" if is_hub_id(f"hf-hub:{model}") else "owner/name"
-        raise CheckpointError(f"{model} does not exist; give a directory, a file or a hub id ({hub_id})")
-    if found:
-        refuse_other_folders(path)
-    if architecture is not None:
-        raise CheckpointError(f"it is for bare state dicts, and {model} has a configuration: leave it out", "architecture")
-    if found:
-        return _directory(path, library)
-    on_step("downloading the model")
-    directory = download(str(model))
-    refuse_other_folders(directory)
-    on_step("reading the configuration")
-    return replace(_directory(directory, library), name=str(model).removeprefix("hf-hub:"))
+    if not location.path.is_dir():
+        return _file(location.path, architecture, library)
+    blueprint = _directory(location.path, library)
+    return blueprint if location.hub_name is None else replace(blueprint, name=location.hub_name)
 
 
 def _directory(path: Path, library: LibraryChoice) -> Blueprint:

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
+from model.checkpoints.files import PICKLE, PICKLED_SHARDS, SAFETENSORS, SHARDS, CheckpointError, readable
 from model.checkpoints.tensors.file_kind import foreign_format
-from model.checkpoints.tensors.weights_file import PICKLE, PICKLED_SHARDS, SAFETENSORS, SHARDS, CheckpointError, readable
 
 _WEIGHTS = frozenset({SAFETENSORS, SHARDS, PICKLE, PICKLED_SHARDS})
 _BARE = frozenset({".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar"})

@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from model.checkpoints.labels import FILE as LABELS
-from model.checkpoints.tensors.weights_file import PICKLE, PICKLED_SHARDS, SAFETENSORS, SHARDS, CheckpointError
+from model.checkpoints.files import LABELS, PICKLE, PICKLED_SHARDS, SAFETENSORS, SHARDS, CheckpointError
 
 _ID = re.compile(r"(?:hf-hub:)?(?P<id>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[\w./-]+))?", flags=re.ASCII)
 """`google/vit-base-patch16-224`, `hf-hub:timm/vit_tiny_patch16_224.augreg_in21k`, each with `@revision` or without."""

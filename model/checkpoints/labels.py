@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.blueprint import Blueprint
+from model.checkpoints.files import LABELS, CheckpointError, readable
 from model.checkpoints.tensors.regular_file import exists, read_file
-from model.checkpoints.tensors.weights_file import CheckpointError, readable
 from model.config import MAX_CLASSES
-
-FILE = "labels.txt"
 
 _MAX_BYTES = 32 << 20
 
@@ -43,7 +41,7 @@ def name_classes(blueprint: Blueprint, directory: Path) -> Blueprint:
     if are_names(blueprint.labels):
         return replace(blueprint, labels_source="config.json")
     if (labels := read_labels(directory)) is not None:
-        return replace(blueprint, labels=labels, labels_source=FILE)
+        return replace(blueprint, labels=labels, labels_source=LABELS)
     if (trained_on := blueprint.trained_on) is not None:
         return replace(blueprint, labels=trained_on.names(), labels_source=str(trained_on))
     return blueprint
@@ -57,7 +55,7 @@ def read_labels(directory: Path) -> tuple[str, ...] | None:
     Raises:
         CheckpointError: the file cannot be read, is not UTF-8, or has a blank line where a label should be.
     """
-    file = directory / FILE
+    file = directory / LABELS
     with readable(file):
         if not exists(file):
             return None

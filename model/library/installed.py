@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from model.checkpoints.tensors.weights_file import CheckpointError
+from model.checkpoints.files import CheckpointError
 from model.library.library_model import Library
 
 LibraryChoice = Literal["auto", "none", "transformers", "timm"]

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from model.checkpoints.files import CheckpointError
 from model.checkpoints.tensors.key_map import read_floats
-from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile
+from model.checkpoints.tensors.weights_file import WeightsFile
 from model.library.classifier_input import POOLED, Watch, find_classifier, give_input
 
 _log = logging.getLogger(__name__)

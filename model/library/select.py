@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.blueprint import Blueprint
+from model.checkpoints.files import CheckpointError
 from model.checkpoints.hugging_face.families import ARCHITECTURES, ENCODERS
-from model.checkpoints.tensors.weights_file import CheckpointError
 from model.checkpoints.timm.names import is_supported
 from model.library.installed import LibraryChoice
 from model.library.timm_models import is_served, read_timm_library_directory, read_timm_library_file

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoints.blueprint import Blueprint, config_errors
+from model.checkpoints.files import CheckpointError, find_weights
 from model.checkpoints.known_keys import KnownKeys, keys
 from model.checkpoints.labels import placeholders
 from model.checkpoints.published.trained_on import said_by_tag
 from model.checkpoints.tensors.key_map import KeyMap
-from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile, find_weights, open_weights
+from model.checkpoints.tensors.weights_file import WeightsFile, open_weights
 from model.checkpoints.timm import models as own
 from model.checkpoints.timm.config_json import read_config
 from model.library.installed import LibraryChoice, first_line, import_from, installed_version, require

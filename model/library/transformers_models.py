@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoints.blueprint import Blueprint, config_errors, input_size, integer
+from model.checkpoints.files import CheckpointError, find_weights
 from model.checkpoints.hugging_face import config_keys, directory
 from model.checkpoints.known_keys import KnownKeys, check_keys, keys
 from model.checkpoints.tensors.key_map import KeyMap
-from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile, find_weights
+from model.checkpoints.tensors.weights_file import WeightsFile
 from model.library.installed import LibraryChoice, first_line, import_from, installed_version, require
 from model.library.library_model import (
     MAX_IMAGE_SIZE,

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.decoding.image import ImageDecoder
-from app.engines.openvino import OpenVinoEngine
+from app.engines.conversion import openvino_engine
+from app.engines.openvino import OpenVinoOptions
 from app.engines.pixel_model import engine_model
 from app.engines.torch_cpu import TorchCpuEngine
 from app.pixels import Pixels
@@ -106,7 +107,7 @@ def measure(reference: Reference, directory: Path, fill: Fill, *, alone: int = 8
     spread = float(np.ptp(expected[:, parts[0]], axis=0).max()) / largest[0]
     if not openvino:
         return Measured(largest[0], spread, by_torch, neighbours, features_torch=features_torch)
-    engine = OpenVinoEngine(model, **options, cache=directory.parent / "cache")
+    engine = openvino_engine(model, OpenVinoOptions(**options), directory.parent / "cache")
     (by_openvino, features), together = differences(engine)
     return Measured(largest[0], spread, by_torch, neighbours, by_openvino, together, features_torch, features)
 

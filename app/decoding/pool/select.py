@@ -1,7 +1,7 @@
 """Construction of the decoder from the settings. Processes start slowly, and do so while the first model loads."""
 
+import importlib
 import io
-import os
 
 import structlog
 from PIL import Image
@@ -13,7 +13,7 @@ from app.decoding.pool.job import Job
 from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.threads import ThreadDecoder
-from app.decoding.pool.zygote import Zygote
+from app.decoding.pool.zygote import WORKER_IMPORTS, Zygote, can_fork_workers
 from app.decoding.samples import SAMPLES
 from app.metrics import Metrics
 from app.settings import Settings
@@ -26,8 +26,13 @@ _OWN_SHAPE = (3, 224, 224)
 _log = structlog.get_logger(__name__)
 
 
-def make_decoder(settings: Settings, metrics: Metrics) -> Decoder:
+def make_decoder(settings: Settings, metrics: Metrics, zygote: Zygote | None = None) -> Decoder:
     """Return a decoder that is starting: its zygote imports what decoding needs while the caller loads a model.
+
+    Args:
+        settings: settings of the service.
+        metrics: metrics of the service.
+        zygote: one that was started before, for processes. Default: start it now.
 
     Raises:
         StartError: a format that is asked for cannot be decoded here.
@@ -35,7 +40,10 @@ def make_decoder(settings: Settings, metrics: Metrics) -> Decoder:
     check_decoders(settings.image_formats)
     own = Preprocessor(image_decoder(settings, _OWN).decode, _OWN_SHAPE)
     busy = metrics.decoder_busy_seconds.inc
-    if not _wants_processes(settings):
+    if settings.decode_isolation == "thread" or not can_fork_workers():
+        if settings.decode_isolation == "process":
+            _log.warning("decoding in threads: this system cannot share memory without a name")
+        importlib.import_module(WORKER_IMPORTS)  # seconds, which no request shall wait for
         return ThreadDecoder(own.run, threads=settings.decode_workers, on_busy=busy)
     job = Job(
         own,
@@ -49,7 +57,7 @@ def make_decoder(settings: Settings, metrics: Metrics) -> Decoder:
     def count(reason: Reason) -> None:
         metrics.decoder_restarts.labels(reason).inc()
 
-    return ProcessDecoder(Zygote(), job, processes=settings.decode_workers, on_restart=count, on_busy=busy)
+    return ProcessDecoder(zygote or Zygote(), job, processes=settings.decode_workers, on_restart=count, on_busy=busy)
 
 
 def image_decoder(settings: Settings, preprocessing: Preprocessing) -> ImageDecoder:
@@ -72,10 +80,3 @@ def _probe(formats: frozenset[str]) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (1, 1), "teal").save(file, probe_format.upper())
     return file.getvalue()
-
-
-def _wants_processes(settings: Settings) -> bool:
-    if settings.decode_isolation == "process" and not hasattr(os, "memfd_create"):
-        _log.warning("decoding in threads: this system cannot share memory without a name")
-        return False
-    return settings.decode_isolation == "process"

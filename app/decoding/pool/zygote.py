@@ -18,6 +18,9 @@ from app.decoding.pool.job import MAX_JOB_BYTES, Job
 from app.decoding.pool.messages import ANSWER, COMMAND, MAX_REPLY_BYTES, REQUEST, Reply, read_reply
 from app.errors import StartError
 
+WORKER_IMPORTS = "app.decoding.pool.worker_imports"
+"""Module that imports all that workers call."""
+
 _TIMEOUT_S = 60.0
 """Seconds the zygote may take to answer: long enough for imports on a busy machine."""
 
@@ -30,6 +33,11 @@ _INHERITED = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ"}) | {
 }
 _INHERITED_PREFIXES = ("GLIBC_", "LC_", "LD_", "MALLOC_")
 """Environment variables that decoding needs; all others may hold secrets."""
+
+
+def can_fork_workers() -> bool:
+    """Return True if the system can share memory without a name, as the service and its workers do."""
+    return hasattr(os, "memfd_create")
 
 
 class ZygoteDied(Exception):
@@ -57,7 +65,7 @@ class Zygote:
         module: the module that it imports.
     """
 
-    def __init__(self, module: str = "app.decoding.preprocessors") -> None:
+    def __init__(self, module: str = WORKER_IMPORTS) -> None:
         self.module = module
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(_TIMEOUT_S)

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.blueprint import Blueprint, config_errors, input_size, integer
+from model.checkpoints.files import CheckpointError, find_weights, read_json, readable
 from model.checkpoints.hugging_face.families import ARCHITECTURES, ENCODERS
 from model.checkpoints.labels import as_labels, placeholders
 from model.checkpoints.tensors.regular_file import exists
-from model.checkpoints.tensors.weights_file import CheckpointError, find_weights, read_json, readable
 from model.preprocessing import from_hugging_face
 
 _WHY_NOT = {

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile
+from model.checkpoints.files import CheckpointError
+from model.checkpoints.tensors.weights_file import WeightsFile
 from model.config import ViTConfig
 from model.vit import VisionTransformer
 

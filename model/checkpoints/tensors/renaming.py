@@ -3,8 +3,9 @@
 import re
 from dataclasses import replace
 
+from model.checkpoints.files import CheckpointError
 from model.checkpoints.tensors.key_map import KeyMap
-from model.checkpoints.tensors.weights_file import CheckpointError, WeightsFile
+from model.checkpoints.tensors.weights_file import WeightsFile
 
 _PATCHES = "patch_embed.proj.weight"
 """Tensor that every model has, and so tells under which prefix it is."""

@@ -1,11 +1,9 @@
 """Tensors on disk: safetensors and what `torch.save` wrote, whole or in shards. Never unpickles code."""
 
-import json
 import pickle
 import re
 from argparse import Namespace
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from model.checkpoints.files import INDEX, CheckpointError, read_json, readable, shards_of
 from model.checkpoints.tensors.file_kind import kind_of
-from model.checkpoints.tensors.regular_file import FileError, MissingFile, exists, open_regular, read_ahead, read_file
+from model.checkpoints.tensors.regular_file import open_regular, read_ahead
 from model.checkpoints.tensors.state_dict import choose, unwrapped
-
-SAFETENSORS = "model.safetensors"
-SHARDS = "model.safetensors.index.json"
-PICKLE = "pytorch_model.bin"
-PICKLED_SHARDS = "pytorch_model.bin.index.json"
-
-_MAX_JSON_BYTES = 32 << 20
-"""Maximum size of a JSON file: ten times the labels of ImageNet-22k, in both directions."""
 
 _CONVERSION = (
     "import torch; keep = lambda x: x if isinstance(x, torch.Tensor) else {{k: t for k, v in "
@@ -33,26 +24,6 @@ _CONVERSION = (
     "torch.save(keep(torch.load({path!r}, 'cpu', weights_only=False)), {converted!r})"
 )
 """Python that keeps tensors, and state dicts of modules, at any depth."""
-
-
-class CheckpointError(Exception):
-    """A checkpoint that cannot be served; the message says what is wrong with which file or key, and what to do."""
-
-    def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.field = field
-        """Argument of `load_checkpoint` to change, such as `activation`; None if it is the model itself."""
-
-
-@contextmanager
-def readable(path: Path) -> Iterator[None]:
-    """Say which file of a checkpoint cannot be read."""
-    try:
-        yield
-    except MissingFile:
-        raise CheckpointError(f"{path} is missing") from None
-    except FileError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 Stored = Tensor | tuple[Path, str]
@@ -90,46 +61,17 @@ class WeightsFile:
         return replace(self, shapes=shapes, sources={name: self.sources[key] for name, key in names.items()})
 
 
-def find_weights(directory: Path) -> Path:
-    """The file in a directory that holds its weights: one file, or the index of several; safetensors before pickles.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    for path in (directory / name for name in (SAFETENSORS, SHARDS, PICKLE, PICKLED_SHARDS)):
-        with readable(path):
-            if exists(path):
-                return path
-    raise CheckpointError(f"{directory / SAFETENSORS} is missing, and there is no {PICKLE} either")
-
-
 def open_weights(path: Path) -> WeightsFile:
     """Open a safetensors file, what `torch.save` wrote, or the index of several of either.
 
     Raises:
         CheckpointError: the file is missing, truncated, of another kind, or needs more than tensors to load.
     """
-    file = _open_shards(path) if path.name.endswith(".index.json") else _open_file(path)
+    file = _open_shards(path) if path.name.endswith(INDEX) else _open_file(path)
     try:
         return file.renamed(unwrapped(file.shapes))
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint.
-
-    Raises:
-        CheckpointError: missing, unreadable, or not an object.
-    """
-    try:
-        with readable(path):
-            content = json.loads(read_file(path, _MAX_JSON_BYTES).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is not a JSON object")
-    return content
 
 
 def _open_file(path: Path) -> WeightsFile:
@@ -152,10 +94,8 @@ def _open_safetensors(path: Path) -> WeightsFile:
 
 
 def _open_shards(path: Path) -> WeightsFile:
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise CheckpointError(f"{path} has no weight_map from tensors to files")
-    shards = {name: path.parent / Path(name).name for name in sorted(set(weight_map.values()))}  # never outside the folder
+    weight_map: Any = read_json(path).get("weight_map")
+    shards = shards_of(path, weight_map)
     shapes: dict[str, tuple[int, ...]] = {}
     sources: dict[str, Stored] = {}
     for name, shard in shards.items():

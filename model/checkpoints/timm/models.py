@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoints.blueprint import Blueprint, config_errors, side
+from model.checkpoints.files import find_weights, read_json
 from model.checkpoints.labels import as_labels, placeholders
 from model.checkpoints.published.timm_weights import published_cfg
 from model.checkpoints.published.trained_on import TrainedOn, said_by_dataset, said_by_tag
 from model.checkpoints.tensors.key_map import KeyMap
 from model.checkpoints.tensors.renaming import count_classes, rename_tensors
-from model.checkpoints.tensors.weights_file import WeightsFile, find_weights, open_weights, read_json
+from model.checkpoints.tensors.weights_file import WeightsFile, open_weights
 from model.checkpoints.timm.config_json import read_config
 from model.checkpoints.timm.model_args import activation, check_choices, layer_norm_eps, pooling, sizes
 from model.checkpoints.timm.names import TimmName, parse

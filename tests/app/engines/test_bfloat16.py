@@ -10,13 +10,16 @@ import pytest
 import torch
 
 from app.decoding.image import ImageDecoder
-from app.engines import Engine, select
-from app.engines.openvino import OpenVinoEngine
+from app.engines import Engine, hardware, select
+from app.engines.conversion import openvino_engine
+from app.engines.hardware import has_bfloat16
+from app.engines.openvino import OpenVinoOptions
 from app.engines.pixel_model import PixelModel
-from app.engines.select import EngineOptions, choose_engine, faster_dtype, has_bfloat16
+from app.engines.select import EngineOptions, choose_engine, faster_dtype
 from app.errors import StartError
 from app.pixels import Pixels
 from model.checkpoints.checkpoint import Checkpoint
+from model.checkpoints.description import OWN
 from model.config import ViTConfig
 from model.vit import VisionTransformer
 from tests.support.models import ROOT, TINY_DINOV2, TINY_LABELS, TINY_PREPROCESSING, tiny_model
@@ -43,7 +46,7 @@ def engine_of(cache: Path, **options: Any) -> Engine:
 
 
 def without_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, "avx512_bf16": False})
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx512f"}))
 
 
 @needs_bfloat16
@@ -56,7 +59,7 @@ def test_logits_are_near_float32(tmp_path: Path, photographs: list[Pixels], opti
     fields = {name: getattr(TINY_DINOV2, name) for name in ViTConfig.__dataclass_fields__}
     model = PixelModel(lively(VisionTransformer(ViTConfig(**{**fields, **options}))), TINY_PREPROCESSING)
     expected = model(torch.from_numpy(np.stack(photographs))).detach().numpy()
-    engine = OpenVinoEngine(model, dtype="bfloat16", max_batch_size=8, threads=2, cache=tmp_path)
+    engine = openvino_engine(model, OpenVinoOptions("bfloat16", 8, 2), tmp_path)
     for use_all_cores in (True, False):
         logits = engine.run(photographs, use_all_cores=use_all_cores)
         assert 1e-4 < np.abs(logits - expected).max() / np.abs(expected).max() < 0.03
@@ -134,9 +137,9 @@ def test_log_is_silent_about_a_choice(tmp_path: Path, caplog: pytest.LogCaptureF
 
 @pytest.mark.parametrize("options", [{"dtype": "float32"}, {"engine": "torch"}, {"device": "cuda"}, {"compile": True}], ids=str)
 def test_hint_is_for_what_gains(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr(hardware, "cpu_flags", lambda: frozenset({"avx512_bf16"}))
     free = replace(OPTIONS, dtype="auto")
-    assert faster_dtype(checkpoint(), free) == TOLD
-    assert faster_dtype(checkpoint(), replace(free, **options)) is None
+    assert faster_dtype(OWN, free) == TOLD
+    assert faster_dtype(OWN, replace(free, **options)) is None
     without_bfloat16(monkeypatch)
-    assert faster_dtype(checkpoint(), free) is None
+    assert faster_dtype(OWN, free) is None

@@ -7,9 +7,11 @@ import openvino
 import pytest
 import torch
 
-from app.engines.openvino import OpenVinoEngine
+from app.engines.conversion import openvino_engine
+from app.engines.hardware import has_vnni
+from app.engines.openvino import OpenVinoEngine, OpenVinoOptions
 from app.engines.pixel_model import PixelModel
-from app.engines.select import EngineOptions, choose_engine, has_vnni
+from app.engines.select import EngineOptions, choose_engine
 from app.errors import StartError
 from app.pixels import Logits, Pixels
 from model.checkpoints.checkpoint import Checkpoint
@@ -33,7 +35,7 @@ def pixel_model(**options: object) -> PixelModel:
 
 
 def engine_of(cache: Path, model: PixelModel, dtype: str = "int8") -> OpenVinoEngine:
-    return OpenVinoEngine(model, dtype=dtype, max_batch_size=4, threads=2, cache=cache)
+    return openvino_engine(model, OpenVinoOptions(dtype, 4, 2), cache)
 
 
 def expected_logits(model: PixelModel) -> Logits:

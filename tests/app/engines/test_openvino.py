@@ -15,10 +15,11 @@ import openvino
 import pytest
 import torch
 
-from app.engines.artifact_cache import CachedDirectory
-from app.engines.openvino import OpenVinoEngine, _convert, _reference, _save
+from app.engines.conversion import _convert, _reference, openvino_engine
+from app.engines.hardware import has_bfloat16, has_vnni
+from app.engines.kept_model import KeptModel
+from app.engines.openvino import OpenVinoEngine, OpenVinoOptions
 from app.engines.pixel_model import PixelModel
-from app.engines.select import has_bfloat16, has_vnni
 from app.errors import StartError
 from model.config import ViTConfig
 from model.vit import VisionTransformer
@@ -31,7 +32,7 @@ ROUNDED = [pytest.param("bfloat16", marks=needs_bfloat16), pytest.param("int8", 
 
 
 def engine_of(cache: Path, model: VisionTransformer | None = None, dtype: str = "float32") -> OpenVinoEngine:
-    return OpenVinoEngine(pixel_model(model), dtype=dtype, max_batch_size=4, threads=2, cache=cache)
+    return openvino_engine(pixel_model(model), OpenVinoOptions(dtype, 4, 2), cache)
 
 
 def pixel_model(model: VisionTransformer | None = None) -> PixelModel:
@@ -131,7 +132,8 @@ def test_cache_with_wrong_logits_is_replaced(
     wrong = tiny_model()
     wrong.get_parameter("head.bias")[:] = bias
     (entry,) = entries(cache)
-    _save(_convert(pixel_model(wrong), "float32"), CachedDirectory(tmp_path / entry.name))
+    converted, reference = _convert(pixel_model(wrong), "float32"), _reference(pixel_model(), threads=2)
+    KeptModel(tmp_path / entry.name).write(lambda graph: openvino.save_model(converted, graph), reference, {})
     assert first_logit(engine_of(tmp_path)) == pytest.approx(first_logit(engine_of(cache)), abs=1e-5)
     (warning,) = warnings_in(caplog)
     assert "away from torch's" in warning
@@ -147,7 +149,7 @@ def test_unusable_cache_never_stops_the_start(tmp_path: Path, place: str, caplog
 START = """
 import resource, sys
 from pathlib import Path
-import app.engines.openvino  # before this file imports openvino, whose telemetry would need a home directory
+import app.engines  # before this file imports openvino, whose telemetry would need a home directory
 from app.process.logs import configure_logging
 from tests.app.engines.test_openvino import engine_of, first_logit
 
@@ -206,14 +208,14 @@ def test_wrong_conversion_stops_the_start(tmp_path: Path, monkeypatch: pytest.Mo
 def test_single_logit_near_zero_is_accepted(tmp_path: Path, dtype: str) -> None:
     model = VisionTransformer(replace(TINY_DINOV2, num_classes=1)).eval().requires_grad_(False)
     model.load_state_dict({key: value for key, value in tiny_model().state_dict().items() if "head" not in key}, strict=False)
-    pixels, *_ = _reference(pixel_model(model), threads=2)
+    pixels = _reference(pixel_model(model), threads=2).pixels
     vit = pixel_model(model).vit
     features = vit.pool(vit.forward_features(torch.from_numpy(pixels).float()))
     away = torch.randn(features.shape[1], generator=torch.Generator().manual_seed(0))
     model.get_parameter("head.weight")[:] = away - features.T @ torch.linalg.lstsq(features.T, away).solution
     model.get_parameter("head.bias")[:] = 0
-    _, logits, size = _reference(pixel_model(model), threads=2)
-    assert abs(logits).max() < 1e-3 * size
+    reference = _reference(pixel_model(model), threads=2)
+    assert abs(reference.output).max() < 1e-3 * reference.sizes
     assert math.isfinite(first_logit(engine_of(tmp_path, model, dtype)))
 
 
@@ -257,7 +259,7 @@ def test_every_model_option_converts(tmp_path: Path, options: dict[str, object])
     reference = pixel_model(model)
     images = np.random.default_rng(3).integers(0, 256, (3, 3, 28, 28), dtype=np.uint8)
     expected = reference(torch.from_numpy(images)).numpy()
-    engine = OpenVinoEngine(reference, dtype="float32", max_batch_size=4, threads=2, cache=tmp_path)
+    engine = openvino_engine(reference, OpenVinoOptions("float32", 4, 2), tmp_path)
     np.testing.assert_allclose(
         engine.run(list(images), use_all_cores=False), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
     )

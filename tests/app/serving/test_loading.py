@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import StartError
-from app.serving.loading import load
+from app.serving.engine_loading import load
 from app.settings import read_settings
 
 

@@ -157,7 +157,7 @@ def test_what_a_folder_is_instead_is_told(tmp_path: Path, write: Callable[[Path]
 def test_missing_path_does_not_ask_the_hub(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sub").mkdir()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("model.checkpoints.checkpoint.download", lambda model: pytest.fail("asked the hub"))
+    monkeypatch.setattr("model.checkpoints.location.download", lambda model: pytest.fail("asked the hub"))
     with pytest.raises(CheckpointError, match=f"^{model} does not exist; give a directory"):
         load_checkpoint(model)
 

@@ -11,8 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from app.engines.hardware import has_bfloat16, has_vnni
 from app.engines.pixel_model import engine_model
-from app.engines.select import EngineOptions, choose_engine, faster_dtype, has_bfloat16, has_vnni
+from app.engines.select import EngineOptions, choose_engine, faster_dtype
 from app.errors import StartError
 from model.checkpoints.checkpoint import load_checkpoint
 from model.checkpoints.timm.names import is_supported
@@ -26,7 +27,7 @@ OPTIONS = EngineOptions("torch", "cpu", "auto", compile="auto", max_batch_size=N
 
 _NATIVE_START = """
 import sys
-from app.serving.loading import load
+from app.serving.engine_loading import load
 from app.settings import read_settings
 import app.engines.select
 load(read_settings(model=sys.argv[1]), lambda step: None)
@@ -96,7 +97,7 @@ def test_bfloat16_is_near_float32(tmp_path: Path, write: Any) -> None:
     size = checkpoint.model.config.image_size
     images = [pixels.numpy() for pixels in torch.randint(0, 256, (2, 3, size, size), dtype=torch.uint8)]
     options = replace(OPTIONS, engine="auto", cache=tmp_path / "cache")
-    assert faster_dtype(checkpoint, options) is None  # not every such model gains
+    assert faster_dtype(checkpoint.served_by, options) is None  # not every such model gains
     expected = choose_engine(checkpoint, options).run(images, use_all_cores=True)
     engine = choose_engine(checkpoint, replace(options, dtype="bfloat16"))
     assert (engine.name, engine.dtype) == ("openvino", "bfloat16")

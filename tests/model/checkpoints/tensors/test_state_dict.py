@@ -12,7 +12,8 @@ from timm.models import load_state_dict
 from timm.utils.checkpoint_saver import CheckpointSaver
 from timm.utils.model_ema import ModelEmaV2
 
-from model.checkpoints.tensors.weights_file import CheckpointError, open_weights
+from model.checkpoints.files import CheckpointError
+from model.checkpoints.tensors.weights_file import open_weights
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(4)}
 AVERAGE = {key: value + 1 for key, value in TENSORS.items()}

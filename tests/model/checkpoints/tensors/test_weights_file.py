@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from model.checkpoints.tensors.weights_file import CheckpointError, find_weights, open_weights
+from model.checkpoints.files import CheckpointError, find_weights
+from model.checkpoints.tensors.weights_file import open_weights
 from tests.support.checkpoints import TENSORS, write_shards
 
 
