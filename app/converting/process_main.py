@@ -93,7 +93,9 @@ def _convert(request: ConversionRequest, key: str | None, places: list[Path], se
     conversion = Conversion(model, OpenVinoOptions(request.run_dtype, size, threads, lone_on_all_cores=False))
     service.doing = "reading the weights"  # which are mapped, and read as late as now
     if key is not None and request.key() != key:  # the cache would have it for what it is not
-        raise StartError(f"VIT_MODEL: {request.location.named} was changed while it was read; start again")
+        raise StartError(
+            f"VIT_MODEL: {request.location.named}, or vit-serve itself, was changed while it was read; start again"
+        )
     _keep(conversion, places, {"description": description.as_json(), "batch_size": size}, service)
 
 

@@ -39,14 +39,13 @@ class Conversion:
     Args:
         model: on the CPU, in float32; no reference to it is held.
         options: how it is run.
-        hurry: False leaves the cores to other models as far as it can.
 
     Raises:
         StartError: OpenVINO cannot convert or run the model, or its logits differ from torch's.
     """
 
-    def __init__(self, model: EngineModel, options: OpenVinoOptions, *, hurry: bool = True) -> None:
-        self._reference = _reference(model, options.threads) if hurry else unhurried(partial(_reference, model, 1))
+    def __init__(self, model: EngineModel, options: OpenVinoOptions) -> None:
+        self._reference = _reference(model, options.threads) if options.hurry else unhurried(partial(_reference, model, 1))
         with explained():
             self._model = _convert(model, options.dtype)
             self.engine = OpenVinoEngine(self._model, self._reference, options)
@@ -57,7 +56,7 @@ class Conversion:
 
 
 def openvino_engine(
-    model: EngineModel, options: OpenVinoOptions, cache: Path, on_step: OnStep = lambda step: None, *, hurry: bool = True
+    model: EngineModel, options: OpenVinoOptions, cache: Path, on_step: OnStep = lambda step: None
 ) -> OpenVinoEngine:
     """Make the engine of a model in memory: of what the cache keeps of it, or by a `Conversion`, which is kept then.
 
@@ -66,7 +65,6 @@ def openvino_engine(
         options: how it is run.
         cache: directory for converted models; created if missing.
         on_step: called before a conversion.
-        hurry: as of `Conversion`.
 
     Raises:
         StartError: as `Conversion`.
@@ -79,7 +77,7 @@ def openvino_engine(
         warn_unusable(kept, error)
     on_step("converting the model for OpenVINO")
     log_conversion(kept.path)
-    conversion = Conversion(model, options, hurry=hurry)
+    conversion = Conversion(model, options)
     try:
         conversion.keep(kept, {})
     except Exception as error:

@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +41,8 @@ class OpenVinoOptions:
     lone_on_all_cores: bool = True
     """Compile a second model for a batch that is alone in flight; without it that takes one core, and there is one copy of the
     weights less."""
+    hurry: bool = True
+    """False leaves cores to other models while this one is compiled."""
 
 
 class OpenVinoEngine:
@@ -64,10 +68,9 @@ class OpenVinoEngine:
         self.dtype = options.dtype
         self.max_batch_size = options.max_batch_size
         self.max_concurrent_batches = options.threads
-        self._lone_on_all_cores = options.lone_on_all_cores
         self._requests = threading.local()
         with explained():
-            self._compile(model)
+            self._compile(model, options)
             self._compare(reference)
 
     def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
@@ -75,13 +78,15 @@ class OpenVinoEngine:
             return self._infer("all_cores", self._all_cores, np.stack(images))
         return self._infer("one_core", self._one_core, np.stack(images))
 
-    def _compile(self, model: openvino.Model) -> None:
-        """Compile twice: with one stream per core, and with one stream over all cores."""
+    def _compile(self, model: openvino.Model, options: OpenVinoOptions) -> None:
+        """Compile twice, at once: with one stream per core, and with one stream over all cores."""
         model.reshape([-1, *model.inputs[0].get_partial_shape()[1:]])
-        threads = self.max_concurrent_batches
-        self._one_core = _compiled(model, self.dtype, streams=threads, threads=threads)
-        shares = threads == 1 or not self._lone_on_all_cores
-        self._all_cores = self._one_core if shares else _compiled(model, self.dtype, streams=1, threads=threads)
+        threads = options.threads
+        shares = threads == 1 or not options.lone_on_all_cores
+        compiled = partial(_compiled, model, options.dtype, threads)
+        with ThreadPoolExecutor(2 if options.hurry else 1, thread_name_prefix="compile") as pool:  # each takes one core
+            self._one_core, *others = pool.map(compiled, [threads] if shares else [threads, 1])
+        self._all_cores = self._one_core if shares else others[0]
 
     def _infer(self, name: str, compiled: openvino.CompiledModel, pixels: Pixels) -> Logits:
         request = getattr(self._requests, name, None)  # one per thread
@@ -154,7 +159,7 @@ def first_reason(error: Exception) -> str:
     return next((line for line in lines if line and not line.startswith(("Exception from ", "Check '"))), type(error).__name__)
 
 
-def _compiled(model: openvino.Model, dtype: str, *, streams: int, threads: int) -> openvino.CompiledModel:
+def _compiled(model: openvino.Model, dtype: str, threads: int, streams: int) -> openvino.CompiledModel:
     return openvino.Core().compile_model(
         model,
         "CPU",

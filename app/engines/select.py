@@ -140,7 +140,11 @@ def openvino_options(options: EngineOptions, batch_size: int) -> "OpenVinoOption
     from app.engines.openvino import OpenVinoOptions
 
     return OpenVinoOptions(
-        openvino_dtype(options), options.max_batch_size or batch_size, options.threads, options.lone_on_all_cores
+        openvino_dtype(options),
+        options.max_batch_size or batch_size,
+        options.threads,
+        options.lone_on_all_cores,
+        hurry=not options.unhurried,
     )
 
 
@@ -234,7 +238,7 @@ def _openvino(model: "EngineModel", options: EngineOptions, on_step: OnStep) -> 
     from app.engines.conversion import openvino_engine  # a large import that GPUs do not need
 
     run = openvino_options(options, model.cpu_batch_size)
-    return openvino_engine(model, run, options.cache / OPENVINO, on_step, hurry=not options.unhurried)
+    return openvino_engine(model, run, options.cache / OPENVINO, on_step)
 
 
 def _is_cuda(name: str) -> bool:

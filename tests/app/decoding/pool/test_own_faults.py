@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from app.decoding import headers, jpeg, pillow
+from app.decoding import headers, pillow
 from app.decoding import image as images
 from app.decoding.geometry import Geometry
 from app.decoding.pool.threads import ThreadDecoder
@@ -43,9 +43,9 @@ def test_own_fault_is_not_the_images(module: Any, name: str, monkeypatch: pytest
         decoder(PREPROCESSING).decode(encode(random_image(0), "JPEG"))
 
 
-@pytest.mark.parametrize("name", ["_resize", "_upright"])
+@pytest.mark.parametrize("name", ["resizing.resize", "jpeg._upright"])
 def test_own_fault_in_fast_jpeg_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jpeg, name, broken)
+    monkeypatch.setattr(f"app.decoding.{name}", broken)
     with pytest.raises(KeyError):
         decoder(PREPROCESSING, exact=False).decode(encode(random_image(0), "JPEG"))
 
