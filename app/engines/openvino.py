@@ -151,6 +151,11 @@ class OpenVinoEngine:
                 raise StartError(f"{setting}: {away}; set {better}")
 
 
+def save_for_others(model: EngineModel, file: Path) -> None:
+    """Convert a model in float32 as the engine does, and save it as `.xml` with its `.bin` for another program."""
+    openvino.save_model(_convert(model, "float32"), file, compress_to_fp16=False)
+
+
 def _compiled(model: openvino.Model, dtype: str, *, streams: int, threads: int) -> openvino.CompiledModel:
     return openvino.Core().compile_model(
         model,
