@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from app.bench.load import Load, ask, open_loop
-from benchmarks import inside, machine, protocols
+from benchmarks import fma, inside, machine, protocols
 from benchmarks.comparison import COMPARED_AT, measured, service_and_peers
 from benchmarks.contenders import Contender, contenders, ours_with, start_ours, wait_until_healthy
 from benchmarks.images import IMAGE_SETS, WEB
@@ -81,24 +81,29 @@ def _sections(
 
 
 def _floor(rounds: int) -> Section:
-    samples = interleaved(
-        "floor", [("matrix product, FLOP/s", machine.matrix_flops), ("memory copy, B/s", machine.memory_bandwidth)], rounds
-    )
-    return Section("Floor", "the best this machine can do", floor_rows(samples))
+    fmas, missing = fma.cases(_WORK)
+    cases = [*fmas, ("matrix product, FLOP/s", machine.matrix_flops), ("memory copy, B/s", machine.memory_bandwidth)]
+    samples = interleaved("floor", cases, rounds)
+    return Section("Floor", "; ".join(filter(None, ["the best this machine can do", missing])), floor_rows(samples))
 
 
 def _engine(model: BenchmarkModel, rounds: int, scale: float) -> Section:
     made = inside.load(model.directory(_WORK / "models"), _WORK / "cache", machine.engines())
     sizes = [size for size in _BATCH_SIZES if model.name != "vit-base" or size <= 4]
-    cases = [("matrix product", machine.matrix_flops), *inside.engine_cases(made, sizes, model.slice_s * scale / 3)]
+    peaks = {"of matrix product": machine.matrix_flops}
+    fmas, missing = fma.cases(_WORK)
+    if fmas:
+        peaks["of FMA limit"] = fmas[-1][1]
+    cases = [*peaks.items(), *inside.engine_cases(made, sizes, model.slice_s * scale / 3)]
     samples = interleaved(f"engine, {model.name}", cases, rounds)
-    peak = samples.pop("matrix product")
-    share = {name: Samples(tuple(value * made.flops for value in each.values)).over(peak) for name, each in samples.items()}
-    base = samples["torch, one image alone"]
+    peak = {heading: samples.pop(heading) for heading in peaks}
+    flops = {name: Samples(tuple(value * made.flops for value in each.values)) for name, each in samples.items()}
+    shares = {heading: {name: each.over(most) for name, each in flops.items()} for heading, most in peak.items()}
+    note = f"{made.flops / 1e9:.2f} GFLOP an image; ratio to eager torch with one image; shares of the rates of the floor"
     return Section(
         f"Engine: {model.title}",
-        f"{made.flops / 1e9:.2f} GFLOP an image; ratio to eager torch with one image; share of the matrix product's rate",
-        rate_rows(samples, base, {name: f"{value:.0%}" for name, value in share.items()}, "of matrix product"),
+        "; ".join(filter(None, [note, missing])),
+        rate_rows(samples, samples["torch, one image alone"], shares),
     )
 
 
@@ -108,7 +113,7 @@ def _decoding(model: BenchmarkModel, rounds: int, scale: float) -> Section:
     samples = interleaved(f"decode for {model.name}", list(inside.decode_cases(made, images, scale)), rounds)
     rows = []
     for name, each in samples.items():
-        rows += rate_rows({name: each}, samples[name.replace("quick", "exact")], {}, "")
+        rows += rate_rows({name: each}, samples[name.replace("quick", "exact")])
     return Section(
         f"Decode and resize: for {model.title}", "images a second; ratio to the exact way with as many threads", rows
     )

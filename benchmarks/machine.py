@@ -1,4 +1,4 @@
-"""Facts about this machine, and its floor: matrix product and memory bandwidth."""
+"""Facts about this machine, and its floor: matrix product and memory bandwidth (fma.py has the limit of the CPU)."""
 
 import os
 import platform
