@@ -87,16 +87,16 @@ def _load_classifier(
     if preprocessors.input.output_bytes > MAX_OUTPUT_BYTES:
         raise StartError(f"VIT_MODEL: its input of {config.image_size} x {config.image_size} pixels is too large")
     engine = choose_engine(checkpoint, engine_options(settings, unhurried=shared.serving), on_step)
-    device = shared.device(engine)
+    slots = shared.slots(engine)
     to_probabilities = partial(probabilities, activation=checkpoint.activation)
-    runner = ModelRunner(engine, image_shape, config.num_classes, to_probabilities, device.in_flight)
+    runner = ModelRunner(engine, image_shape, config.num_classes, to_probabilities, lambda: slots.in_flight)
     on_step("warming up")
     runner.warm_up()
     model_metrics = metrics.of_model(name)
     batcher = Batcher(
         partial(run, runner),
         max_batch_size=engine.max_batch_size,
-        slots=device.slots,
+        slots=slots,
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
         independent_streams=engine.independent_streams,
         inference_timeout_s=settings.inference_timeout_s,

@@ -9,7 +9,8 @@ import pytest
 
 from app.errors import OutOfMemory, StartError
 from app.pixels import Logits, Pixels
-from app.serving.runner import ModelRunner
+from app.serving.batching import Batcher, BatchSlots
+from app.serving.runner import ModelRunner, Scores
 from model.head import softmax
 
 
@@ -77,8 +78,11 @@ async def test_single_image_uses_all_cores() -> None:
 
 async def test_concurrent_batches_share_the_cores() -> None:
     engine = Echo(max_concurrent_batches=2, gathered=2)
-    runner = ModelRunner(engine, (3, 2, 2), 3, softmax)
-    await asyncio.gather(runner.run([image(1)]), runner.run([image(2)]))
+    slots = BatchSlots(2)
+    runner = ModelRunner(engine, (3, 2, 2), 3, softmax, lambda: slots.in_flight)
+    batcher = Batcher[Pixels, Scores](runner.run, max_batch_size=4, slots=slots, independent_streams=True)
+    batcher.start()
+    await asyncio.gather(batcher.submit(image(1)), batcher.submit(image(2)))
     assert engine.calls == [(1, False), (1, False)]
     assert len(engine.threads) == 2
 
