@@ -120,12 +120,12 @@ async def accept(
         InvalidParameter: the deadline is not a positive whole number.
     """
     await check_client(request)
-    with accepted(request, state_of(request.app), timeout_ms) as images:
-        yield images
+    with accepting(request, state_of(request.app), timeout_ms) as accepted:
+        yield accepted
 
 
 @contextmanager
-def accepted(request: Request, state: AppState, timeout_ms: str | None) -> Iterator[Accepted]:
+def accepting(request: Request, state: AppState, timeout_ms: str | None) -> Iterator[Accepted]:
     """Accept a request whose client was checked; as `accept`."""
     with state.service.accept() as reserve_bytes:
         deadline = request.scope["state"]["arrival"] + _timeout(timeout_ms, state.settings.request_timeout_s)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.dependencies import TIMEOUT_HEADER, accepted
+from app.api.dependencies import TIMEOUT_HEADER, accepting
 from app.api.problems import internal_error, response_to
 from app.api.schemas import Ranking
 from app.api.state import AppState
@@ -42,7 +42,7 @@ class DirectRoutes:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.get(scope.get("path", ""))
-        if route is None or scope["type"] != "http" or scope["method"] != "POST" or "refusal" in scope:
+        if route is None or scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
             return
         scope["route"] = route  # for the log
@@ -50,10 +50,12 @@ class DirectRoutes:
         try:
             request = Request(scope, receive, send)
             await self._state.access.check(request)
-            with accepted(request, self._state, request.headers.get(TIMEOUT_HEADER)) as images:
-                version = await images.version(_parameters(scope["query_string"]).get("model"))
+            with accepting(request, self._state, request.headers.get(TIMEOUT_HEADER)) as request_with_images:
+                version = await request_with_images.version(_parameters(scope["query_string"]).get("model"))
                 with version.held() as classifier:
-                    response = await route.endpoint(request, images.for_model(classifier), _ranking(scope["query_string"]))
+                    response = await route.endpoint(
+                        request, request_with_images.for_model(classifier), _ranking(scope["query_string"])
+                    )
                     await response(scope, receive, send)
         except (ServiceError, RequestValidationError) as error:
             await response_to(error, scope["path"], self._state.wires)(scope, receive, send)
@@ -61,7 +63,7 @@ class DirectRoutes:
             raise
         except Exception:
             _log.exception("unexpected error")
-            if response is not None:  # half of it may be out; the server has to cut the connection
+            if response is not None:  # some of it may be out; the server has to cut the connection
                 raise
             await self._state.wires.render(scope["path"], internal_error(), {})(scope, receive, send)
 

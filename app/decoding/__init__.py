@@ -21,7 +21,7 @@ class Decoded:
 
 
 OnDecoded = Callable[[Decoded], None]
-"""Function that takes an image at once when its worker replies; it may raise a `ServiceError`, which is then the outcome."""
+"""Function that takes an image as soon as its worker replies; an error that it raises is the image's outcome."""
 
 
 class Decoder(Protocol):
@@ -50,7 +50,8 @@ class Decoder(Protocol):
             image_bytes: the encoded image.
             request: identity of the request that brought it: requests take turns. None is a request of its own.
             preprocessor: what to decode to. Default: the decoder's own.
-            on_decoded: called with the result before this call, which waits for its turn in the event loop, returns it.
+            on_decoded: called with the result as soon as the worker replies, one iteration of the event loop before this call
+                returns it.
 
         Raises:
             ImageTooLarge, UnsupportedImageFormat, UndecodableImage: see `ImageDecoder.decode`.

@@ -91,6 +91,7 @@ class Batcher(Generic[Item, Result]):
         self._queue: dict[Job[Item, Result], None] = {}  # ordered, and cancelled jobs leave from the middle
         self._in_flight: dict[asyncio.Task[None], Sequence[Job[Item, Result]]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._gone: asyncio.Future[Any]
         self._context = contextvars.Context()
         self._waking = False
         self._timer: asyncio.TimerHandle | None = None
@@ -105,6 +106,8 @@ class Batcher(Generic[Item, Result]):
         """
         self._on_death = on_death
         self._loop = asyncio.get_running_loop()
+        self._gone = self._loop.create_future()
+        self._gone.cancel()
         self._slots.join(self._wake)
 
     async def stop(self) -> None:
@@ -112,7 +115,7 @@ class Batcher(Generic[Item, Result]):
         if self.alive:
             self._slots.leave(self._wake)
         self._stopped = True
-        if batches := self._give_up(_stopping()):
+        if batches := self._give_up(_stopping):
             await asyncio.wait(batches)
 
     @property
@@ -166,6 +169,10 @@ class Batcher(Generic[Item, Result]):
         late = None if job.deadline == math.inf else asyncio.get_running_loop().call_at(job.deadline, job.expire)
         try:
             return await job.future
+        except Exception:
+            # the error's traceback holds the job, and the job the error: until a garbage collection, with the request's image
+            job.future = self._gone
+            raise
         finally:
             if late is not None:
                 late.cancel()
@@ -178,7 +185,7 @@ class Batcher(Generic[Item, Result]):
 
     def _wake(self) -> None:
         """Have the queue looked at in the next iteration of the event loop: what arrives in this one shares a batch."""
-        if self._queue and not self._waking and self._loop is not None:
+        if self._queue and self._slots.free and not self._waking and self._loop is not None:
             self._waking = True
             # not in the context of the request that happens to be the first: a batch logs nothing of a request
             self._loop.call_soon(self._dispatch, context=self._context)
@@ -221,24 +228,26 @@ class Batcher(Generic[Item, Result]):
         task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[None]) -> None:
-        batch = self._in_flight.pop(task, ())
+        batch = self._in_flight.pop(task)
         self._slots.release()
-        if task.cancelled() or (error := task.exception()) is None:
+        if not task.cancelled() and (error := task.exception()) is None:
             return
         for job in batch:
             job.fail(_died())
+        if task.cancelled():
+            return
         if self.alive:
             self._slots.leave(self._wake)
             self._dead = True
             _log.critical("the inference worker died", exc_info=error)
-            self._give_up(_died())
+            self._give_up(_died)
             self._on_death()
 
-    def _give_up(self, error: Exception) -> Sequence[asyncio.Task[None]]:
+    def _give_up(self, error: Callable[[], Exception]) -> Sequence[asyncio.Task[None]]:
         """Fail everything queued or in flight; returns the batches in flight, cancelled."""
         self._cancel_timer()
         for job in itertools.chain(*self._in_flight.values(), self._queue):
-            job.fail(error)
+            job.fail(error())  # one for each: a traceback keeps all that raise it alive
         self._queue.clear()
         batches = list(self._in_flight)
         for task in batches:

@@ -177,9 +177,9 @@ class Classifier:
                 job = self._batcher.put(decoded.pixels, deadline, trace)
 
             try:
-                with trace.decoding() as on_decoded:
+                with trace.decoding() as record:
                     decoded = await self._decode(image_bytes, deadline, request, put)
-                    on_decoded(decoded.wait_s, decoded.decode_s)
+                    record(decoded.wait_s, decoded.decode_s)
                 assert job is not None
                 return await self._result(job, decoded, trace)
             finally:

@@ -45,7 +45,7 @@ class Body:
         self._may_be_compressed = True
 
     async def chunks(self, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield the body chunk by chunk. A declared length over the limit is refused before the first chunk.
+        """Yield the body chunk by chunk, once. A declared length over the limit is refused before the first chunk.
 
         Raises:
             ImageTooLarge: more than `max_bytes`.

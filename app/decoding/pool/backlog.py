@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from app.decoding import Decoded, OnDecoded, Preprocessor
 from app.decoding.pool.attempt import DecodingFault, attempt, reported
 from app.decoding.pool.fair_queue import FairQueue, Turn, turn_of
-from app.errors import Draining, ServiceError
+from app.errors import Draining
 from app.pixels import Pixels
 
 
@@ -100,7 +100,7 @@ class Backlog:
         try:
             if image.on_decoded is not None:
                 image.on_decoded(decoded)
-        except ServiceError as error:
+        except Exception as error:
             image.result.set_exception(error)
         else:
             image.result.set_result(decoded)

@@ -1,3 +1,4 @@
+import io
 import json
 import logging
 import re
@@ -57,9 +58,19 @@ def test_lost_collector_is_logged_seldom(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize("log_format", ["text", "json"])
 def test_quick_line_is_like_any_other(capsys: pytest.CaptureFixture[str], log_format: Literal["text", "json"]) -> None:
     configure_logging("info", log_format)
+    records = list[logging.LogRecord]()
+
+    def count(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return True
+
+    logging.getLogger("request").addFilter(count)
     with structlog.contextvars.bound_contextvars(request_id="abc"):
         QuickLogger("request").info("request", status=200, total_ms=1.25)
+        assert records == []
         structlog.get_logger("request").info("request", status=200, total_ms=1.25)
+    logging.getLogger("request").removeFilter(count)
+    assert len(records) == 1
     quick, usual = (_TIME.sub("", line) for line in capsys.readouterr().err.splitlines())
     assert quick == usual
     assert "abc" in quick
@@ -79,3 +90,15 @@ def test_quick_line_below_the_level_is_not_written(capsys: pytest.CaptureFixture
     configure_logging("warning", "json")
     QuickLogger("request").info("request", status=200)
     assert capsys.readouterr().err == ""
+
+
+def test_quick_line_to_a_closed_stream_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    configure_logging("info", "json")
+    monkeypatch.undo()
+    reported = list[logging.LogRecord]()
+    monkeypatch.setattr(logging.getLogger().handlers[0], "handleError", reported.append)
+    QuickLogger("request").info("request", status=200)
+    assert [record.msg for record in reported] == ["request"]

@@ -128,7 +128,7 @@ async def test_image_is_queued_as_its_worker_replies(tiny_checkpoint: Path) -> N
     await shared.close()
 
 
-async def test_image_cancelled_after_its_decoder_is_not_run(held: tuple[Classifier, HeldDecode]) -> None:
+async def test_image_cancelled_after_decoding_leaves_the_queue(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     classifier._batcher._slots.free = 0
     image = await begin(classifier, decoder)
