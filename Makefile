@@ -3,7 +3,7 @@
 # make lint    formatting, lint rules, types
 # make references    compare with transformers, timm and torchvision, model by model
 # make audit   look up known vulnerabilities of all pins; needs PyPI's JSON API
-# make bench   measure machine, engines, decoding, service and peers; an hour and 10 GB of disk
+# make bench   measure machine, engines, decoding, service and peers of both kinds (KINDS=eager: one); two hours, 10 GB of disk
 # make image-test   build the image, and run replicas of it behind the proxy, killed and replaced under load; needs Docker
 # make ray-test    test replicas under Ray Serve, in an environment of their own; five minutes
 # make soak    ten minutes of good, broken, oversize and disconnecting clients (MINUTES=2 for a try)
@@ -36,9 +36,10 @@ audit: $(VENV)/audit/installed
 	{ echo "make audit: failed: a pin has a known vulnerability or could not be looked up; see above" >&2; exit 1; }
 
 # progress on standard error; the table on standard output, all numbers in .bench/results.json
+bench: KINDS ?= eager openvino
 bench: $(VENV)/installed-dev
 	@$(BIN)/python -m benchmarks.peers.install
-	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks --kinds $(KINDS)
 
 # exits with 1 if a step fails or a goal is missed; BASE and HAPROXY_IMAGE name images where Docker Hub is out of reach
 image-test: $(VENV)/installed-dev

@@ -125,8 +125,10 @@ def _add_routes(app: FastAPI, state: AppState) -> None:
 
 def _add_middleware(app: FastAPI, state: AppState) -> None:
     """Add middleware from the innermost to the outermost."""
-    app.add_middleware(DirectRoutes, wires=state.wires)
     app.add_middleware(UnhandledErrors, wires=state.wires)
+    app.add_middleware(PlainErrorsAsProblems, wires=state.wires)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(DirectRoutes, state=state)
     if state.settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -135,8 +137,7 @@ def _add_middleware(app: FastAPI, state: AppState) -> None:
             allow_headers=["*"],
             expose_headers=["X-Request-ID", "Server-Timing", "Retry-After"],
         )
-    app.add_middleware(PlainErrorsAsProblems, wires=state.wires)
-    app.add_middleware(HeadAsGet)
+        app.add_middleware(PlainErrorsAsProblems, wires=state.wires)  # for a preflight that it refuses
     app.add_middleware(RequestContext, service=state.service, metrics=state.metrics, log=state.request_log, wires=state.wires)
     if state.tracer is not None:
         app.add_middleware(TracedRequests, tracer=state.tracer, untraced=state.wires.health_paths | {metrics_route.PATH})

@@ -1,4 +1,4 @@
-"""Measure everything; write one table and one JSON file: python -m benchmarks [--quick] [--models ...] [--peers ...]
+"""Measure everything; write one table and one JSON file: python -m benchmarks [--models ...] [--peers ...] [--only ...]
 
 Progress goes to standard error, the table to standard output.
 """
@@ -6,6 +6,7 @@ Progress goes to standard error, the table to standard output.
 import argparse
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,35 +16,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from app.bench.load import Load, ask, closed_loop, open_loop
-from app.process.cpu import available_cpus
-from benchmarks import inside, machine, protocols
-from benchmarks.contenders import (
-    Contender,
-    check_answers,
-    contenders,
-    mean_batch_size,
-    ours_with,
-    start_ours,
-    wait_until_healthy,
-)
+from app.bench.load import Load, ask, open_loop
+from benchmarks import fma, inside, machine, protocols
+from benchmarks.comparison import COMPARED_AT, measured, service_and_peers
+from benchmarks.contenders import Contender, contenders, ours_with, start_ours, wait_until_healthy
 from benchmarks.images import IMAGE_SETS, WEB
 from benchmarks.measure import Samples, interleaved
 from benchmarks.models import MODELS, BenchmarkModel
-from benchmarks.peers import PEERS, Peer
+from benchmarks.peers import KINDS, PEERS, Peer
 from benchmarks.report import Row, Section, as_markdown, floor_rows, load_rows, rate_rows
 
 _WORK = Path(__file__).parent.parent / ".bench"
 _CLIENTS = (1, 8, 32, 128)
-_COMPARED_AT = (1, 32)
 _RATES = (0.5, 0.8, 1.0, 1.5)
 _BATCH_SIZES = (1, 2, 4, 8, 16)
 
 
 def main() -> None:
     arguments = _arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stops the servers, which would otherwise stay
     models = [model for model in MODELS if model.name in arguments.models]
-    peers = [peer for peer in PEERS if peer.environment in arguments.peers]
+    peers = [peer for peer in PEERS if peer.environment in arguments.peers and peer.kind in arguments.kinds]
     sections: list[Section] = []
     report = {
         "machine": machine.describe(),
@@ -75,7 +68,7 @@ def _sections(
         yield _protocols(MODELS[0], rounds, scale)
     for model in models:
         if "peers" in only:
-            yield from _service_and_peers(model, peers, rounds, scale)
+            yield from service_and_peers(model, peers, rounds, scale, _WORK)
         if "isolation" in only:
             yield _service_by_setting(model, "decode_isolation", ("thread", "process"), rounds, scale)
         if "load" in only:
@@ -88,24 +81,29 @@ def _sections(
 
 
 def _floor(rounds: int) -> Section:
-    samples = interleaved(
-        "floor", [("matrix product, FLOP/s", machine.matrix_flops), ("memory copy, B/s", machine.memory_bandwidth)], rounds
-    )
-    return Section("Floor", "the best this machine can do", floor_rows(samples))
+    fmas, missing = fma.cases(_WORK)
+    cases = [*fmas, ("matrix product, FLOP/s", machine.matrix_flops), ("memory copy, B/s", machine.memory_bandwidth)]
+    samples = interleaved("floor", cases, rounds)
+    return Section("Floor", "; ".join(filter(None, ["the best this machine can do", missing])), floor_rows(samples))
 
 
 def _engine(model: BenchmarkModel, rounds: int, scale: float) -> Section:
     made = inside.load(model.directory(_WORK / "models"), _WORK / "cache", machine.engines())
     sizes = [size for size in _BATCH_SIZES if model.name != "vit-base" or size <= 4]
-    cases = [("matrix product", machine.matrix_flops), *inside.engine_cases(made, sizes, model.slice_s * scale / 3)]
+    peaks = {"of matrix product": machine.matrix_flops}
+    fmas, missing = fma.cases(_WORK)
+    if fmas:
+        peaks["of FMA limit"] = fmas[-1][1]
+    cases = [*peaks.items(), *inside.engine_cases(made, sizes, model.slice_s * scale / 3)]
     samples = interleaved(f"engine, {model.name}", cases, rounds)
-    peak = samples.pop("matrix product")
-    share = {name: Samples(tuple(value * made.flops for value in each.values)).over(peak) for name, each in samples.items()}
-    base = samples["torch, one image alone"]
+    peak = {heading: samples.pop(heading) for heading in peaks}
+    flops = {name: Samples(tuple(value * made.flops for value in each.values)) for name, each in samples.items()}
+    shares = {heading: {name: each.over(most) for name, each in flops.items()} for heading, most in peak.items()}
+    note = f"{made.flops / 1e9:.2f} GFLOP an image; ratio to eager torch with one image; shares of the rates of the floor"
     return Section(
         f"Engine: {model.title}",
-        f"{made.flops / 1e9:.2f} GFLOP an image; ratio to eager torch with one image; share of the matrix product's rate",
-        rate_rows(samples, base, {name: f"{value:.0%}" for name, value in share.items()}, "of matrix product"),
+        "; ".join(filter(None, [note, missing])),
+        rate_rows(samples, samples["torch, one image alone"], shares),
     )
 
 
@@ -115,7 +113,7 @@ def _decoding(model: BenchmarkModel, rounds: int, scale: float) -> Section:
     samples = interleaved(f"decode for {model.name}", list(inside.decode_cases(made, images, scale)), rounds)
     rows = []
     for name, each in samples.items():
-        rows += rate_rows({name: each}, samples[name.replace("quick", "exact")], {}, "")
+        rows += rate_rows({name: each}, samples[name.replace("quick", "exact")])
     return Section(
         f"Decode and resize: for {model.title}", "images a second; ratio to the exact way with as many threads", rows
     )
@@ -153,69 +151,6 @@ def _start(rounds: int) -> Section:
     return Section(f"Start: {MODELS[0].title}", "from the command to ready", rows)
 
 
-def _service_and_peers(model: BenchmarkModel, peers: Sequence[Peer], rounds: int, scale: float) -> Iterable[Section]:
-    """Compare our service and its peers over HTTP with the pipeline without HTTP, in the same rounds."""
-    directory = model.directory(_WORK / "models")
-    made = inside.load(directory, _WORK / "cache")
-    images = _bytes(WEB.files(_WORK / "images"))
-    slice_s = model.slice_s * scale
-    if model.name == "vit-base":  # half a minute a cell; the other models cover the slow layouts
-        peers = [peer for peer in peers if peer.name in ("fastapi", "litserve-workers", "mosec-workers")]
-    _WORK.mkdir(exist_ok=True)
-    with contenders(
-        directory, peers, model.peer_batch_size, images, _WORK, cache_dir=_WORK / "cache", request_timeout_s=120
-    ) as found:
-        check_answers(found, tolerance=0.02)
-        ours = next(contender for contender in found if contender.ours)
-        yield _compared(model, made, images, found, rounds, slice_s)
-        with ours.at_work():
-            batch = mean_batch_size(ours)
-        memory = {contender.name: contender.memory_mib for contender in found}
-        yield Section(
-            f"Memory: {model.title}",
-            f"after all of the above; our mean batch had {batch:.1f} images",
-            [Row((name,), {"MiB": value}, {"MiB (PSS)": f"{value:.0f}"}, None) for name, value in memory.items()],
-        )
-
-
-def _compared(
-    model: BenchmarkModel,
-    made: inside.Inside,
-    images: Sequence[bytes],
-    found: Sequence[Contender],
-    rounds: int,
-    slice_s: float,
-) -> Section:
-    cases = [
-        ("pipeline", inside.pipeline_case(made, images, slice_s)),
-        ("engine and decode, alone", inside.lone_case(made, images, slice_s)),
-    ]
-    loads: dict[str, list[Load]] = {}
-    for clients in _COMPARED_AT:
-        for contender in found:
-            cases.append((f"{contender.name}, {clients}", _measured(loads, contender, clients, slice_s)))
-    samples = interleaved(f"service, {model.name}", cases, rounds)
-    return Section(
-        f"Service and peers: {model.title}",
-        f"JPEGs of {sum(map(len, images)) / len(images) / 1e3:.0f} KB; load generator on the same {available_cpus()} cores",
-        load_rows(samples, loads, {contender.name: contender.layout for contender in found}),
-    )
-
-
-def _measured(loads: dict[str, list[Load]], contender: Contender, clients: int, slice_s: float) -> Any:
-    name = f"{contender.name}, {clients}"
-    # the warm-up fills and empties the queue once
-    seconds, warm_up_s = slice_s * (2 if clients > 1 else 1), slice_s * (0.75 if clients > 1 else 0.25)
-
-    def measure() -> float:
-        with contender.at_work():
-            load = closed_loop(contender.target, clients, seconds, warm_up_s)
-        loads.setdefault(name, []).append(load)
-        return load.throughput
-
-    return measure
-
-
 def _service_by_setting(model: BenchmarkModel, setting: str, values: Sequence[str], rounds: int, scale: float) -> Section:
     """Compare values of one setting in interleaved rounds; ratios are to the throughput of the first value."""
     images = _bytes(WEB.files(_WORK / "images"))
@@ -225,8 +160,8 @@ def _service_by_setting(model: BenchmarkModel, setting: str, values: Sequence[st
     loads: dict[str, list[Load]] = {}
     with ours_with(model.directory(_WORK / "models"), variants, images, _WORK) as found:
         cases = [
-            (f"{each.name}, {clients}", _measured(loads, each, clients, model.slice_s * scale))
-            for clients in _COMPARED_AT
+            (f"{each.name}, {clients}", measured(loads, each, clients, model.slice_s * scale))
+            for clients in COMPARED_AT
             for each in found
         ]
         samples = interleaved(f"{setting}, {model.name}", cases, rounds)
@@ -262,7 +197,7 @@ def _protocols(model: BenchmarkModel, rounds: int, scale: float) -> Section:
             with contender.at_work():
                 if any(status != 200 for status, _ in ask(target)):
                     raise SystemExit(f"{name} is not answered with 200")
-            cases.append((f"{name}, 32", _measured(loads, contender, 32, model.slice_s * scale)))
+            cases.append((f"{name}, 32", measured(loads, contender, 32, model.slice_s * scale)))
         samples = interleaved("protocols", cases, rounds)
     rows = []
     for row, (name, each) in zip(load_rows(samples, loads, {}), samples.items(), strict=True):
@@ -274,7 +209,7 @@ def _protocols(model: BenchmarkModel, rounds: int, scale: float) -> Section:
 def _by_load(model: BenchmarkModel, ours: Contender, rounds: int, slice_s: float) -> Section:
     loads: dict[str, list[Load]] = {}
     memory = [ours.memory_mib]
-    closed = [(f"{ours.name}, {clients}", _measured(loads, ours, clients, slice_s)) for clients in _CLIENTS]
+    closed = [(f"{ours.name}, {clients}", measured(loads, ours, clients, slice_s)) for clients in _CLIENTS]
     samples = interleaved(f"closed loop, {model.name}", closed, rounds)
     saturation = samples[f"{ours.name}, 32"].median
 
@@ -308,6 +243,7 @@ def _arguments() -> argparse.Namespace:
     sections = ["floor", "decode", "engine", "start", "peers", "isolation", "load", "dtype", "protocols", "embed"]
     parser.add_argument("--models", nargs="+", choices=names, default=names, metavar="MODEL", help=", ".join(names))
     parser.add_argument("--peers", nargs="*", choices=environments, default=environments, help="none: ours alone")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="what runs the model in peers")
     parser.add_argument("--only", nargs="+", choices=sections, default=sections)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="of the seconds that a measurement takes")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from app.engines.select import has_bfloat16, has_vnni
+from app.engines.hardware import has_bfloat16, has_vnni
 from app.errors import ServiceError
 from app.process.logs import configure_logging
 from app.serving.offline import infer_all, run, running_classifier

@@ -1,4 +1,4 @@
-"""Facts about this machine, and its floor: matrix product and memory bandwidth."""
+"""Facts about this machine, and its floor: matrix product and memory bandwidth (fma.py has the limit of the CPU)."""
 
 import os
 import platform
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from app.engines.select import has_bfloat16, has_vnni
+from app.engines.hardware import has_bfloat16, has_vnni
 from app.process.cpu import available_cpus
 
 _PACKAGES = ("torch", "openvino", "pillow", "simplejpeg", "fastapi", "uvicorn", "uvloop", "numpy")

@@ -1,5 +1,6 @@
 """Interleaved rounds: cases run turn by turn, so that noise of the machine affects all alike."""
 
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -20,8 +21,9 @@ class Samples:
         return statistics.median(self.values)
 
     def over(self, other: "Samples") -> float:
-        """Return the median of the ratios within each round, which noise affects least."""
-        return statistics.median(mine / theirs for mine, theirs in zip(self.values, other.values, strict=True))
+        """Return the median of the ratios within each round, which noise affects least; infinite over nothing."""
+        pairs = zip(self.values, other.values, strict=True)
+        return statistics.median(mine / theirs if theirs else math.inf for mine, theirs in pairs)
 
     def as_json(self) -> dict[str, object]:
         return {"median": self.median, "min": min(self.values), "max": max(self.values), "values": list(self.values)}

@@ -24,10 +24,10 @@ from pathlib import Path
 from app.bench.load import Target, closed_loop
 from app.settings import BUNDLED_MODEL
 from benchmarks import machine
-from benchmarks.contenders import free_port, pss_mib, start_ours, wait_until_healthy
+from benchmarks.contenders import pss_mib, start_ours, wait_until_healthy
 from benchmarks.images import WEB
 from benchmarks.measure import Samples, interleaved
-from benchmarks.peers import CPUS, ROOT, Server
+from benchmarks.peers import CPUS, ROOT, Server, free_port
 
 _WARM_UP_S = 1.0
 _RAY = {

@@ -96,15 +96,21 @@ def floor_rows(samples: Mapping[str, Samples]) -> list[Row]:
     return rows
 
 
-def rate_rows(samples: Mapping[str, Samples], base: Samples, notes: Mapping[str, str], heading: str) -> list[Row]:
-    """Return rows of ratios, which noise affects least, and rates."""
+def rate_rows(
+    samples: Mapping[str, Samples], base: Samples, shares: Mapping[str, Mapping[str, float]] | None = None
+) -> list[Row]:
+    """Return rows of ratios, which noise affects least, and rates.
+
+    Args:
+        shares: for each heading of a further column, the share of every row.
+    """
     rows = []
     for name, each in samples.items():
         ratio = each.over(base)
         shown = {"x": f"{ratio:.2f}", "a second": f"{each.median:.1f} [{min(each.values):.1f}..{max(each.values):.1f}]"}
-        rows.append(
-            Row((name,), {"median": each.median, "ratio": ratio}, shown | ({heading: notes[name]} if notes else {}), each)
-        )
+        further = {heading: values[name] for heading, values in (shares or {}).items()}
+        shown |= {heading: f"{value:.0%}" for heading, value in further.items()}
+        rows.append(Row((name,), {"median": each.median, "ratio": ratio, **further}, shown, each))
     return rows
 
 

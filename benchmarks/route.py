@@ -22,7 +22,7 @@ import numpy as np
 import uvloop
 from starlette.types import ASGIApp, Message, Scope
 
-from app.decoding import Decoded, Preprocessor
+from app.decoding import Decoded, OnDecoded, Preprocessor
 from app.main import create_app
 from app.pixels import Pixels
 from app.process.logs import configure_logging
@@ -50,8 +50,16 @@ class FakeDecoder:
     def start(self) -> None:
         """See `Decoder`."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
+    async def decode(
+        self,
+        image_bytes: bytes,
+        request: Hashable = None,
+        preprocessor: Preprocessor | None = None,
+        on_decoded: OnDecoded | None = None,
+    ) -> Decoded:
         """See `Decoder`."""
+        if on_decoded is not None:
+            on_decoded(self._decoded)
         return self._decoded
 
     async def close(self) -> None:

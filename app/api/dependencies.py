@@ -5,8 +5,8 @@ They are few and large because FastAPI spends more on each dependency than the d
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -19,6 +19,7 @@ from app.errors import InvalidParameter
 from app.http.numbers import whole_number
 from app.metrics import Metrics
 from app.serving.classifier import Classifier
+from app.serving.served_model import Version
 from app.serving.service import Service
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
@@ -35,9 +36,8 @@ class Accepted:
     deadline: float
     """Time of the event loop's clock after which the answer is of no use."""
 
-    @asynccontextmanager
-    async def to_model(self, name: str | None) -> AsyncIterator["Admitted"]:
-        """Hold the version of a model that answers now, until the context ends.
+    async def version(self, name: str | None) -> Version:
+        """Return the version of a model that answers now; hold it while it is needed.
 
         Args:
             name: name of the model; None for the default.
@@ -49,8 +49,17 @@ class Accepted:
         models = self.state.service.models
         model = models.find(name)
         await models.load_for_request(model, self.deadline)
-        with model.ready_version().held() as classifier:
-            yield Admitted(self.state, self.body, self.deadline, classifier)
+        return model.ready_version()
+
+    def for_model(self, classifier: Classifier) -> "Admitted":
+        """Return the request, admitted to a model."""
+        return Admitted(self.state, self.body, self.deadline, classifier)
+
+    @asynccontextmanager
+    async def to_model(self, name: str | None) -> AsyncIterator["Admitted"]:
+        """Hold the version of a model that answers now, until the context ends; as `version`."""
+        with (await self.version(name)).held() as classifier:
+            yield self.for_model(classifier)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +120,15 @@ async def accept(
         InvalidParameter: the deadline is not a positive whole number.
     """
     await check_client(request)
-    state = state_of(request.app)
+    with accepting(request, state_of(request.app), timeout_ms) as accepted:
+        yield accepted
+
+
+@contextmanager
+def accepting(request: Request, state: AppState, timeout_ms: str | None) -> Iterator[Accepted]:
+    """Accept a request whose client was checked; as `accept`."""
     with state.service.accept() as reserve_bytes:
-        deadline = request.state.arrival + _timeout(timeout_ms, state.settings.request_timeout_s)
+        deadline = request.scope["state"]["arrival"] + _timeout(timeout_ms, state.settings.request_timeout_s)
         yield Accepted(state, Body(request, reserve_bytes, state.slices), deadline)
 
 

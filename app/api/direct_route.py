@@ -5,29 +5,40 @@ A direct route calls the same endpoint with the same arguments, which it makes i
 too, for OpenAPI and for other methods.
 """
 
-from contextlib import asynccontextmanager
+from functools import lru_cache
+from urllib.parse import parse_qsl
 
+import structlog
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.dependencies import TIMEOUT_HEADER, accept, model_of
-from app.api.problems import response_to
+from app.api.dependencies import TIMEOUT_HEADER, accepting
+from app.api.problems import internal_error, response_to
 from app.api.schemas import Ranking
-from app.api.wire import DirectRoute, Wires
+from app.api.state import AppState
 from app.errors import ServiceError
 
-_accept = asynccontextmanager(accept)
+_QUERIES = 64
+"""Queries whose parameters are kept: clients send the same ones again and again."""
+
+_log = structlog.get_logger(__name__)
 
 
 class DirectRoutes:
-    """ASGI middleware: answers POST at the paths of direct routes; all else is for the application inside."""
+    """ASGI middleware: answers POST at the paths of direct routes; all else is for the application inside.
 
-    def __init__(self, app: ASGIApp, wires: Wires) -> None:
+    Args:
+        app: the application inside.
+        state: state of the application.
+    """
+
+    def __init__(self, app: ASGIApp, state: AppState) -> None:
         self._app = app
-        self._wires = wires
-        self._routes = {route.path: route for wire in wires.wires for route in wire.direct_routes}
+        self._state = state
+        self._routes = {route.path: route for wire in state.wires.wires for route in wire.direct_routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._routes.get(scope.get("path", ""))
@@ -35,24 +46,36 @@ class DirectRoutes:
             await self._app(scope, receive, send)
             return
         scope["route"] = route  # for the log
-        request = Request(scope, receive, send)
+        response: Response | None = None
         try:
-            await _answer(route, request, scope, receive, send)
+            request = Request(scope, receive, send)
+            await self._state.access.check(request)
+            with accepting(request, self._state, request.headers.get(TIMEOUT_HEADER)) as request_with_images:
+                version = await request_with_images.version(_parameters(scope["query_string"]).get("model"))
+                with version.held() as classifier:
+                    response = await route.endpoint(
+                        request, request_with_images.for_model(classifier), _ranking(scope["query_string"])
+                    )
+                    await response(scope, receive, send)
         except (ServiceError, RequestValidationError) as error:
-            await response_to(error, scope["path"], self._wires)(scope, receive, send)
+            await response_to(error, scope["path"], self._state.wires)(scope, receive, send)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            _log.exception("unexpected error")
+            if response is not None:  # some of it may be out; the server has to cut the connection
+                raise
+            await self._state.wires.render(scope["path"], internal_error(), {})(scope, receive, send)
 
 
-async def _answer(route: DirectRoute, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
-    async with (
-        _accept(request, request.headers.get(TIMEOUT_HEADER)) as accepted,
-        accepted.to_model(model_of(request)) as admitted,
-    ):
-        response = await route.endpoint(request, admitted, _ranking(request))
-        await response(scope, receive, send)
+@lru_cache(_QUERIES)
+def _parameters(query: bytes) -> dict[str, str]:
+    return dict(parse_qsl(query.decode("latin-1"), keep_blank_values=True))  # as starlette has them
 
 
-def _ranking(request: Request) -> Ranking:
+@lru_cache(_QUERIES)
+def _ranking(query: bytes) -> Ranking:
     try:
-        return Ranking.model_validate(dict(request.query_params))
+        return Ranking.model_validate(_parameters(query))
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None

@@ -1,9 +1,10 @@
 """Middleware: id, timing, log line and count of every request; unexpected errors; HEAD."""
 
 import asyncio
+import os
 import re
 import time
-import uuid
+from functools import lru_cache
 from typing import Any
 
 import structlog
@@ -23,6 +24,9 @@ _SANE_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _CLIENT_GONE = 499
 """Status of nginx for a client that left before the response; only in logs and metrics."""
 
+_SERIES = 256
+"""Series of a metric that are found quickly; there are a few for each route."""
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 _COMMON_HEADERS = ((b"cache-control", b"no-store"), (b"x-content-type-options", b"nosniff"))
@@ -41,6 +45,8 @@ class RequestContext:
         self._app = app
         self._service = service
         self._metrics = metrics
+        self._requests = lru_cache(_SERIES)(metrics.requests.labels)
+        self._request_seconds = lru_cache(_SERIES)(metrics.request_seconds.labels)
         self._log = log
         self._wires = wires
 
@@ -58,12 +64,11 @@ class RequestContext:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers.raw.extend(_COMMON_HEADERS)
-                headers["X-Request-ID"] = request_id
-                headers["Server-Timing"] = _server_timing(state.get("timings"), time.perf_counter() - started)
+                timing = _server_timing(state.get("timings"), time.perf_counter() - started)
+                added = ((b"x-request-id", request_id.encode()), (b"server-timing", timing.encode()))
+                message["headers"] = [*message["headers"], *_COMMON_HEADERS, *added]
                 if self._service.stopping:
-                    headers["Connection"] = "close"
+                    MutableHeaders(scope=message)["Connection"] = "close"
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -78,8 +83,8 @@ class RequestContext:
         route = getattr(scope.get("route"), "path", "unmatched")
         method = scope["method"] if scope["method"] in _METHODS else "other"
         protocol = state.get("protocol") or self._wires.protocol(scope["path"])
-        self._metrics.requests.labels(method, route, str(status), protocol).inc()
-        self._metrics.request_seconds.labels(method, route).observe(total_s)
+        self._requests(method, route, str(status), protocol).inc()
+        self._request_seconds(method, route).observe(total_s)
         code = state.get("problem_code")
         if code is not None and scope["path"] not in self._wires.health_paths:  # a probe that waits is no refused client
             self._metrics.problems.labels(code).inc()
@@ -187,23 +192,30 @@ def _is_plain_error(start: Message) -> bool:
 
 def _request_id(scope: Scope) -> str:
     """Return the client's id if it is fit for a header and a log line, else a new one."""
-    sent = Headers(scope=scope).get("x-request-id", "")
-    return sent if _SANE_REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            sent = value.decode("latin-1")
+            return sent if _SANE_REQUEST_ID.fullmatch(sent) else _new_id()
+    return _new_id()
+
+
+def _new_id() -> str:
+    return os.urandom(16).hex()
 
 
 def _server_timing(timings: Timings | None, total_s: float) -> str:
     """Return durations in milliseconds (https://www.w3.org/TR/server-timing/)."""
-    return ", ".join(f"{name.removesuffix('_ms')};dur={value}" for name, value in _milliseconds(timings, total_s).items())
+    return ", ".join([f"{name[:-3]};dur={value}" for name, value in _milliseconds(timings, total_s).items()])
 
 
 def _milliseconds(timings: Timings | None, total_s: float) -> dict[str, float]:
-    steps = {"total_ms": total_s}
-    if timings is not None:
-        steps = {
-            "decode_wait_ms": timings.decode_wait_s,
-            "decode_ms": timings.decode_s,
-            "queue_ms": timings.queue_s,
-            "inference_ms": timings.inference_s,
-            **steps,
-        }
-    return {name: round(seconds * 1000, 2) for name, seconds in steps.items()}
+    total_ms = round(total_s * 1000, 2)
+    if timings is None:
+        return {"total_ms": total_ms}
+    return {
+        "decode_wait_ms": round(timings.decode_wait_s * 1000, 2),
+        "decode_ms": round(timings.decode_s * 1000, 2),
+        "queue_ms": round(timings.queue_s * 1000, 2),
+        "inference_ms": round(timings.inference_s * 1000, 2),
+        "total_ms": total_ms,
+    }

@@ -6,12 +6,15 @@ from contextvars import Context
 
 import structlog
 
+from app.process.logs import QuickLogger
+
 _SECOND = 1.0
 
 _NOT_REFUSED = frozenset({500, 504})
 """Failures of accepted requests: bounded in number, and an operator looks for each by its id."""
 
 _log = structlog.get_logger("request")
+_lines = QuickLogger("request")
 
 
 class RequestLog:
@@ -35,7 +38,7 @@ class RequestLog:
         if status >= 400 and status not in _NOT_REFUSED and not (quiet or self._closed or self._first(status, code)):
             return
         problem = {} if code is None else {"code": code}
-        log = _log.debug if quiet else _log.info
+        log = _log.debug if quiet else _lines.info
         log("request", method=method, route=route, status=status, **problem, **timings_ms)
 
     def close(self) -> None:

@@ -1,13 +1,13 @@
 """Decoding: encoded images to pixels, in worker processes (`pool/processes.py`) or threads (`pool/threads.py`)."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Protocol
 
 from app.decoding.preprocessor import Decode, Preprocessor
 from app.pixels import Pixels
 
-__all__ = ["Decode", "Decoded", "Decoder", "Preprocessor"]
+__all__ = ["Decode", "Decoded", "Decoder", "OnDecoded", "Preprocessor"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,10 @@ class Decoded:
     wait_s: float
     """Includes the time with workers that were lost."""
     decode_s: float
+
+
+OnDecoded = Callable[[Decoded], None]
+"""Function that takes an image as soon as its worker replies; an error that it raises is the image's outcome."""
 
 
 class Decoder(Protocol):
@@ -33,13 +37,21 @@ class Decoder(Protocol):
     def start(self) -> None:
         """Start decoding, in the running event loop."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
+    async def decode(
+        self,
+        image_bytes: bytes,
+        request: Hashable = None,
+        preprocessor: Preprocessor | None = None,
+        on_decoded: OnDecoded | None = None,
+    ) -> Decoded:
         """Decode one image when its turn comes. A call that is cancelled before its turn costs nothing.
 
         Args:
             image_bytes: the encoded image.
             request: identity of the request that brought it: requests take turns. None is a request of its own.
             preprocessor: what to decode to. Default: the decoder's own.
+            on_decoded: called with the result as soon as the worker replies, one iteration of the event loop before this call
+                returns it.
 
         Raises:
             ImageTooLarge, UnsupportedImageFormat, UndecodableImage: see `ImageDecoder.decode`.

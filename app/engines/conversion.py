@@ -85,6 +85,11 @@ def openvino_engine(
     return conversion.engine
 
 
+def save_for_others(model: EngineModel, file: Path) -> None:
+    """Convert a model in float32 as the engine does, and save it as `.xml` with its `.bin` for another program."""
+    openvino.save_model(_convert(model, "float32"), file, compress_to_fp16=False)
+
+
 def _convert(model: EngineModel, dtype: str) -> openvino.Model:
     """Convert the torch model, with a dynamic batch size."""
     pixels = torch.zeros(2, *model.image_shape, dtype=torch.uint8)

@@ -43,13 +43,24 @@ class Job(Generic[Item, Result]):
     def still_awaited(self) -> bool:
         """Return False if the job was cancelled or is late; fail a late one whose timer has not fired yet."""
         if not self.future.done() and self.deadline <= asyncio.get_running_loop().time():
-            self.fail(too_late())
+            self.expire()
         return not self.future.done()
+
+    def expire(self) -> None:
+        """Give the job the error of one whose deadline passed, unless it has an outcome."""
+        self.fail(DeadlineExceeded("The deadline passed before the image was classified."))
 
     def fail(self, error: Exception) -> None:
         """Give the job an error, unless it has an outcome."""
         if not self.future.done():
             self.future.set_exception(error)
+
+    def forget(self) -> None:
+        """Cancel the job if it has no outcome; one that nobody has looked at is then not logged as lost."""
+        if not self.future.done():
+            self.future.cancel()
+        elif not self.future.cancelled():
+            self.future.exception()
 
 
 class BatchExecutor(Generic[Item, Result]):
@@ -127,8 +138,3 @@ class BatchExecutor(Generic[Item, Result]):
             self.max_batch_size = min(self.max_batch_size, half)
             _log.warning("a batch of %d did not fit into memory; from now on at most %d", len(jobs), self.max_batch_size)
         return [jobs[:half], jobs[half:]]
-
-
-def too_late() -> DeadlineExceeded:
-    """Return the error of a job whose deadline passed."""
-    return DeadlineExceeded("The deadline passed before the image was classified.")

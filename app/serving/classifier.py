@@ -8,12 +8,13 @@ from dataclasses import replace
 import numpy as np
 import structlog
 
-from app.decoding import Decoded, Decoder, Preprocessor
+from app.decoding import Decoded, Decoder, OnDecoded, Preprocessor
 from app.errors import DeadlineExceeded, InferenceFailed, InvalidParameter, NoClasses, NoExplanation, NoFeatures
 from app.explaining.explainer import Explainer
 from app.metrics import ModelMetrics, Statistics
 from app.pixels import Pixels
 from app.serving.admission import Admission
+from app.serving.batch import Job
 from app.serving.batching import Batcher
 from app.serving.results import Classification, Embedding, ModelDescription, Timings
 from app.serving.runner import ModelRunner, Scores
@@ -162,26 +163,39 @@ class Classifier:
         """
         self.check_classes()
         with self._metrics.outcome_of_image(), self.admission.slot():
-            return self._classification(*await self._infer(Decoded(pixels, 0.0, 0.0), deadline, image_trace()))
+            trace = image_trace()
+            job = self._batcher.put(pixels, deadline, trace)
+            return self._classification(*await self._result(job, Decoded(pixels, 0.0, 0.0), trace))
 
     async def _run(self, image_bytes: bytes, deadline: float, request: Hashable) -> tuple[Scores, Timings]:
         with self._metrics.outcome_of_image(), self.admission.slot():
             trace = image_trace()
-            with trace.decoding() as on_decoded:
-                decoded = await self._decode(image_bytes, deadline, request)
-                on_decoded(decoded.wait_s, decoded.decode_s)
-            return await self._infer(decoded, deadline, trace)
+            job: Job[Pixels, Scores] | None = None
 
-    async def _decode(self, image_bytes: bytes, deadline: float, request: Hashable) -> Decoded:
+            def put(decoded: Decoded) -> None:
+                nonlocal job
+                job = self._batcher.put(decoded.pixels, deadline, trace)
+
+            try:
+                with trace.decoding() as record:
+                    decoded = await self._decode(image_bytes, deadline, request, put)
+                    record(decoded.wait_s, decoded.decode_s)
+                assert job is not None
+                return await self._result(job, decoded, trace)
+            finally:
+                if job is not None:  # put, though this call was cancelled before it saw that
+                    self._batcher.drop(job)
+
+    async def _decode(self, image_bytes: bytes, deadline: float, request: Hashable, on_decoded: OnDecoded) -> Decoded:
         try:
             async with asyncio.timeout_at(None if deadline == math.inf else deadline):
-                return await self._decoder.decode(image_bytes, request, self._preprocessor)
+                return await self._decoder.decode(image_bytes, request, self._preprocessor, on_decoded)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was decoded.") from None
 
-    async def _infer(self, decoded: Decoded, deadline: float, trace: ImageTrace) -> tuple[Scores, Timings]:
+    async def _result(self, job: Job[Pixels, Scores], decoded: Decoded, trace: ImageTrace) -> tuple[Scores, Timings]:
         with trace.queued():
-            batched = await self._batcher.submit(decoded.pixels, deadline, trace)
+            batched = await self._batcher.result(job)
         scores = batched.result
         if not (np.isfinite(scores.logits).all() and np.isfinite(scores.features).all()):
             _log.error("the model gave numbers that are not finite")

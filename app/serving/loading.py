@@ -67,16 +67,16 @@ def _load_classifier(
     description, engine = loaded.description, loaded.engine
     name = spec.name or description.name
     preprocessors = preprocessors_of(image_decoder(settings, description.preprocessing), description.image_shape)
-    device = shared.device(engine)
+    slots = shared.slots(engine)
     to_probabilities = partial(probabilities, activation=description.activation)
-    runner = ModelRunner(engine, description.image_shape, description.num_classes, to_probabilities, device.in_flight)
+    runner = ModelRunner(engine, description.image_shape, description.num_classes, to_probabilities, lambda: slots.in_flight)
     on_step("warming up")
     runner.warm_up()
     model_metrics = metrics.of_model(name)
     batcher = Batcher(
         partial(run, runner),
         max_batch_size=engine.max_batch_size,
-        slots=device.slots,
+        slots=slots,
         max_queue_delay_s=settings.max_queue_delay_ms / 1000,
         independent_streams=engine.independent_streams,
         inference_timeout_s=settings.inference_timeout_s,

@@ -26,13 +26,6 @@ class Scores:
     """(F,) all features of the model, one behind the other."""
 
 
-@dataclass(slots=True)
-class InFlight:
-    """Number of batches that run on a device."""
-
-    batches: int = 0
-
-
 class ModelRunner:
     """Runs batches in threads, one for each that the engine computes concurrently.
 
@@ -41,7 +34,7 @@ class ModelRunner:
         image_shape: (C, H, W) of its input.
         num_classes: K; numbers behind the logits are features.
         probabilities: turns logits into probabilities; returns None if the outputs are not classes.
-        in_flight: counter of the batches on the device, which other models share.
+        in_flight: returns the number of batches on the device, with those of other models and the one that asks.
     """
 
     def __init__(
@@ -50,7 +43,7 @@ class ModelRunner:
         image_shape: tuple[int, int, int],
         num_classes: int,
         probabilities: Callable[[Logits], Logits | None],
-        in_flight: InFlight | None = None,
+        in_flight: Callable[[], int] = lambda: 1,
     ) -> None:
         self.engine = engine
         self._num_classes = num_classes
@@ -59,7 +52,7 @@ class ModelRunner:
         self._threads = ThreadPoolExecutor(
             engine.max_concurrent_batches, thread_name_prefix="batch", initializer=lower_priority
         )
-        self._in_flight = in_flight or InFlight()
+        self._in_flight = in_flight
 
     def warm_up(self) -> None:
         """Run the largest batch and a single image in every thread, so that no request pays for the first run. Blocks.
@@ -90,13 +83,8 @@ class ModelRunner:
             OutOfMemory: the batch does not fit on the device.
             EngineDead: the device cannot be used any more.
         """
-        self._in_flight.batches += 1
-        try:
-            await asyncio.sleep(0)  # batches that start in the same iteration of the event loop count each other
-            use_all_cores = len(images) == 1 and self._in_flight.batches == 1
-            return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, images, use_all_cores)
-        finally:
-            self._in_flight.batches -= 1
+        use_all_cores = len(images) == 1 and self._in_flight() == 1
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, images, use_all_cores)
 
     def close(self) -> None:
         """Stop the threads after their current batch, and free the engine."""

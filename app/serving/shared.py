@@ -1,23 +1,12 @@
 """Shared: what all models of a service share: decoding workers, slots for images, cores, and the process that explains."""
 
-from dataclasses import dataclass
-
 from app.decoding import Decoder
 from app.engines import Engine
 from app.explaining.keeper import Turn
 from app.metrics import Metrics
 from app.serving.admission import Admission
 from app.serving.batching import BatchSlots
-from app.serving.runner import InFlight
 from app.settings import Settings
-
-
-@dataclass(slots=True)
-class DeviceShare:
-    """Bound on the batches of all models on one device, and their number."""
-
-    slots: BatchSlots
-    in_flight: InFlight
 
 
 class Shared:
@@ -36,15 +25,15 @@ class Shared:
         self.turn = Turn()
         self.serving = False
         """True once images may be answered: what loads then leaves them the cores."""
-        self._shares: dict[tuple[str, int], DeviceShare] = {}
+        self._slots: dict[tuple[str, int], BatchSlots] = {}
         metrics.max_inflight_images.set(settings.max_inflight_images)
         metrics.max_inflight_bytes.set(settings.max_inflight_bytes)
         metrics.inflight_bytes.set_function(lambda: self.admission.bytes)
 
-    def device(self, engine: Engine) -> DeviceShare:
-        """Return the share of an engine's device. Engines that run other numbers of batches there do not share."""
+    def slots(self, engine: Engine) -> BatchSlots:
+        """Return the slots of an engine's device. Engines that run other numbers of batches there do not share them."""
         key = (engine.device, engine.max_concurrent_batches)
-        return self._shares.setdefault(key, DeviceShare(BatchSlots(engine.max_concurrent_batches), InFlight()))
+        return self._slots.setdefault(key, BatchSlots(engine.max_concurrent_batches))
 
     def warm_up(self) -> None:
         """Start the decoding workers. Blocks, for a second or two.

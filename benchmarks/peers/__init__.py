@@ -1,19 +1,26 @@
-"""Peers: other servers that do the same work, for comparison.
+"""Peers: other servers that do the same work, for comparison, each as people write it and with our model inside.
 
 Standard library only: the harness imports this in our environment, the servers run in their own.
 """
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Literal
 
 CPUS = int(os.environ.get("VIT_BENCH_CPUS") or os.cpu_count() or 1)
 """Cores that every peer uses."""
+
+Kind = Literal["eager", "openvino"]
+"""What runs the model in a peer: transformers in eager torch, as people write it, or OpenVINO with the model that we serve."""
+
+KINDS: dict[Kind, str] = {"eager": "eager torch", "openvino": "OpenVINO"}
+"""Kinds with their titles."""
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = ROOT / ".bench" / "environments"
@@ -33,6 +40,14 @@ _OF_THE_HARNESS = ("MKL_", "OMP_", "PEER_", "PYTHON", "VIRTUAL_ENV", "VIT_")
 _ORPHANS_GRACE_S = 2
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def python_of(environment: str) -> Path:
     """Return the interpreter of a peer's environment, installed or not."""
     return ENVIRONMENTS / environment / "bin" / "python"
@@ -40,11 +55,12 @@ def python_of(environment: str) -> Path:
 
 @dataclass(frozen=True)
 class Peer:
-    """Peer in one layout, with its command and its route."""
+    """Peer in one layout and of one kind, with its command and its route."""
 
-    name: str
+    server: str
+    """Server and layout, alike for both kinds."""
     layout: str
-    """Worker processes x torch threads in each."""
+    """Worker processes x threads of a batch, and the batches at a time if a process runs several."""
     environment: str
     command: tuple[str, ...]
     """Arguments of the environment's interpreter, run in this directory; `{port}` is replaced."""
@@ -53,25 +69,45 @@ class Peer:
     body: Literal["raw", "multipart"]
     field: str = ""
     """Multipart field of the image."""
+    ports: tuple[str, ...] = ()
+    """Variables that get a free port each."""
+    kind: Kind = "eager"
+
+    @property
+    def name(self) -> str:
+        """Return the name of the server, with its kind behind it unless it is eager."""
+        return self.server if self.kind == "eager" else f"{self.server}-{self.kind}"
 
     def argv(self, port: int) -> list[str]:
         """Return the command line."""
         return [str(python_of(self.environment)), *(argument.format(port=port) for argument in self.command)]
 
-    def environ(self, model: str | Path, port: int, max_batch_size: int) -> dict[str, str]:
-        """Return all variables of the process; `model` is a directory in Hugging Face layout."""
+    def environ(self, model: str | Path, port: int, max_batch_size: int, converted: Path | None = None) -> dict[str, str]:
+        """Return all variables of the process.
+
+        Args:
+            model: directory in Hugging Face layout.
+            converted: the same model for OpenVINO (`.xml`); only a peer of that kind is told of it.
+        """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(_OF_THE_HARNESS)}
         asked = {"PEER_MODEL": str(Path(model).resolve()), "PEER_PORT": str(port), "PEER_MAX_BATCH_SIZE": str(max_batch_size)}
+        if self.kind == "openvino":
+            if converted is None:
+                raise ValueError(f"{self.name} needs a converted model")
+            asked["PEER_OPENVINO"] = str(converted.resolve())
+        asked |= {name: str(free_port()) for name in self.ports}
         return inherited | _QUIET | self.variables | asked
 
-    def start(self, model: str | Path, port: int, max_batch_size: int, log: IO[bytes] | int) -> "Server":
+    def start(
+        self, model: str | Path, port: int, max_batch_size: int, log: IO[bytes] | int, converted: Path | None = None
+    ) -> "Server":
         """Start on 127.0.0.1 with output to `log`; it is ready when a posted image is answered with 200."""
         mark = f"PEER_RUN={os.getpid()}.{time.monotonic_ns()}"
         name, _, value = mark.partition("=")
         process = subprocess.Popen(
             self.argv(port),
             cwd=_HERE,
-            env=self.environ(model, port, max_batch_size) | {name: value},
+            env=self.environ(model, port, max_batch_size, converted) | {name: value},
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -140,21 +176,29 @@ def _layouts(
     path: str,
     field: str = "",
     variables: dict[str, str] | None = None,
+    ports: tuple[str, ...] = (),
+    *,
+    threaded: bool = False,
 ) -> tuple[Peer, ...]:
-    """Return two layouts: one worker with a thread a core, and a worker with one thread for each core."""
+    """Return the layouts of a peer: one worker with a thread a core, and a worker with one thread for each core.
+
+    A `threaded` server also has one worker that runs a batch of one thread on each core.
+    """
+    layouts = [("", 1, CPUS, 1), ("-workers", CPUS, 1, 1), *([("-threads", 1, 1, CPUS)] if threaded else [])]
     peers = []
-    for suffix, workers, threads in (("", 1, CPUS), ("-workers", CPUS, 1)):
-        sizes = {"PEER_WORKERS": str(workers), "PEER_THREADS": str(threads)}
+    for suffix, workers, threads, streams in layouts:
+        sizes = {"PEER_WORKERS": str(workers), "PEER_THREADS": str(threads), "PEER_STREAMS": str(streams)}
         peers.append(
             Peer(
-                name=name + suffix,
-                layout=f"{workers} x {threads}",
+                server=name + suffix,
+                layout=f"{workers} x {threads}" + (f", {streams} at a time" if streams > 1 else ""),
                 environment=environment,
                 command=tuple(argument.replace("{workers}", str(workers)) for argument in command),
                 variables=sizes | (variables or {}),
                 path=path,
                 body="multipart" if field else "raw",
                 field=field,
+                ports=ports,
             )
         )
     return tuple(peers)
@@ -166,13 +210,19 @@ _BENTOML_VARIABLES = {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(ENVIRO
 _RAY_VARIABLES = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # makes 127.0.0.1 the node's address, on Linux too
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",  # the proxy in Python is 20 times slower
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_worker_niceness": "0",  # at its 15 whatever else runs on the machine would starve it
 }
+_RAY_PORTS = ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT", "PEER_REPLICAS_PORT")
 _MOSEC = ("mosec_server.py", "--address", "127.0.0.1", "--port", "{port}", "--timeout", "120000", "--log-level", "error")
 
-PEERS = (
-    *_layouts("fastapi", "fastapi", ("-m", "uvicorn", "fastapi_server:app", *_UVICORN), "/predict", "image"),
+_EAGER = (
+    *_layouts("fastapi", "fastapi", ("-m", "uvicorn", "fastapi_server:app", *_UVICORN), "/predict", "image", threaded=True),
     *_layouts("litserve", "litserve", ("litserve_server.py",), "/predict", "request"),
     *_layouts("bentoml", "bentoml", _BENTOML, "/predict", "images", _BENTOML_VARIABLES),
-    *_layouts("ray", "ray", ("ray_server.py",), "/", variables=_RAY_VARIABLES),
+    *_layouts("ray", "ray", ("ray_server.py",), "/", variables=_RAY_VARIABLES, ports=_RAY_PORTS),
     *_layouts("mosec", "mosec", _MOSEC, "/inference"),
 )
+
+PEERS = tuple(replace(peer, kind=kind) for kind in KINDS for peer in _EAGER)

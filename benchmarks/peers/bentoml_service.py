@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
-import torch
+import numpy as np
 from common import model_from_environment
 
 MAX_LATENCY_MS = int(os.environ.get("PEER_MAX_LATENCY_MS", "60000"))
@@ -23,4 +23,4 @@ class Classifier:
 
     @bentoml.api(batchable=True, max_batch_size=int(os.environ["PEER_MAX_BATCH_SIZE"]), max_latency_ms=MAX_LATENCY_MS)
     def predict(self, images: list[Path]) -> list[dict[str, Any]]:
-        return self._model.classify(torch.stack([self._model.decode(image.read_bytes()) for image in images]))
+        return self._model.classify(np.stack([self._model.decode(image.read_bytes()) for image in images]))

@@ -11,5 +11,4 @@ model = model_from_environment()
 
 @app.post("/predict")
 def predict(image: UploadFile) -> dict[str, Any]:
-    batch = model.decode(image.file.read()).unsqueeze(0)
-    return model.classify(batch)[0]
+    return model.classify(model.decode(image.file.read())[None])[0]

@@ -11,7 +11,7 @@ import venv
 
 from benchmarks.peers import ENVIRONMENTS, ROOT, python_of
 
-MODEL_REQUIREMENTS = ("torch==2.13.0", "transformers", "pillow", "numpy", "safetensors")
+MODEL_REQUIREMENTS = ("torch==2.13.0", "openvino", "transformers", "pillow", "numpy", "safetensors")
 PEER_REQUIREMENTS = {
     "fastapi": ("fastapi", "uvicorn[standard]", "python-multipart"),
     "litserve": ("litserve==0.2.19", "python-multipart"),  # an undeclared dependency of UploadFile
@@ -20,7 +20,7 @@ PEER_REQUIREMENTS = {
     "mosec": ("mosec==0.9.8",),
 }
 
-_MODEL_PACKAGES = {"torch", "transformers", "numpy", "pillow", "safetensors", "tokenizers", "huggingface_hub"}
+_MODEL_PACKAGES = {"torch", "openvino", "transformers", "numpy", "pillow", "safetensors", "tokenizers", "huggingface_hub"}
 _PINS_OF_ITS_OWN = {"bentoml"}
 """Environments whose peer conflicts with our pins of web packages; only the model's packages are pinned there."""
 

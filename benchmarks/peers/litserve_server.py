@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import litserve
-import torch
+import numpy as np
 from common import model_from_environment
 from fastapi import UploadFile
 
@@ -15,13 +15,13 @@ class Classifier(litserve.LitAPI):
     def setup(self, device: str) -> None:
         self.model = model_from_environment()
 
-    def decode_request(self, request: UploadFile) -> torch.Tensor:
+    def decode_request(self, request: UploadFile) -> np.ndarray:
         return self.model.decode(request.file.read())
 
-    def batch(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-        return torch.stack(inputs)
+    def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
+        return np.stack(inputs)
 
-    def predict(self, batch: torch.Tensor) -> list[dict[str, Any]]:
+    def predict(self, batch: np.ndarray) -> list[dict[str, Any]]:
         return self.model.classify(batch)
 
     def unbatch(self, output: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -4,8 +4,7 @@ import os
 from typing import Any
 
 import numpy as np
-import torch
-from common import Decoder, model_from_environment
+from common import decoder_from_environment, model_from_environment
 from mosec import Server, Worker
 
 BATCH_WAIT_MS = 5
@@ -13,13 +12,13 @@ BATCH_WAIT_MS = 5
 
 class Decode(Worker):
     def __init__(self) -> None:
-        self.decoder = Decoder(os.environ["PEER_MODEL"])
+        self.decoder = decoder_from_environment()
 
     def deserialize(self, data: bytes) -> bytes:
         return data
 
     def forward(self, data: bytes) -> np.ndarray:
-        return self.decoder.decode(data).numpy()
+        return self.decoder.decode(data)
 
 
 class Classify(Worker):
@@ -27,7 +26,7 @@ class Classify(Worker):
         self.model = model_from_environment()
 
     def forward(self, data: list[np.ndarray]) -> list[dict[str, Any]]:
-        return self.model.classify(torch.from_numpy(np.stack(data)))
+        return self.model.classify(np.stack(data))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Ray Serve: a cluster of one machine, started and stopped with this process; `@serve.batch` in front of the model."""
+"""Ray Serve behind its HAProxy: a cluster of one machine, started and stopped with this process; `@serve.batch`."""
 
 import asyncio
 import os
@@ -8,8 +8,8 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import numpy as np
 import ray
-import torch
 from common import model_from_environment
 from ray import serve
 from ray.serve.config import HTTPOptions
@@ -18,6 +18,7 @@ from starlette.requests import Request
 
 WORKERS, THREADS = int(os.environ["PEER_WORKERS"]), int(os.environ["PEER_THREADS"])
 BATCH_WAIT_S = 0.005
+REPLICAS_PORTS = 20
 
 
 @serve.deployment(num_replicas=WORKERS, max_ongoing_requests=64, ray_actor_options={"num_cpus": THREADS})
@@ -34,10 +35,14 @@ class Classifier:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._work, images)
 
     def _work(self, images: list[bytes]) -> list[dict[str, Any]]:
-        return self._model.classify(torch.stack([self._model.decode(image) for image in images]))
+        return self._model.classify(np.stack([self._model.decode(image) for image in images]))
 
 
 if __name__ == "__main__":
+    # ports of its own, since two clusters would begin with the same
+    first = int(os.environ["PEER_REPLICAS_PORT"])
+    os.environ["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(first)
+    os.environ["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(first + REPLICAS_PORTS)
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # otherwise Ray writes one into the home directory
     with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as directory:
         ray.init(

@@ -17,3 +17,9 @@ def test_rounds_alternate_direction() -> None:
 def test_ratios_are_within_rounds() -> None:
     ours, theirs = Samples((10.0, 20.0, 90.0)), Samples((5.0, 20.0, 30.0))
     assert ours.over(theirs) == 2.0
+
+
+def test_ratio_to_a_round_without_answers() -> None:
+    ours, theirs = Samples((10.0, 20.0, 90.0)), Samples((0.0, 20.0, 30.0))
+    assert ours.over(theirs) == 3.0
+    assert ours.over(Samples((0.0, 0.0, 9.0))) == float("inf")

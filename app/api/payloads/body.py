@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from fastapi import Request
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 
 from app.api.payloads.compression import inflated
 from app.errors import ImageTooLarge, MalformedRequest, ServiceError, UnsupportedImageFormat
@@ -44,7 +45,7 @@ class Body:
         self._may_be_compressed = True
 
     async def chunks(self, max_bytes: int) -> AsyncIterator[bytes]:
-        """Yield the body chunk by chunk. A declared length over the limit is refused before the first chunk.
+        """Yield the body chunk by chunk, once. A declared length over the limit is refused before the first chunk.
 
         Raises:
             ImageTooLarge: more than `max_bytes`.
@@ -59,12 +60,22 @@ class Body:
         if (_declared_length(self._request.headers) or 0) > max_bytes:
             raise too_large(max_bytes)
         received = 0
-        async for chunk in inflated(self._request.stream(), codings, self.slices) if codings else self._request.stream():
+        async for chunk in inflated(self._arriving(), codings, self.slices) if codings else self._arriving():
             received += len(chunk)
             if received > max_bytes:
                 raise too_large(max_bytes)
             self._reserve_bytes(len(chunk))
             yield chunk
+
+    async def _arriving(self) -> AsyncIterator[bytes]:
+        more = True
+        while more:
+            message = await self._request.receive()
+            if message["type"] != "http.request":
+                raise ClientDisconnect
+            if chunk := message.get("body", b""):
+                yield chunk
+            more = message.get("more_body", False)
 
     async def read(self, max_bytes: int) -> bytes:
         """Return the whole body. Raises as `chunks` does."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
-from app.decoding import Decoded, Preprocessor
+from app.decoding import Decoded, OnDecoded, Preprocessor
 from app.decoding.pool.attempt import DecodingFault, attempt, reported
 from app.decoding.pool.fair_queue import FairQueue, Turn, turn_of
 from app.errors import Draining
@@ -21,6 +21,7 @@ class PendingImage:
     encoded: bytes
     preprocessor: Preprocessor | None
     result: asyncio.Future[Decoded]
+    on_decoded: OnDecoded | None = None
     context: contextvars.Context = field(default_factory=contextvars.copy_context)
     """Context of the request: its id is logged if the image ends a worker."""
     arrived_at: float = field(default_factory=time.perf_counter)
@@ -48,9 +49,15 @@ class Backlog:
         self._dispatch = dispatch
         self._on_busy = on_busy
 
-    async def decode(self, image_bytes: bytes, request: Hashable, preprocessor: Preprocessor | None) -> Decoded:
-        """Queue an image and await its pixels. Cancelling drops it if it is still queued."""
-        image = PendingImage(image_bytes, preprocessor, asyncio.get_running_loop().create_future())
+    async def decode(
+        self,
+        image_bytes: bytes,
+        request: Hashable,
+        preprocessor: Preprocessor | None,
+        on_decoded: OnDecoded | None = None,
+    ) -> Decoded:
+        """Queue an image and await its pixels, as `Decoder.decode`. Cancelling drops it if it is still queued."""
+        image = PendingImage(image_bytes, preprocessor, asyncio.get_running_loop().create_future(), on_decoded)
         try:
             turn = attempt(turn_of, image, image_bytes, request)
             self._queue.put(turn)
@@ -88,8 +95,15 @@ class Backlog:
             return
         if isinstance(outcome, BaseException):
             image.result.set_exception(outcome)
+            return
+        decoded = Decoded(outcome, image.begun_at - image.arrived_at, now - image.begun_at)
+        try:
+            if image.on_decoded is not None:
+                image.on_decoded(decoded)
+        except Exception as error:
+            image.result.set_exception(error)
         else:
-            image.result.set_result(Decoded(outcome, image.begun_at - image.arrived_at, now - image.begun_at))
+            image.result.set_result(decoded)
 
     def refuse(self, error: Exception) -> None:
         """Fail all queued images."""

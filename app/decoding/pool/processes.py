@@ -14,7 +14,7 @@ from typing import Literal
 
 import structlog
 
-from app.decoding import Decoded, Preprocessor
+from app.decoding import Decoded, OnDecoded, Preprocessor
 from app.decoding.limits import check_length
 from app.decoding.pool.attempt import DecodingFault
 from app.decoding.pool.backlog import Backlog, PendingImage, draining, uncounted
@@ -102,13 +102,19 @@ class ProcessDecoder:
             return "Decoding processes end before they have decoded an image; the log says how."
         return "The decoding processes are being started again." if self._spawner.zygote_died else None
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
+    async def decode(
+        self,
+        image_bytes: bytes,
+        request: Hashable = None,
+        preprocessor: Preprocessor | None = None,
+        on_decoded: OnDecoded | None = None,
+    ) -> Decoded:
         check_length(image_bytes, self._job.max_image_bytes)
         if self._closing.is_set():
             raise draining()
         if (reason := self.why_not_ready) is not None:
             raise NotReady(reason, _RETRY_AFTER_S)
-        return await self._backlog.decode(image_bytes, request, preprocessor)
+        return await self._backlog.decode(image_bytes, request, preprocessor, on_decoded)
 
     async def close(self) -> None:
         self._closing.set()

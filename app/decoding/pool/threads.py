@@ -5,7 +5,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from app.decoding import Decode, Decoded, Preprocessor
+from app.decoding import Decode, Decoded, OnDecoded, Preprocessor
 from app.decoding.pool.attempt import DecodingFault, attempt
 from app.decoding.pool.backlog import Backlog, PendingImage, draining, uncounted
 from app.decoding.pool.fair_queue import Turn
@@ -40,11 +40,17 @@ class ThreadDecoder:
     def start(self) -> None:
         """See `Decoder`; threads start when they are needed."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
+    async def decode(
+        self,
+        image_bytes: bytes,
+        request: Hashable = None,
+        preprocessor: Preprocessor | None = None,
+        on_decoded: OnDecoded | None = None,
+    ) -> Decoded:
         """See `Decoder`."""
         if self._closed:
             raise draining()
-        return await self._backlog.decode(image_bytes, request, preprocessor)
+        return await self._backlog.decode(image_bytes, request, preprocessor, on_decoded)
 
     async def close(self) -> None:
         """See `Decoder`. Images that are being decoded are finished."""

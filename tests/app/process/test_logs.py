@@ -1,12 +1,17 @@
+import io
 import json
 import logging
+import re
 from collections.abc import Iterator
+from logging.handlers import BufferingHandler
 from typing import Literal
 
 import pytest
 import structlog
 
-from app.process.logs import configure_logging
+from app.process.logs import QuickLogger, configure_logging
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\dT[0-9:.]+Z")
 
 
 @pytest.fixture(autouse=True)
@@ -48,3 +53,52 @@ def test_lost_collector_is_logged_seldom(capsys: pytest.CaptureFixture[str]) -> 
         logging.getLogger("opentelemetry.exporter.otlp.proto.http.trace_exporter").error("attempt %d failed", attempt)
     events = [json.loads(line)["event"] for line in capsys.readouterr().err.splitlines()]
     assert events == ["no room for span 0", "attempt 0 failed"]
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_quick_line_is_like_any_other(capsys: pytest.CaptureFixture[str], log_format: Literal["text", "json"]) -> None:
+    configure_logging("info", log_format)
+    records = list[logging.LogRecord]()
+
+    def count(record: logging.LogRecord) -> bool:
+        records.append(record)
+        return True
+
+    logging.getLogger("request").addFilter(count)
+    with structlog.contextvars.bound_contextvars(request_id="abc"):
+        QuickLogger("request").info("request", status=200, total_ms=1.25)
+        assert records == []
+        structlog.get_logger("request").info("request", status=200, total_ms=1.25)
+    logging.getLogger("request").removeFilter(count)
+    assert len(records) == 1
+    quick, usual = (_TIME.sub("", line) for line in capsys.readouterr().err.splitlines())
+    assert quick == usual
+    assert "abc" in quick
+
+
+def test_quick_line_is_a_record_for_other_handlers(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "json")
+    other = BufferingHandler(10)
+    logging.getLogger().addHandler(other)
+    QuickLogger("request").info("request", status=200)
+    (record,) = other.buffer
+    assert (record.name, record.levelname) == ("request", "INFO")
+    assert json.loads(capsys.readouterr().err)["status"] == 200
+
+
+def test_quick_line_below_the_level_is_not_written(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("warning", "json")
+    QuickLogger("request").info("request", status=200)
+    assert capsys.readouterr().err == ""
+
+
+def test_quick_line_to_a_closed_stream_does_not_raise(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr("sys.stderr", closed)
+    configure_logging("info", "json")
+    monkeypatch.undo()
+    reported = list[logging.LogRecord]()
+    monkeypatch.setattr(logging.getLogger().handlers[0], "handleError", reported.append)
+    QuickLogger("request").info("request", status=200)
+    assert [record.msg for record in reported] == ["request"]

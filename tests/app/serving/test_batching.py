@@ -1,6 +1,8 @@
 """Batcher with a `run` that squares numbers and can be held up."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -148,6 +150,67 @@ async def test_batchers_that_share_slots_take_turns() -> None:
     assert slots.free == 1
     await first.stop()
     await second.stop()
+
+
+async def test_batchers_take_turns_under_closed_loops() -> None:
+    slots, batches = BatchSlots(1), list[str]()
+
+    def squares(name: str) -> Any:
+        async def run(items: Sequence[int]) -> Sequence[int]:
+            batches.append(name)
+            await asyncio.sleep(0)
+            return list(items)
+
+        return run
+
+    async def client(batcher: Batcher[int, int]) -> None:
+        for number in range(4):
+            await batcher.submit(number)
+
+    batchers = [Batcher[int, int](squares(name), max_batch_size=1, slots=slots) for name in "ab"]
+    for batcher in batchers:
+        batcher.start()
+    await asyncio.gather(*(client(batcher) for batcher in batchers for _ in range(2)))
+    assert all(batches[at : at + 3].count(name) < 3 for at in range(8) for name in "ab"), batches
+    for batcher in batchers:
+        await batcher.stop()
+
+
+class Image:
+    """Item that can be watched."""
+
+
+async def never(items: Sequence[Image]) -> Sequence[int]:
+    raise AssertionError
+
+
+async def test_late_item_is_freed_at_once() -> None:
+    batcher = Batcher[Image, int](never, max_batch_size=1, slots=BatchSlots(0))
+    batcher.start()
+    image = Image()
+    freed = weakref.ref(image)
+    gc.disable()  # which would free it later
+    try:
+        try:
+            await batcher.submit(image, asyncio.get_running_loop().time() + 0.01)
+        except DeadlineExceeded:
+            del image
+        await asyncio.sleep(0)  # the event loop holds what woke this task
+        assert freed() is None
+    finally:
+        gc.enable()
+    await batcher.stop()
+
+
+async def test_batch_cancelled_from_outside_fails_its_items() -> None:
+    async def cancelled(items: Sequence[int]) -> Sequence[int]:
+        raise asyncio.CancelledError
+
+    batcher = await started(cancelled)
+    with pytest.raises(NotReady):
+        await batcher.submit(1)
+    assert batcher.alive
+    await batcher.stop()
 
 
 async def test_stopped_batcher_frees_its_shared_slots() -> None:

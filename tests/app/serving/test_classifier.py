@@ -2,13 +2,13 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncIterator, Hashable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from app.decoding import Decoded, Preprocessor
+from app.decoding import Decoded, OnDecoded, Preprocessor
 from app.decoding.pool.threads import ThreadDecoder
 from app.errors import DeadlineExceeded, Draining, QueueFull
 from app.metrics import Metrics
@@ -16,6 +16,7 @@ from app.pixels import Pixels
 from app.serving.classifier import Classifier
 from app.serving.loading import load_classifier
 from app.serving.model_list import ModelSpec
+from app.serving.runner import ModelRunner, Scores
 from app.serving.shared import Shared
 from app.settings import read_settings
 from tests.support.models import TINY_DINOV2, png
@@ -37,8 +38,29 @@ class HeldDecode:
 class OwnDecoder(ThreadDecoder):
     """Decoder that decodes for every model with its own function."""
 
-    async def decode(self, image_bytes: bytes, request: Hashable = None, preprocessor: Preprocessor | None = None) -> Decoded:
-        return await super().decode(image_bytes, request)
+    async def decode(
+        self,
+        image_bytes: bytes,
+        request: Hashable = None,
+        preprocessor: Preprocessor | None = None,
+        on_decoded: OnDecoded | None = None,
+    ) -> Decoded:
+        return await super().decode(image_bytes, request, None, on_decoded)
+
+
+class Unreturned(OwnDecoder):
+    """Decoder that hands an image over, though its call does not return."""
+
+    async def decode(
+        self,
+        image_bytes: bytes,
+        request: Hashable = None,
+        preprocessor: Preprocessor | None = None,
+        on_decoded: OnDecoded | None = None,
+    ) -> Decoded:
+        await super().decode(image_bytes, request, preprocessor, on_decoded)
+        await asyncio.Event().wait()
+        raise AssertionError
 
 
 @pytest.fixture
@@ -83,6 +105,39 @@ async def test_cancelled_image_is_not_decoded(held: tuple[Classifier, HeldDecode
     decoder.gate.set()
     await first
     assert decoder.decoded == 1
+
+
+async def test_image_is_queued_as_its_worker_replies(tiny_checkpoint: Path) -> None:
+    settings, metrics, decoder = read_settings(model=str(tiny_checkpoint), engine="torch"), Metrics(), HeldDecode()
+    shared = Shared(settings, metrics, Unreturned(decoder, threads=1))
+    ran = asyncio.Event()
+
+    async def run(runner: ModelRunner, images: Sequence[Pixels]) -> Sequence[Scores]:
+        ran.set()
+        return await runner.run(images)
+
+    classifier = load_classifier(ModelSpec(None, settings), metrics, shared, run=run)
+    classifier.start()
+    image = asyncio.create_task(classifier.classify(png(0)))
+    decoder.gate.set()
+    await asyncio.wait_for(ran.wait(), 60)
+    image.cancel()
+    await asyncio.wait([image])
+    assert (classifier._batcher.queued, classifier.admission.images) == (0, 0)
+    await classifier.close()
+    await shared.close()
+
+
+async def test_image_cancelled_after_decoding_leaves_the_queue(held: tuple[Classifier, HeldDecode]) -> None:
+    classifier, decoder = held
+    classifier._batcher._slots.free = 0
+    image = await begin(classifier, decoder)
+    decoder.gate.set()
+    while not classifier._batcher.queued:  # noqa: ASYNC110 - a hand-over sets no Event
+        await asyncio.sleep(0)
+    image.cancel()
+    await asyncio.wait([image])
+    assert (classifier._batcher.queued, classifier.admission.images) == (0, 0)
 
 
 async def test_images_being_decoded_hold_slots(held: tuple[Classifier, HeldDecode]) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from app.errors import OutOfMemory, StartError
 from app.pixels import Logits, Pixels
-from app.serving.runner import ModelRunner
+from app.serving.batching import Batcher, BatchSlots
+from app.serving.runner import ModelRunner, Scores
 from model.head import softmax
 
 
@@ -25,6 +26,10 @@ class Echo:
         self.calls: list[tuple[int, bool]] = []
         self.threads: set[int] = set()
         self._gathering = threading.Barrier(gathered)
+
+    def alone(self) -> None:
+        """Have batches wait for no other from now on."""
+        self._gathering = threading.Barrier(1)
 
     def run(self, images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
         self._gathering.wait(60)
@@ -76,11 +81,18 @@ async def test_single_image_uses_all_cores() -> None:
 
 
 async def test_concurrent_batches_share_the_cores() -> None:
-    engine = Echo(max_concurrent_batches=2, gathered=2)
-    runner = ModelRunner(engine, (3, 2, 2), 3, softmax)
-    await asyncio.gather(runner.run([image(1)]), runner.run([image(2)]))
+    engine, slots = Echo(max_concurrent_batches=2, gathered=2), BatchSlots(2)
+    runner = ModelRunner(engine, (3, 2, 2), 3, softmax, lambda: slots.in_flight)
+    batcher = Batcher[Pixels, Scores](runner.run, max_batch_size=4, slots=slots, independent_streams=True)
+    batcher.start()
+    await asyncio.gather(batcher.submit(image(1)), batcher.submit(image(2)))
     assert engine.calls == [(1, False), (1, False)]
     assert len(engine.threads) == 2
+    engine.alone()
+    await batcher.submit(image(3))
+    assert (engine.calls[-1], slots.in_flight) == ((1, True), 1)
+    await batcher.stop()
+    assert slots.in_flight == 0
 
 
 async def test_sequential_batches_share_one_thread() -> None:
