@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -220,6 +220,19 @@ class ExplainMetrics:
             self._explanations(outcome).inc()
 
 
+class _ImageInFlight(AbstractContextManager[None]):
+    """Images in flight of one model; a class, since a generator takes three times as long, and this is around every image."""
+
+    def __init__(self, metrics: "ModelMetrics") -> None:
+        self._metrics = metrics
+
+    def __enter__(self) -> None:
+        self._metrics.begin_image()
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._metrics.end_image(error)
+
+
 class ModelMetrics:
     """Metrics of one model."""
 
@@ -246,7 +259,9 @@ class ModelMetrics:
         self._name = name
         self._info = metrics.info
         self._described: tuple[str, ...] | None = None
-        _begin_at_zero(self._images, "ok", "cancelled", *_FAILURE_CODES, *_IMAGE_CODES)
+        self._image = _ImageInFlight(self)
+        self._images_ok = self._images("ok")
+        _begin_at_zero(self._images, "cancelled", *_FAILURE_CODES, *_IMAGE_CODES)
         _begin_at_zero(self._batches, *_BATCH_OUTCOMES)
         _begin_at_zero(self.loads, *_LOAD_OUTCOMES)
 
@@ -267,27 +282,24 @@ class ModelMetrics:
             self._info.remove(*self._described)
             self._described = None
 
-    @contextmanager
-    def outcome_of_image(self) -> Iterator[None]:
+    def outcome_of_image(self) -> AbstractContextManager[None]:
         """Count one image while it is in flight, and its outcome: `ok`, `cancelled`, or the error's code."""
+        return self._image
+
+    def begin_image(self) -> None:
+        """Count an image as in flight."""
         self._in_flight += 1
-        try:
-            yield
-        except asyncio.CancelledError:
+
+    def end_image(self, error: BaseException | None) -> None:
+        """Count the outcome of an image that was in flight."""
+        self._in_flight -= 1
+        if error is None:
+            self._images_ok.inc()
+        elif isinstance(error, asyncio.CancelledError):
             self._images("cancelled").inc()
-            raise
-        except ServiceError as error:
-            self._images(error.code).inc()
+        elif isinstance(error, Exception):
+            self._images(error.code if isinstance(error, ServiceError) else "internal_error").inc()
             self.statistics.failed += 1
-            raise
-        except Exception:
-            self._images("internal_error").inc()
-            self.statistics.failed += 1
-            raise
-        else:
-            self._images("ok").inc()
-        finally:
-            self._in_flight -= 1
 
     @contextmanager
     def outcome_of_batch(self, size: int) -> Iterator[None]:

@@ -5,8 +5,8 @@ They are few and large because FastAPI spends more on each dependency than the d
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -18,6 +18,7 @@ from app.api.state import AppState, state_of
 from app.errors import InvalidParameter
 from app.http.numbers import whole_number
 from app.metrics import Metrics
+from app.serving.admission import ReserveBytes
 from app.serving.classifier import Classifier
 from app.serving.served_model import Version
 from app.serving.service import Service
@@ -120,26 +121,36 @@ async def accept(
         InvalidParameter: the deadline is not a positive whole number.
     """
     await check_client(request)
-    with accepting(request, state_of(request.app), timeout_ms) as accepted:
-        yield accepted
-
-
-@contextmanager
-def accepting(request: Request, state: AppState, timeout_ms: str | None) -> Iterator[Accepted]:
-    """Accept a request whose client was checked; as `accept`."""
+    state = state_of(request.app)
     with state.service.accept() as reserve_bytes:
-        deadline = request.scope["state"]["arrival"] + _timeout(timeout_ms, state.settings.request_timeout_s)
-        yield Accepted(state, Body(request, reserve_bytes, state.slices), deadline)
+        yield accepted(request, state, reserve_bytes, timeout_ms)
 
 
-async def admit(request: Request, accepted: Annotated[Accepted, Depends(accept)]) -> AsyncIterator[Admitted]:
+def accepted(request: Request, state: AppState, reserve_bytes: ReserveBytes, timeout_ms: str | None) -> Accepted:
+    """Return a request that was accepted.
+
+    Args:
+        request: the request; its client was checked.
+        state: state of the application.
+        reserve_bytes: what `Service.accept` yielded.
+        timeout_ms: deadline that the client asks for.
+
+    Raises:
+        InvalidParameter: that is not a positive whole number.
+        MalformedRequest: see `Body`.
+    """
+    deadline = request.scope["state"]["arrival"] + _timeout(timeout_ms, state.settings.request_timeout_s)
+    return Accepted(state, Body(request, reserve_bytes, state.slices), deadline)
+
+
+async def admit(request: Request, images: Annotated[Accepted, Depends(accept)]) -> AsyncIterator[Admitted]:
     """Admit an accepted request to the model that its path names as `name`, or its query as `model`; else to the default.
 
     Raises:
         ModelNotFound: there is no such model.
         NotReady: it is not loaded.
     """
-    async with accepted.to_model(model_of(request)) as admitted:
+    async with images.to_model(model_of(request)) as admitted:
         yield admitted
 
 

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from app.api.dependencies import TIMEOUT_HEADER, accepting
+from app.api.dependencies import TIMEOUT_HEADER, accepted
 from app.api.problems import internal_error, response_to
 from app.api.schemas import Ranking
 from app.api.state import AppState
@@ -50,12 +50,11 @@ class DirectRoutes:
         try:
             request = Request(scope, receive, send)
             await self._state.access.check(request)
-            with accepting(request, self._state, request.headers.get(TIMEOUT_HEADER)) as request_with_images:
-                version = await request_with_images.version(_parameters(scope["query_string"]).get("model"))
+            with self._state.service.accept() as reserve_bytes:
+                images = accepted(request, self._state, reserve_bytes, request.headers.get(TIMEOUT_HEADER))
+                version = await images.version(_parameters(scope["query_string"]).get("model"))
                 with version.held() as classifier:
-                    response = await route.endpoint(
-                        request, request_with_images.for_model(classifier), _ranking(scope["query_string"])
-                    )
+                    response = await route.endpoint(request, images.for_model(classifier), _ranking(scope["query_string"]))
                     await response(scope, receive, send)
         except (ServiceError, RequestValidationError) as error:
             await response_to(error, scope["path"], self._state.wires)(scope, receive, send)

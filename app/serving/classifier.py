@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import replace
 
-import numpy as np
 import structlog
 
 from app.decoding import Decoded, Decoder, OnDecoded, Preprocessor
@@ -197,7 +196,7 @@ class Classifier:
         with trace.queued():
             batched = await self._batcher.result(job)
         scores = batched.result
-        if not (np.isfinite(scores.logits).all() and np.isfinite(scores.features).all()):
+        if not scores.finite:
             _log.error("the model gave numbers that are not finite")
             raise InferenceFailed("The model gave numbers that are not finite for this image.")
         timings = Timings(decoded.wait_s, decoded.decode_s, batched.queue_s, batched.inference_s)

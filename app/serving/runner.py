@@ -24,6 +24,8 @@ class Scores:
     """None if the outputs are not classes."""
     features: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
     """(F,) all features of the model, one behind the other."""
+    finite: bool = True
+    """False if a logit or a feature is not a number, or infinite."""
 
 
 class ModelRunner:
@@ -96,5 +98,6 @@ class ModelRunner:
         output = self.engine.run(images, use_all_cores=use_all_cores)
         logits, features = output[:, : self._num_classes], output[:, self._num_classes :]
         probabilities = self._probabilities(logits)
-        rows = zip(logits, [None] * len(logits) if probabilities is None else probabilities, features, strict=True)
+        finite = [bool(np.isfinite(row).all()) for row in output]
+        rows = zip(logits, [None] * len(logits) if probabilities is None else probabilities, features, finite, strict=True)
         return [Scores(*row) for row in rows]
