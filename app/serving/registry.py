@@ -1,15 +1,16 @@
 """Registry: the models of a service by name, their readiness, and changes of the list of them."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import structlog
 
 from app.decoding import Decoder
-from app.errors import Draining, InsufficientMemory, LoadFailed, ModelNotFound, NotReady, StartError
+from app.errors import InsufficientMemory, LoadFailed, ModelNotFound, NotReady, StartError
 from app.metrics import Metrics
+from app.serving.load_on_request import LoadsForRequests
 from app.serving.model_list import ModelList, ModelSpec, read_model_list
 from app.serving.model_loader import Load, ModelLoader
 from app.serving.served_model import ServedModel
@@ -54,7 +55,7 @@ class Registry:
         self._started = False
         self._rereading = asyncio.Lock()
         self._failed: dict[ServedModel, ModelSpec] = {}
-        self._for_requests: dict[ServedModel, asyncio.Task[None]] = {}
+        self._for_requests = LoadsForRequests(self.load)
         self._unusable = ""
         # not asyncio's default pool: the loop would wait at its end for a disk that does not answer
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="read models")
@@ -130,7 +131,7 @@ class Registry:
         shared.start()
         self._index()
         self._started = True
-        self._log_ready()
+        _log_ready(self.models)
 
     async def load(self, model: ServedModel, *, unload_first: bool = False) -> None:
         """Load a model again, as the list has it now; see `ModelLoader.load`."""
@@ -144,30 +145,9 @@ class Registry:
         await self._loader.unload(model)
 
     async def load_for_request(self, model: ServedModel, deadline: float) -> None:
-        """Load a model that a request names, if it is not loaded and the settings allow it. All who wait share one load.
-
-        Raises:
-            NotReady: it is not loaded within the deadline, or cannot be.
-            Draining: the service was closed meanwhile.
-        """
-        if model.version is not None or not self._settings.load_on_request:
-            return
-        if (task := self._for_requests.get(model)) is None:
-            if pause_s := model.backoff.remaining_s:
-                raise NotReady(f"The model {model.name} cannot be loaded: {model.why_not_loaded}", pause_s)
-            task = self._for_requests[model] = asyncio.create_task(self.load(model), name=f"load {model.name}")
-            task.add_done_callback(lambda ended: self._end_load(model, ended))
-        try:
-            async with asyncio.timeout_at(deadline):
-                await asyncio.shield(task)
-        except TimeoutError:
-            raise NotReady(f"The model {model.name} is still loading.", _RETRY_AFTER_S) from None
-        except (LoadFailed, InsufficientMemory) as error:
-            raise NotReady(str(error), max(_RETRY_AFTER_S, model.backoff.remaining_s)) from None
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise Draining("The service is shutting down.", _RETRY_AFTER_S) from None
-            raise
+        """Load a model that a request names if it is not loaded and the settings allow it; as `LoadsForRequests.wait`."""
+        if model.version is None and self._settings.load_on_request:
+            await self._for_requests.wait(model, deadline)
 
     async def reread(self) -> set[ServedModel]:
         """Read the list of models again: load what is new or has other settings, and unload what is gone. Faults are logged.
@@ -208,8 +188,7 @@ class Registry:
         """Stop all models; everything queued or in flight fails with `Draining`."""
         self._loader.stop()
         self._reader.shutdown(wait=False)
-        for task in self._for_requests.values():
-            task.cancel()
+        self._for_requests.cancel()
         for model in self.models:
             if (version := model.put(None)) is not None:
                 await version.drain(0)
@@ -269,25 +248,22 @@ class Registry:
     def _index(self) -> None:
         self._by_name = {name: model for model in self.models for name in model.names if name}
 
-    def _end_load(self, model: ServedModel, task: asyncio.Task[None]) -> None:
-        self._for_requests.pop(model, None)
-        if not task.cancelled():
-            task.exception()  # retrieved: those who waited may have gone
 
-    def _log_ready(self) -> None:
-        version = self.models[0].version
-        if version is None:
-            _log.info("ready", model=self.models[0].name, models=len(self.models))
-            return
-        default = version.classifier.describe()
-        _log.info(
-            "ready",
-            model=default.name,
-            engine=default.engine,
-            device=default.device,
-            dtype=default.dtype,
-            classes=len(default.labels),
-            labels=default.labels_source,
-            activation=default.activation,
-            models=len(self.models),
-        )
+def _log_ready(models: Sequence[ServedModel]) -> None:
+    """Log what the default model is, and how many there are."""
+    version = models[0].version
+    if version is None:
+        _log.info("ready", model=models[0].name, models=len(models))
+        return
+    default = version.classifier.describe()
+    _log.info(
+        "ready",
+        model=default.name,
+        engine=default.engine,
+        device=default.device,
+        dtype=default.dtype,
+        classes=len(default.labels),
+        labels=default.labels_source,
+        activation=default.activation,
+        models=len(models),
+    )
