@@ -4,6 +4,7 @@ import asyncio
 import base64
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from app.api.problems import problem_headers
 from app.errors import EngineDead, QueueFull
-from app.pixels import Pixels
+from app.pixels import Logits, Pixels
 from app.serving.runner import ModelRunner
 from benchmarks.watch import metrics_of
 from tests.app.conftest import OpenClient
@@ -193,9 +194,14 @@ async def test_model_failure_is_500_without_details(open_client: OpenClient) -> 
 
 async def test_non_finite_logits_are_500(open_client: OpenClient) -> None:
     async def burns(runner: ModelRunner, images: Sequence[Pixels]) -> Any:
-        scores = await runner.run(images)
-        scores[0].logits[3] = np.nan
-        return scores
+        def run(images: Sequence[Pixels], *, use_all_cores: bool) -> Logits:
+            logits = runs(images, use_all_cores=use_all_cores).copy()
+            logits[0, 3] = np.nan
+            return logits
+
+        runs = runner.engine.run
+        with patch.object(runner.engine, "run", run):
+            return await runner.run(images)
 
     async with open_client(burns) as client:
         assert_problem(await client.post("/predict", content=png(0)), 500, "inference_failed")
