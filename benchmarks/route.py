@@ -16,7 +16,6 @@ from collections.abc import Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import uvloop
@@ -131,21 +130,21 @@ async def measure(app: Any, query: str, rounds: int, requests: int) -> list[floa
     return times
 
 
-def main() -> None:
+def main(given: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--log-level", default="info")
     parser.add_argument("--query", default="vectors=false")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(given)
     with tempfile.TemporaryDirectory() as directory, Path("/dev/null").open("w") as nowhere:
         with contextlib.redirect_stderr(nowhere):
             configure_logging(arguments.log_level, "json")
         model = _TINY.directory(Path(directory))
         settings = read_settings(model=str(model), engine="torch", inference_threads=1, explain=False)
         pixels = np.zeros((3, 224, 224), np.uint8)
-        with patch("app.main.make_decoder", lambda *_: FakeDecoder(pixels)):
-            app = create_app(settings, load=partial(load_classifier, run=fake_run))
+        load = partial(load_classifier, run=fake_run)
+        app = create_app(settings, load=load, make_decoder=lambda settings, metrics: FakeDecoder(pixels))
         times = uvloop.run(measure(app, arguments.query, arguments.rounds, arguments.requests))
     sys.stdout.write(f"least {min(times):.3f} ms, median {statistics.median(times):.3f} ms of CPU a request\n")
 

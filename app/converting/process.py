@@ -75,7 +75,7 @@ def converted(
 
 
 class _Answers:
-    """What the process says, line by line, until it ends."""
+    """Reader of the lines that the process writes until it ends."""
 
     def __init__(self, process: subprocess.Popen[bytes], on_step: OnStep, accept: Callable[[Description], None]) -> None:
         self._process = process

@@ -27,7 +27,7 @@ _KEY_LENGTH = 32
 
 @dataclass(frozen=True, slots=True)
 class ConversionRequest:
-    """What is converted. The fields but the last three decide what comes out."""
+    """A conversion to make. All fields but the last three decide its result."""
 
     location: Location
     architecture: str | None

@@ -1,4 +1,4 @@
-"""What this machine computes with, told without importing torch wherever that can be known: it takes seconds."""
+"""Capabilities of this machine: CPU flags and CUDA. Imports torch, which takes seconds, only where nothing else can tell."""
 
 import ctypes
 import platform

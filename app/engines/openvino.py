@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class OpenVinoOptions:
-    """How a model is run."""
+    """Options of one model."""
 
     dtype: str
     """`float32`, `bfloat16` for a CPU that has it, or `int8` (see `int8.py`)."""

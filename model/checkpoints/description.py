@@ -13,7 +13,7 @@ OWN = "vit-serve"
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What a checkpoint is, how its images are preprocessed, and what its outputs mean."""
+    """Name, labels, sizes and preprocessing of a checkpoint, and the meaning of its outputs."""
 
     name: str
     architecture: str

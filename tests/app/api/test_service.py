@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from app.decoding.pool.select import make_decoder
 from app.errors import Draining, StartError
@@ -306,6 +307,31 @@ async def test_broken_middleware_gives_a_problem(tiny_checkpoint: Path, monkeypa
         response = await client.get("/health/live")
     assert_problem(response, 500, "internal_error")
     assert "confidential" not in response.text
+
+
+@pytest.mark.parametrize("sent", [0, 1], ids=["before-the-head", "after-the-head"])
+async def test_answer_that_cannot_be_sent_ends_the_exchange(open_client: OpenClient, sent: int) -> None:
+    """Nothing is sent after a failure: the server cuts the connection, for half an answer may be out."""
+    messages: list[Message] = []
+
+    async def send(message: Message) -> None:
+        messages.append(message)
+        if len(messages) == sent + 1:
+            raise ZeroDivisionError
+
+    body = [{"type": "http.request", "body": png(0), "more_body": False}]
+
+    async def receive() -> Message:
+        if not body:
+            await asyncio.Event().wait()  # the client stays
+        return body.pop()
+
+    async with open_client() as client:
+        app = client.app  # type: ignore[attr-defined] # see `open_client`
+        scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "headers": [], "state": {}}
+        with pytest.raises(ZeroDivisionError):
+            await app({**scope, "http_version": "1.1", "scheme": "http", "root_path": "", "client": ("::1", 1)}, receive, send)
+    assert len(messages) == sent + 1
 
 
 async def test_browser_can_read_errors(open_client: OpenClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ UNWRITABLE = KeptModel(Path("/dev/null/openvino/key"))
 
 
 class Told:
-    """What a conversion told the service."""
+    """Record of all that a conversion told the service."""
 
     def __init__(self) -> None:
         self.steps: list[str] = []

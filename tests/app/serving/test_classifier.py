@@ -4,11 +4,12 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Hashable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from app.decoding import Decoded, OnDecoded, Preprocessor
+from app.decoding import Decoded, OnDecoded
 from app.decoding.pool.threads import ThreadDecoder
 from app.errors import DeadlineExceeded, Draining, QueueFull
 from app.metrics import Metrics
@@ -39,11 +40,7 @@ class OwnDecoder(ThreadDecoder):
     """Decoder that decodes for every model with its own function."""
 
     async def decode(
-        self,
-        image_bytes: bytes,
-        request: Hashable = None,
-        preprocessor: Preprocessor | None = None,
-        on_decoded: OnDecoded | None = None,
+        self, image_bytes: bytes, request: Hashable = None, preprocessor: object = None, on_decoded: OnDecoded | None = None
     ) -> Decoded:
         return await super().decode(image_bytes, request, None, on_decoded)
 
@@ -51,14 +48,8 @@ class OwnDecoder(ThreadDecoder):
 class Unreturned(OwnDecoder):
     """Decoder that hands an image over, though its call does not return."""
 
-    async def decode(
-        self,
-        image_bytes: bytes,
-        request: Hashable = None,
-        preprocessor: Preprocessor | None = None,
-        on_decoded: OnDecoded | None = None,
-    ) -> Decoded:
-        await super().decode(image_bytes, request, preprocessor, on_decoded)
+    async def decode(self, *arguments: Any, **options: Any) -> Decoded:
+        await super().decode(*arguments, **options)
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -128,7 +119,7 @@ async def test_image_is_queued_as_its_worker_replies(tiny_checkpoint: Path) -> N
     await shared.close()
 
 
-async def test_image_cancelled_after_decoding_leaves_the_queue(held: tuple[Classifier, HeldDecode]) -> None:
+async def test_cancelled_decoded_image_leaves_the_queue(held: tuple[Classifier, HeldDecode]) -> None:
     classifier, decoder = held
     classifier._batcher._slots.free = 0
     image = await begin(classifier, decoder)
