@@ -59,7 +59,7 @@ def main(descriptor: int) -> None:
         service = _Service(connection)
         logging.basicConfig(handlers=[service], level=asked["log_level"])
         request = ConversionRequest.of_json(asked["request"])
-        if not request.hurry:
+        if request.low_priority:
             take_lowest_priority()
         try:
             _convert(request, asked["key"], [Path(place) for place in asked["places"]], service)
@@ -80,7 +80,7 @@ def _convert(request: ConversionRequest, key: str | None, places: list[Path], se
     from app.engines.pixel_model import engine_model
     from app.engines.select import check_dtype_of, take_cores
 
-    threads = request.threads if request.hurry else 1
+    threads = 1 if request.low_priority else request.threads
     take_cores(threads)
     checkpoint = _load(request, service)
     description = checkpoint.describe()

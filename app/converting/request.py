@@ -40,8 +40,8 @@ class ConversionRequest:
     run_dtype: str
     """Dtype in which the result is compared with torch's: `bfloat16` is a float32 that OpenVINO runs otherwise."""
     threads: int
-    hurry: bool
-    """False leaves the cores to others."""
+    low_priority: bool
+    """Leave the cores to others."""
 
     def key(self) -> str | None:
         """Return a digest of all that the conversion depends on; None if a file cannot be read. Blocks, for a second a GB.

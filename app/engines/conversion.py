@@ -26,7 +26,7 @@ from app.engines.openvino import (
 )
 from app.engines.pixel_model import EngineModel
 from app.errors import StartError
-from app.process.cpu import unhurried
+from app.process.cpu import at_lowest_priority
 from app.process.startup import OnStep
 
 _CONVERSION_VERSION = 4
@@ -45,7 +45,10 @@ class Conversion:
     """
 
     def __init__(self, model: EngineModel, options: OpenVinoOptions) -> None:
-        self._reference = _reference(model, options.threads) if options.hurry else unhurried(partial(_reference, model, 1))
+        if options.low_priority:
+            self._reference = at_lowest_priority(partial(_reference, model, 1))
+        else:
+            self._reference = _reference(model, options.threads)
         with explained():
             self._model = _convert(model, options.dtype)
             self.engine = OpenVinoEngine(self._model, self._reference, options)

@@ -41,8 +41,8 @@ class OpenVinoOptions:
     lone_on_all_cores: bool = True
     """Compile a second model for a batch that is alone in flight; without it that takes one core, and there is one copy of the
     weights less."""
-    hurry: bool = True
-    """False leaves cores to other models while this one is compiled."""
+    low_priority: bool = False
+    """Leave cores to other models while this one is compiled."""
 
 
 class OpenVinoEngine:
@@ -84,7 +84,7 @@ class OpenVinoEngine:
         threads = options.threads
         shares = threads == 1 or not options.lone_on_all_cores
         compiled = partial(_compiled, model, options.dtype, threads)
-        with ThreadPoolExecutor(2 if options.hurry else 1, thread_name_prefix="compile") as pool:  # each takes one core
+        with ThreadPoolExecutor(1 if options.low_priority else 2, thread_name_prefix="compile") as pool:  # each takes one core
             self._one_core, *others = pool.map(compiled, [threads] if shares else [threads, 1])
         self._all_cores = self._one_core if shares else others[0]
 

@@ -46,7 +46,7 @@ class EngineOptions:
     cache: Path
     features: bool = False
     """Give features beside logits."""
-    unhurried: bool = False
+    low_priority: bool = False
     """Leave the cores to other models, which serve: what can be is done at the lowest priority."""
     lone_on_all_cores: bool = True
     """Let a batch that is alone in flight take all cores, where that needs a second copy of the weights."""
@@ -144,7 +144,7 @@ def openvino_options(options: EngineOptions, batch_size: int) -> "OpenVinoOption
         options.max_batch_size or batch_size,
         options.threads,
         options.lone_on_all_cores,
-        hurry=not options.unhurried,
+        low_priority=options.low_priority,
     )
 
 

@@ -47,12 +47,12 @@ def lower_priority(service: int | None = None) -> None:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(event_loop + _NICE, _MAX_NICE))
 
 
-def unhurried(work: Callable[[], T]) -> T:
+def at_lowest_priority(work: Callable[[], T]) -> T:
     """Do work in a thread that takes what no other wants, and return its result. Blocks.
 
     Threads that it starts have that priority too, and cannot be raised: it must start none that serve later.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="unhurried", initializer=partial(_renice, _MAX_NICE)) as pool:
+    with ThreadPoolExecutor(1, thread_name_prefix="lowest priority", initializer=partial(_renice, _MAX_NICE)) as pool:
         return pool.submit(work).result()
 
 

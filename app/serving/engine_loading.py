@@ -23,7 +23,7 @@ from app.engines.select import (
     tell_faster_dtype,
 )
 from app.errors import StartError
-from app.process.cpu import unhurried
+from app.process.cpu import at_lowest_priority
 from app.process.startup import OnStep
 from app.settings import Settings
 from model.checkpoints.description import Description
@@ -45,7 +45,7 @@ class LoadedModel:
     engine: Engine
 
 
-def load_engine(settings: Settings, accept: Accept, on_step: OnStep, *, hurry: bool = True) -> LoadedModel:
+def load_engine(settings: Settings, accept: Accept, on_step: OnStep, *, low_priority: bool = False) -> LoadedModel:
     """Load a model onto its engine. Blocks, for a fraction of a second to minutes.
 
     For OpenVINO this process never imports torch, unless nothing else is left: a checkpoint that the cache has not, or has
@@ -55,12 +55,12 @@ def load_engine(settings: Settings, accept: Accept, on_step: OnStep, *, hurry: b
         settings: those of the model.
         accept: told what it is.
         on_step: told what is done next.
-        hurry: False leaves the cores to other models, which serve.
+        low_priority: leave the cores to other models, which serve.
 
     Raises:
         StartError: the checkpoint cannot be served, or the device is missing.
     """
-    options = engine_options(settings, unhurried=not hurry)
+    options = engine_options(settings, low_priority=low_priority)
     if kind_of_engine(options) != "openvino":
         return _load_here(settings, options, accept, on_step)
     try:
@@ -95,7 +95,7 @@ def load(settings: Settings, on_step: OnStep) -> "Checkpoint":
         raise explained_checkpoint_error(error) from error
 
 
-def engine_options(settings: Settings, *, unhurried: bool = False) -> EngineOptions:
+def engine_options(settings: Settings, *, low_priority: bool = False) -> EngineOptions:
     """Return the settings that concern engines."""
     return EngineOptions(
         engine=settings.engine,
@@ -106,7 +106,7 @@ def engine_options(settings: Settings, *, unhurried: bool = False) -> EngineOpti
         threads=settings.inference_threads,
         cache=settings.cache_dir,
         features=settings.embed,
-        unhurried=unhurried,
+        low_priority=low_priority,
         lone_on_all_cores=settings.lone_on_all_cores is not False,
     )
 
@@ -176,7 +176,7 @@ def _request(settings: Settings, location: Location, options: EngineOptions) -> 
         "int8" if run_dtype == "int8" else "float32",  # bfloat16 is an option of OpenVINO's compiler
         run_dtype,
         options.threads,
-        hurry=not options.unhurried,
+        low_priority=options.low_priority,
     )
 
 
@@ -189,7 +189,8 @@ def _load_here(
     why_not_openvino: ConversionFailed | None = None,
 ) -> LoadedModel:
     """Load the checkpoint by torch into this process, and make its engine."""
-    checkpoint = unhurried(partial(_load_alone, settings, on_step)) if options.unhurried else load(settings, on_step)
+    alone = partial(_load_alone, settings, on_step)
+    checkpoint = at_lowest_priority(alone) if options.low_priority else load(settings, on_step)
     description = checkpoint.describe()
     accept(description)
     if why_not_openvino is not None:

@@ -63,7 +63,7 @@ def _load_classifier(
             size = description.image_size
             raise StartError(f"VIT_MODEL: its input of {size} x {size} pixels is too large")
 
-    loaded = load_engine(settings, accept, on_step, hurry=not shared.serving)
+    loaded = load_engine(settings, accept, on_step, low_priority=shared.serving)
     description, engine = loaded.description, loaded.engine
     name = spec.name or description.name
     preprocessors = preprocessors_of(image_decoder(settings, description.preprocessing), description.image_shape)

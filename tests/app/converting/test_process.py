@@ -42,7 +42,7 @@ class Told:
 
 
 def request_of(model: Path, **changes: Any) -> ConversionRequest:
-    made = ConversionRequest(locate(model), None, None, "auto", "auto", False, "float32", "float32", 1, True)
+    made = ConversionRequest(locate(model), None, None, "auto", "auto", False, "float32", "float32", 1, False)
     return replace(made, **changes)
 
 

@@ -25,7 +25,7 @@ from tests.support.models import ROOT, write_tiny_checkpoint
 
 
 def request_of(model: Path, **changes: Any) -> ConversionRequest:
-    made = ConversionRequest(locate(model), None, None, "auto", "auto", False, "float32", "float32", 2, True)
+    made = ConversionRequest(locate(model), None, None, "auto", "auto", False, "float32", "float32", 2, False)
     return replace(made, **changes)
 
 
@@ -121,7 +121,7 @@ def test_key_changes_with_every_setting(tiny_checkpoint: Path, change: dict[str,
 
 def test_key_leaves_out_how_it_is_run(tiny_checkpoint: Path) -> None:
     asked = request_of(tiny_checkpoint)
-    assert replace(asked, run_dtype="bfloat16", threads=7, hurry=False).key() == asked.key()
+    assert replace(asked, run_dtype="bfloat16", threads=7, low_priority=True).key() == asked.key()
 
 
 @pytest.mark.parametrize("package", ["openvino", "timm", "torch", "transformers"])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.process.cpu import available_cpus, unhurried
+from app.process.cpu import at_lowest_priority, available_cpus
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -28,12 +28,12 @@ def test_cores_are_bounded_by_the_cgroup_quota(tmp_path: Path, files: dict[str, 
     assert available_cpus(tmp_path) == expected
 
 
-def test_unhurried_work_has_the_lowest_priority() -> None:
+def test_work_at_the_lowest_priority() -> None:
     def priority() -> int:
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before = priority()
-    assert unhurried(priority) == 19
+    assert at_lowest_priority(priority) == 19
     assert priority() == before
     with pytest.raises(ZeroDivisionError):
-        unhurried(lambda: 1 / 0)
+        at_lowest_priority(lambda: 1 / 0)

@@ -31,8 +31,10 @@ def settings_of(model: Path, cache: Path, **changes: Any) -> Settings:
     return read_settings(**{"model": model, "cache_dir": cache, "engine": "auto", "inference_threads": 2, **changes})
 
 
-def load(settings: Settings, accept: Callable[[Description], None] = lambda _: None, *, hurry: bool = True) -> LoadedModel:
-    return load_engine(settings, accept, lambda step: None, hurry=hurry)
+def load(
+    settings: Settings, accept: Callable[[Description], None] = lambda _: None, *, low_priority: bool = False
+) -> LoadedModel:
+    return load_engine(settings, accept, lambda step: None, low_priority=low_priority)
 
 
 def logits_of(engine: Engine) -> NDArray[np.float32]:
@@ -207,17 +209,17 @@ def test_refusal_comes_before_memory(tiny_checkpoint: Path, cache: Path, engine:
         load(settings_of(tiny_checkpoint, cache, engine=engine), refuse)
 
 
-def test_unhurried_load_leaves_the_cores(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_at_low_priority_leaves_the_cores(tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
 
     def spied(request: Any, *arguments: Any, **options: Any) -> Any:
-        asked.append(request.hurry)
+        asked.append(request.low_priority)
         return converted(request, *arguments, **options)
 
     monkeypatch.setattr("app.serving.engine_loading.converted", spied)
-    load(settings_of(tiny_checkpoint, tmp_path), hurry=False)
-    load(settings_of(tiny_checkpoint, tmp_path), hurry=False)
-    assert asked == [False]
+    load(settings_of(tiny_checkpoint, tmp_path), low_priority=True)
+    load(settings_of(tiny_checkpoint, tmp_path), low_priority=True)
+    assert asked == [True]
     before = torch.get_num_threads()
-    load(settings_of(tiny_checkpoint, tmp_path, engine="torch"), hurry=False)
+    load(settings_of(tiny_checkpoint, tmp_path, engine="torch"), low_priority=True)
     assert torch.get_num_threads() == before
