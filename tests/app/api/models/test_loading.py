@@ -12,6 +12,7 @@ import pytest
 from app.auth.access import Access
 from app.errors import NotReady, StartError
 from app.metrics import Metrics
+from app.serving.model_loader import ModelLoader
 from app.settings import read_settings
 from tests.app.api.models.several import ADMIN, LOAD, UNLOAD, answer, post, registry_of, states
 from tests.app.conftest import OpenClient
@@ -136,11 +137,11 @@ async def test_waiting_request_is_refused_at_the_end(several: Any, monkeypatch: 
         await post(client, UNLOAD, "b")
         begun = asyncio.Event()
 
-        async def endless(*_: Any) -> None:
+        async def endless(*_: Any, **__: Any) -> None:
             begun.set()
             await asyncio.Event().wait()
 
-        monkeypatch.setattr(models, "load", endless)
+        monkeypatch.setattr(ModelLoader, "load", endless)
         waiting = asyncio.create_task(client.post("/predict", content=png(0), params={"model": "b"}))
         await begun.wait()
         await models.close()
@@ -171,10 +172,10 @@ async def test_request_does_not_outwait_its_deadline(several: Any, monkeypatch: 
         await post(client, UNLOAD, "b")
         held = asyncio.Event()
 
-        async def slow(*_: Any) -> None:
+        async def slow(*_: Any, **__: Any) -> None:
             await held.wait()
 
-        monkeypatch.setattr(models, "load", slow)
+        monkeypatch.setattr(ModelLoader, "load", slow)
         assert await answer(client, "b", **{"X-Request-Timeout-Ms": "20"}) == 503
         with pytest.raises(NotReady):
             models.find("b").ready_version()
