@@ -18,8 +18,9 @@ BIN := $(VENV)/bin
 serve: $(VENV)/installed
 	@exec $(BIN)/vit-serve serve
 
+# files of tests are shared out among processes; each starts servers of its own, so that more than four want much memory
 test: $(VENV)/installed-dev
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .

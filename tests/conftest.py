@@ -14,6 +14,7 @@ from tests.support.torchvision_operators import declare_missing_operators
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment] # as in the service; it needs a home directory
 declare_missing_operators()  # before transformers looks for torchvision
 
+from app.process.child import start_child  # noqa: E402
 from app.process.logs import configure_logging  # noqa: E402
 from tests.support.models import CACHE, write_tiny_checkpoint  # noqa: E402
 
@@ -33,3 +34,10 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Checkpoint in Hugging Face layout of a model that loads and runs in milliseconds."""
     return write_tiny_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-dinov2")
+
+
+@pytest.fixture
+def converts_beside_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the process that converts declare torchvision's operators too, as this one does."""
+    convert = "app.converting.process.start_child"
+    monkeypatch.setattr(convert, lambda module, descriptor: start_child("tests.support.converting", descriptor))

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from app.process.child import start_child
 from tests.app.conftest import OpenClient
 from tests.support.library_models import write_swin
 from tests.support.models import ROOT, png
@@ -194,11 +193,8 @@ async def test_encoder_starts_without_features(open_client: OpenClient, tmp_path
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-async def test_library_runs_for_features_too(
-    open_client: OpenClient, tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    convert = "app.converting.process.start_child"
-    monkeypatch.setattr(convert, lambda module, descriptor: start_child("tests.support.converting", descriptor))
+@pytest.mark.usefixtures("converts_beside_torchvision")
+async def test_library_runs_for_features_too(open_client: OpenClient, tmp_path: Path, engine: str) -> None:
     model: Any = transformers.SwinForImageClassification.from_pretrained(write_swin(tmp_path / "model"))
     processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
     with Image.open(io.BytesIO(CAT)) as image, torch.no_grad():

@@ -59,7 +59,7 @@ _OF_OTHER_PROTOCOLS = (
 )
 """A path with images and one without of each other protocol; the native ones are tested whole."""
 
-_PATHS = [*NATIVE.paths, "/metrics", *_OF_OTHER_PROTOCOLS]
+_PATHS = [*sorted(NATIVE.paths), "/metrics", *_OF_OTHER_PROTOCOLS]
 OPERATIONS: list[Operation] = [SPECIFICATION[path][method] for path in _PATHS for method in SPECIFICATION[path]]
 
 

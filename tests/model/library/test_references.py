@@ -35,6 +35,7 @@ def test_answers_equal_the_librarys(reference: Reference, tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
+@pytest.mark.usefixtures("converts_beside_torchvision")
 def test_defaults_answer_as_the_library_does(tmp_path: Path) -> None:
     assert difference_by_default(REFERENCES[0], tmp_path / "model", engine="openvino") <= DEFAULTS
 

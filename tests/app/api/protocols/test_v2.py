@@ -134,8 +134,8 @@ async def test_bomb_is_refused(service: httpx.AsyncClient) -> None:
         (b"abc", "br", 415),
         (b"abc", "gzip, gzip", 415),
         (b"abc", "gzip", 400),
-        (gzip.compress(b"{}")[:-3], "gzip", 400),
-        (gzip.compress(b"{}") + b"more", "gzip", 400),
+        (gzip.compress(b"{}", mtime=0)[:-3], "gzip", 400),
+        (gzip.compress(b"{}", mtime=0) + b"more", "gzip", 400),
         (b"", "gzip", 400),
     ],
 )
