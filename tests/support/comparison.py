@@ -50,10 +50,11 @@ def photographs() -> tuple[bytes, ...]:
     return tuple(sized(ROOT / "tests" / "photographs", 500, views=1))
 
 
-def jpegs() -> list[bytes]:
+@cache
+def jpegs() -> tuple[bytes, ...]:
     """Return eight JPEGs of different sizes and contents: three photographs, four of noise, and one of both kinds of detail."""
     noise = (encode(random_image(seed, 120 + 16 * seed, 180 - 8 * seed), "JPEG") for seed in range(1, 5))
-    return [photograph(), *photographs()[:3], *noise]
+    return (photograph(), *photographs()[:3], *noise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Measured:
     spread: float
     """Largest difference between two images: near 0 it would show nothing."""
     torch: float
-    """Difference of torch from the library, alone and in a batch of eight."""
+    """Difference of torch from the library, alone and in a batch."""
     torch_neighbours: float
     """Difference between an image alone and in a batch, in torch."""
     openvino: float = 0.0
@@ -74,18 +75,19 @@ class Measured:
     features_openvino: float = 0.0
 
 
-def measure(reference: Reference, directory: Path, fill: Fill, *, alone: int = 8, openvino: bool = True) -> Measured:
+def measure(reference: Reference, directory: Path, fill: Fill, *, quick: bool = False, openvino: bool = True) -> Measured:
     """Write a model with its library, and compare the engines' answers with its, from the same JPEG bytes.
 
     Args:
         reference: the model.
         directory: where to write it.
         fill: makes its weights.
-        alone: how many of the eight images to classify alone too.
+        quick: classify three images of different kinds, two of them alone too, by a model of two blocks where its depth can be
+            chosen; otherwise eight, each alone too, by the model as its library makes it.
         openvino: compare OpenVINO too.
     """
-    path, answer = reference.write(directory, fill)
-    images = jpegs()
+    path, answer = reference.write(directory, fill, 2 if quick else None)
+    images, alone = (jpegs()[::3], 2) if quick else (jpegs(), len(jpegs()))
     expected = _library_answers(answer, images)
     settings: dict[str, Any] = dict(reference.settings)
     checkpoint = load_checkpoint(path, **settings)

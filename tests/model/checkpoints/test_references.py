@@ -41,7 +41,7 @@ DEFAULT_TOLERANCE = 0.005
 
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.library}: {reference.name}")
 def test_logits_equal_the_librarys(reference: Reference, tmp_path: Path) -> None:
-    found = measure(reference, tmp_path / "model", lively, alone=2, openvino=reference.name in ARCHITECTURES)
+    found = measure(reference, tmp_path / "model", lively, quick=True, openvino=reference.name in ARCHITECTURES)
     assert found.largest_logit > 0.2
     assert found.spread > 0.1
     assert max(found.torch, found.torch_neighbours) <= TOLERANCE
@@ -50,7 +50,7 @@ def test_logits_equal_the_librarys(reference: Reference, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["ViT", "SigLIP", "BEiT, relative positions", "vit_tiny_patch16_224", "vit_b_16 IMAGENET1K_V1"]
+    "name", ["ViT", "SigLIP", "BEiT, relative positions", "vit_tiny_patch16_224", "vit_b_32 IMAGENET1K_V1"]
 )
 def test_defaults_answer_as_the_library_does(name: str, tmp_path: Path) -> None:
     reference = next(reference for reference in REFERENCES if reference.name == name)

@@ -23,7 +23,7 @@ NEIGHBOURS = 1e-5
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # raised by torch at import
 @pytest.mark.parametrize("reference", REFERENCES, ids=lambda reference: f"{reference.library}: {reference.name}")
 def test_answers_equal_the_librarys(reference: Reference, tmp_path: Path) -> None:
-    found = measure(reference, tmp_path / "model", lively, alone=2)
+    found = measure(reference, tmp_path / "model", lively, quick=True)
     assert found.largest_logit > 0.2
     assert found.spread > 0.05
     assert max(found.torch, found.torch_neighbours) <= TORCH
