@@ -61,10 +61,10 @@ def transformers_references() -> list[Reference]:
     shortest: dict[str, Any] = {"size": {"shortest_edge": 64}}
     pooled: dict[str, Any] = {**shortest, "crop_size": {"height": 64, "width": 64}}
     stages: dict[str, Any] = {"hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1]}
-    windows: dict[str, Any] = {"image_size": 64, "embed_dim": 24, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4}
+    windows: dict[str, Any] = {"image_size": 64, "embed_dim": 24, "depths": [2, 1], "num_heads": [2, 4], "window_size": 4}
     heads: dict[str, Any] = {"hidden_sizes": [16, 32, 40, 64], "depths": [1] * 4, "num_attention_heads": [1, 2, 5, 8]}
     necks = {"hidden_sizes": [24, 32, 40], "neck_hidden_sizes": [8, 12, 16, 24, 32, 40, 64], "num_attention_heads": 2}
-    efficient = {"width_coefficient": 0.25, "depth_coefficient": 0.3, "hidden_dim": 320}
+    efficient = {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320}
     return [
         _transformers("Swin", "ViT", square, **windows),
         _transformers("Swinv2", "ViT", square, **windows),
@@ -75,7 +75,7 @@ def transformers_references() -> list[Reference]:
         _transformers("MobileNetV1", "MobileNetV1", edge, depth_multiplier=0.25, image_size=64),
         _transformers("MobileNetV2", "MobileNetV2", edge, depth_multiplier=0.35, image_size=64),
         _transformers("MobileViT", "MobileViT", edge, image_size=64, **necks),
-        _transformers("MobileViTV2", "MobileViT", edge, image_size=64, width_multiplier=0.25),
+        _transformers("MobileViTV2", "MobileViT", edge, image_size=64, width_multiplier=0.25, n_attn_blocks=[1, 1, 1]),
         _transformers("EfficientNet", "EfficientNet", {**square, "rescale_offset": True, "resample": 0}, **efficient),
         _transformers("Pvt", "Pvt", square, image_size=64, **heads),
         _transformers("PvtV2", "Pvt", square, image_size=64, **heads),
@@ -152,7 +152,7 @@ def timm_references() -> list[Reference]:
         _timm("tf_mobilenetv3_small_minimal_100"),
         _timm("mobilenetv4_conv_small_035"),
         _timm("mobilenetv4_hybrid_medium"),
-        _timm("fastvit_t8"),
+        _timm("fastvit_t8", layers=[1, 1, 1, 1]),
         _timm("maxvit_pico_rw_256", 128, img_size=128, depths=[1, 1], embed_dim=[32, 64]),
         _timm("maxvit_tiny_tf_224", 64, img_size=64, depths=[1, 1], embed_dim=[32, 64]),
         _timm_file("resnet10t"),
