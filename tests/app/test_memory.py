@@ -53,18 +53,18 @@ class Watched:
         return usage([self._pid])
 
     async def growth(self) -> float:
-        """Return the growth in resident bytes per request after a warm-up.
+        """Return the growth in resident bytes per request.
 
         It is the median slope between all pairs of measurements (Theil-Sen), which ignores single jumps of the allocator.
         """
-        sizes = [(await self.call(_WARM_UP)).resident_bytes]
-        sizes += [(await self.call(_BLOCK)).resident_bytes for _ in range(_BLOCKS)]
+        sizes = [(await self.call(_BLOCK)).resident_bytes for _ in range(_BLOCKS + 1)]
         assert (self.clients.tally.wrong, self.clients.tally.unanswered.total()) == ([], 0)
         pairs = itertools.combinations(enumerate(sizes), 2)
         return statistics.median((late - early) / (j - i) for (i, early), (j, late) in pairs) / _BLOCK
 
     async def grows_on(self) -> bool:
         """Return True if memory grows in every measurement: an allocator settles sooner or later, a leak does not."""
+        await self.call(_WARM_UP)
         for _ in range(_TRIES):
             if await self.growth() < _GROWTH:
                 return False
