@@ -14,7 +14,7 @@ from tests.support.server import Server, running_server
 from tests.support.versions import write_version
 
 _CLIENTS = 4
-_SWAPS = 20
+_SWAPS = 8
 _LARGE = replace(TINY_DINOV2, embed_dim=512, mlp_dim=2048, depth=6)
 """76 MB of weights: many times what else a process takes or frees meanwhile."""
 
