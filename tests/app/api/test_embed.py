@@ -28,7 +28,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 CAT = (ROOT / "examples" / "images" / "cat.jpg").read_bytes()
 SMALL: dict[str, Any] = {
     "hidden_size": 96,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 3,
     "image_size": 64,
     "patch_size": 16,
