@@ -22,7 +22,7 @@ configure_logging("info", "json")
 os.environ["VIT_DEVICE"] = "cpu"  # the tolerances in tests are for a CPU
 os.environ["VIT_ENGINE"] = "torch"  # converts nothing; server processes and tests of OpenVINO take the default
 os.environ["VIT_DECODE_ISOLATION"] = "thread"  # starts at once; server processes take the default
-os.environ["VIT_CACHE_DIR"] = CACHE.name
+os.environ["VIT_CACHE_DIR"] = CACHE
 
 
 def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:

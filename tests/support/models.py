@@ -16,8 +16,15 @@ from model.vit import VisionTransformer
 
 ROOT = Path(__file__).parent.parent.parent
 
-CACHE = tempfile.TemporaryDirectory(prefix="vit-serve-tests-")
-"""Cache that all servers of a test run share, so that only the first one converts."""
+_SHARED = "TESTS_CACHE_DIR"
+"""Variable by which the first process of a test run tells the others its cache."""
+
+_MADE = None if _SHARED in os.environ else tempfile.TemporaryDirectory(prefix="vit-serve-tests-")
+
+CACHE = os.environ[_SHARED] if _MADE is None else _MADE.name
+"""Cache that all servers of all processes of a test run share, so that only the first one converts; deleted at its end."""
+
+os.environ[_SHARED] = CACHE
 
 UNPRIVILEGED: tuple[str, ...] = (
     ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if hasattr(os, "geteuid") and os.geteuid() == 0 else ()

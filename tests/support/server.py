@@ -42,7 +42,7 @@ class Server:
 
     def __init__(self, command: Sequence[str | Path] = (_BIN / "vit-serve", "serve"), **variables: object) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("VIT_")}
-        given = {"port": 0, "device": "cpu", "cache_dir": CACHE.name, **variables}
+        given = {"port": 0, "device": "cpu", "cache_dir": CACHE, **variables}
         environment |= {f"VIT_{name.upper()}": str(value) for name, value in given.items()}
         with default_signals():
             self.process = subprocess.Popen(
