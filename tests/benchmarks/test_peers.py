@@ -76,7 +76,7 @@ def test_peer_answers_as_we_do(kind: str, peer_model: Load, converted: Path, tin
 def test_compiled_as_in_the_service(peer_model: Load, converted: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = engine_model(load_checkpoint(tiny_checkpoint))
     engine = openvino_engine(model, OpenVinoOptions("float32", 1, 2), tmp_path)
-    layouts = {(1, 2): engine._one_core, (2, 1): engine._all_cores}
+    layouts = {(1, 2): engine._batches, (2, 1): engine._lone}
     for (threads, streams), ours in layouts.items():
         theirs = peer_model(openvino=converted, threads=threads, streams=streams).compiled
         for name in COMPILED:
