@@ -70,6 +70,7 @@ class Classification:
             return (-self.logits).argsort(kind="stable")
         parted = self.logits.copy()
         parted.partition(-k)
+        candidates: NDArray[np.intp]
         (candidates,) = (self.logits >= parted[-k]).nonzero()  # more than k where classes tie
         return candidates[(-self.logits[candidates]).argsort(kind="stable")[:k]]
 
