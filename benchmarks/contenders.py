@@ -123,15 +123,28 @@ def check_answers(found: Sequence[Contender], tolerance: float) -> dict[str, str
     """Compare the first class of every image between our server and each of the others.
 
     Returns:
-        Names of the servers that answer something else, with what; they are not worth measuring.
+        Names of the servers that answer something else, or not at all, with what; they are not worth measuring.
+
+    Raises:
+        OSError: ours does not answer.
     """
-    answers = {}
-    for contender in found:
-        with contender.at_work():
-            answers[contender.name] = [predictions(body) for _, body in ask(contender.target)]
-    ours = answers.pop(OURS)
-    reasons = {name: difference(theirs, ours, tolerance) for name, theirs in answers.items()}
+    ours = _answers(next(contender for contender in found if contender.ours))
+    reasons = {contender.name: _fault(contender, ours, tolerance) for contender in found if not contender.ours}
     return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _answers(contender: Contender) -> list[Predictions]:
+    with contender.at_work():
+        return [predictions(body) for _, body in ask(contender.target)]
+
+
+def _fault(contender: Contender, ours: Sequence[Predictions], tolerance: float) -> str:
+    try:
+        return difference(_answers(contender), ours, tolerance)
+    except OSError as error:  # it may have ended while it was paused
+        return f"it does not answer: {str(error) or type(error).__name__}"
+    except (LookupError, TypeError, ValueError):
+        return "its answers are errors"
 
 
 def difference(theirs: Sequence[Predictions], ours: Sequence[Predictions], tolerance: float) -> str:

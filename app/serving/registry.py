@@ -58,7 +58,7 @@ class Registry:
         self._for_requests = LoadsForRequests(self.load)
         self._unusable = ""
         # not asyncio's default pool: the loop would wait at its end for a disk that does not answer
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="read models")
+        self._beside_loads = ThreadPoolExecutor(1, thread_name_prefix="beside loads")
         self._index()
 
     @property
@@ -118,6 +118,8 @@ class Registry:
         self._loader.on_death = on_death
         decoder = await self._loader.in_thread(self._make_decoder, self._settings, self._metrics)
         self._shared = shared = Shared(self._settings, self._metrics, decoder)
+        decoding = asyncio.get_running_loop().run_in_executor(self._beside_loads, shared.warm_up)  # while models load
+        decoding.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # retrieved, if a model fails first
         for model in self.models:
             try:
                 await self._loader.swap(model, shared, model.spec)
@@ -127,7 +129,7 @@ class Registry:
                 _log.warning("not loaded at the start", model=model.name, reason=str(error))
             except StartError as error:
                 raise StartError(f"{model.name}: {error}" if len(self.models) > 1 else str(error)) from error
-        await self._loader.in_thread(shared.warm_up)
+        await decoding
         shared.start()
         self._index()
         self._started = True
@@ -159,7 +161,7 @@ class Registry:
             if not self._started:
                 return set()
             try:
-                listed = await asyncio.get_running_loop().run_in_executor(self._reader, self._read_again)
+                listed = await asyncio.get_running_loop().run_in_executor(self._beside_loads, self._read_again)
             except StartError as error:
                 if str(error) != self._unusable:
                     _log.error("the list of models cannot be used; the models stay as they are", reason=str(error))
@@ -187,7 +189,7 @@ class Registry:
     async def close(self) -> None:
         """Stop all models; everything queued or in flight fails with `Draining`."""
         self._loader.stop()
-        self._reader.shutdown(wait=False)
+        self._beside_loads.shutdown(wait=False)
         self._for_requests.cancel()
         for model in self.models:
             if (version := model.put(None)) is not None:

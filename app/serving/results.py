@@ -67,10 +67,12 @@ class Classification:
     def ranked(self, k: int) -> NDArray[np.intp]:
         """Return the indices of the classes of `top`, in its order."""
         if k >= len(self.logits):
-            return np.argsort(-self.logits, kind="stable")
-        least = np.partition(self.logits, -k)[-k]
-        candidates = np.flatnonzero(self.logits >= least)  # more than k where classes tie
-        return candidates[np.argsort(-self.logits[candidates], kind="stable")[:k]]
+            return (-self.logits).argsort(kind="stable")
+        parted = self.logits.copy()
+        parted.partition(-k)
+        candidates: NDArray[np.intp]
+        (candidates,) = (self.logits >= parted[-k]).nonzero()  # more than k where classes tie
+        return candidates[(-self.logits[candidates]).argsort(kind="stable")[:k]]
 
     def predictions(self, classes: NDArray[np.intp]) -> list[Prediction]:
         """Return a prediction for each class index."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ import torch
 from app.engines.conversion import openvino_engine, save_for_others
 from app.engines.openvino import OpenVinoOptions
 from app.engines.pixel_model import engine_model
-from benchmarks import peers
-from benchmarks.contenders import Predictions, difference, predictions
+from benchmarks import contenders, peers
+from benchmarks.contenders import Contender, Predictions, check_answers, difference, predictions
 from benchmarks.peers import KINDS, PEERS, install
 from model.checkpoints.checkpoint import load_checkpoint
 from tests.support.models import png
@@ -76,7 +77,7 @@ def test_peer_answers_as_we_do(kind: str, peer_model: Load, converted: Path, tin
 def test_compiled_as_in_the_service(peer_model: Load, converted: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:
     model = engine_model(load_checkpoint(tiny_checkpoint))
     engine = openvino_engine(model, OpenVinoOptions("float32", 1, 2), tmp_path)
-    layouts = {(1, 2): engine._one_core, (2, 1): engine._all_cores}
+    layouts = {(1, 2): engine._batches, (2, 1): engine._lone}
     for (threads, streams), ours in layouts.items():
         theirs = peer_model(openvino=converted, threads=threads, streams=streams).compiled
         for name in COMPILED:
@@ -145,3 +146,28 @@ def test_either_of_two_as_likely_passes() -> None:
 def test_list_of_one_answer_is_read() -> None:
     answer = {"predictions": [{"label": "cat", "probability": 0.75, "logit": 2.0}]}
     assert predictions(json.dumps([answer]).encode()) == predictions(json.dumps(answer).encode()) == [("cat", 0.75)]
+
+
+ANSWER = [(200, json.dumps({"predictions": [{"label": "cat", "probability": 0.6}]}).encode())]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "why"),
+    [
+        (ANSWER, None),
+        (ConnectionResetError(), "it does not answer: ConnectionResetError"),
+        ([(503, b'{"detail": "busy"}')], "its answers are errors"),
+        ([(500, b"Internal Server Error")], "its answers are errors"),
+    ],
+    ids=str,
+)
+def test_peer_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, theirs: Any, why: str | None) -> None:
+    def ask(target: Any) -> Any:
+        answer = {"ours": ANSWER, "theirs": theirs}[target]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(contenders, "ask", ask)
+    found = [Contender(name, "", MagicMock(), target) for name, target in ((contenders.OURS, "ours"), ("peer", "theirs"))]  # type: ignore[arg-type]
+    assert check_answers(found, tolerance=0.02) == ({} if why is None else {"peer": why})

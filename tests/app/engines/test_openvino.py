@@ -195,7 +195,8 @@ def test_wrong_conversion_stops_the_start(tmp_path: Path, monkeypatch: pytest.Mo
         other = pixel_model()
         with torch.no_grad():
             other.vit.get_parameter("head.bias")[:] = 100
-            return convert(torch.export.export(other, (torch.zeros(2, 3, 28, 28, dtype=torch.uint8),)))
+            images = torch.zeros(2, 3, 28, 28, dtype=torch.uint8)
+            return convert(torch.export.export(other, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},)))
 
     convert = openvino.convert_model
     monkeypatch.setattr(openvino, "convert_model", wrong)
