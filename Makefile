@@ -20,7 +20,7 @@ serve: $(VENV)/installed
 
 # files of tests are shared out among processes; each starts servers of its own, so that more than four want much memory
 test: $(VENV)/installed-dev
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
