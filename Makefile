@@ -71,7 +71,7 @@ $(VENV)/audit/installed: constraints.txt | $(BIN)/python
 # a separate environment, since Ray brings 47 packages
 $(VENV)/ray/installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(PYTHON) -m venv $(VENV)/ray
-	$(VENV)/ray/bin/pip install --quiet --constraint constraints.txt --editable '.[ray]' pytest pytest-asyncio pyyaml
+	$(VENV)/ray/bin/pip install --quiet --constraint constraints.txt --editable '.[ray,test]'
 	@touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python

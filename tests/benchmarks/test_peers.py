@@ -169,5 +169,6 @@ def test_peer_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, theirs: An
         return answer
 
     monkeypatch.setattr(contenders, "ask", ask)
-    found = [Contender(name, "", MagicMock(), target) for name, target in ((contenders.OURS, "ours"), ("peer", "theirs"))]  # type: ignore[arg-type]
+    targets: dict[str, Any] = {contenders.OURS: "ours", "peer": "theirs"}
+    found = [Contender(name, "", MagicMock(), target) for name, target in targets.items()]
     assert check_answers(found, tolerance=0.02) == ({} if why is None else {"peer": why})

@@ -82,11 +82,12 @@ def measure(reference: Reference, directory: Path, fill: Fill, *, quick: bool = 
         reference: the model.
         directory: where to write it.
         fill: makes its weights.
-        quick: classify three images of different kinds, two of them alone too, by a model of two blocks where its depth can be
-            chosen; otherwise eight, each alone too, by the model as its library makes it.
+        quick: classify three images of different kinds, two of them alone too, by the short model if there is one; otherwise
+            eight, each alone too, as for the tables of docs/models.md.
         openvino: compare OpenVINO too.
     """
-    path, answer = reference.write(directory, fill, 2 if quick else None)
+    write = (quick and reference.write_short) or reference.write
+    path, answer = write(directory, fill)
     images, alone = (jpegs()[::3], 2) if quick else (jpegs(), len(jpegs()))
     expected = _library_answers(answer, images)
     settings: dict[str, Any] = dict(reference.settings)

@@ -35,7 +35,7 @@ def _transformers(family: str, processor: str, told: dict[str, Any], **config: A
     path = f"transformers.models.{module}.image_processing_pil_{module}"
     architecture = f"{family}ForImageClassification"
 
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         made = getattr(__import__(path, fromlist=["x"]), f"{processor}ImageProcessorPil")(**told)
         config_class = getattr(transformers, f"{family}Config")
         model = getattr(transformers, architecture)(config_class(num_labels=CLASSES, **config))
@@ -90,7 +90,7 @@ def transformers_references() -> list[Reference]:
 def _timm(architecture: str, size: int = 96, **arguments: Any) -> Reference:
     overlay = {"input_size": (3, size, size)}
 
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         made = timm.create_model(architecture, num_classes=CLASSES, pretrained_cfg_overlay=overlay, **arguments)
         model = measure_batch_norm(fill(made), size)
         save_for_hf(model, str(directory), model_args=arguments, safe_serialization=True)
@@ -100,7 +100,7 @@ def _timm(architecture: str, size: int = 96, **arguments: Any) -> Reference:
 
 
 def _timm_file(architecture: str) -> Reference:
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         model = measure_batch_norm(fill(timm.create_model(architecture, num_classes=CLASSES)), 224)
         directory.mkdir(exist_ok=True)
         save_file(model.state_dict(), directory / "bare.safetensors")
@@ -113,7 +113,7 @@ def _timm_file(architecture: str) -> Reference:
 def _timm_wrapper(architecture: str) -> Reference:
     said: dict[str, Any] = {"input_size": [3, 96, 96], "crop_pct": 0.9, "mean": [0.5] * 3, "std": [0.25] * 3}
 
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         told: dict[str, Any] = {"num_labels": CLASSES, "pretrained_cfg": said}
         config = transformers.TimmWrapperConfig(architecture=architecture, **told)
         model: Any = transformers.TimmWrapperForImageClassification(config)

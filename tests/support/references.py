@@ -4,8 +4,9 @@ import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import Image
@@ -37,15 +38,8 @@ Fill = Callable[[Any], Any]
 """Function that fills a model with weights and returns it (`weights.py`)."""
 
 
-class Write(Protocol):
-    """Function that fills a model, saves it below a folder, and returns its path and the library's classification."""
-
-    def __call__(self, directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
-        """Write a model with `depth` blocks, or as many as its library gives it.
-
-        The tables of docs/models.md are measured without `depth`. The tests ask for two blocks, which pass the same code in a
-        fraction of the time; a model whose file does not tell its depth, or that is not of like blocks, keeps its own.
-        """
+Write = Callable[[Path, Fill], tuple[Path, Answer]]
+"""Function that fills a model, saves it below a folder, and returns its path and the library's classification."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +53,8 @@ class Reference:
     """Settings of the service besides the path."""
     features: bool = False
     """The library's answer has the features of the image too, as its users take them."""
+    write_short: Write | None = None
+    """The same with two blocks, which pass the same code in less time; None if the file does not tell its depth."""
 
 
 def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -> Reference:
@@ -68,8 +64,8 @@ def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -
 
     nested = architecture.startswith(("CLIP", "MetaClip2", "Siglip"))  # the image encoder has a configuration of its own
 
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
-        said = {**small, **sizes, **changes} | ({} if depth is None else {"num_hidden_layers": depth})
+    def write(directory: Path, fill: Fill, **more: Any) -> tuple[Path, Answer]:
+        said = {**small, **sizes, **changes, **more}
         labels = said.pop("num_labels")
         config = library_config(vision_config=said, num_labels=labels) if nested else library_config(**said, num_labels=labels)
         model = fill(getattr(transformers, architecture)(config))
@@ -78,22 +74,21 @@ def hugging_face(name: str, architecture: str, processor: Any, **changes: Any) -
         (directory / "preprocessor_config.json").write_text(json.dumps(content))
         return directory, lambda image: model(**processor(image, return_tensors="pt")).logits[0]
 
-    return Reference("transformers", name, write)
+    return Reference("transformers", name, write, write_short=partial(write, num_hidden_layers=2))
 
 
 def timm_hub(architecture: str, **arguments: Any) -> Reference:
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
-        told = arguments | ({} if depth is None else {"depth": depth})
-        model = fill(timm.create_model(architecture, num_classes=11, **told))
+    def write(directory: Path, fill: Fill, **more: Any) -> tuple[Path, Answer]:
+        model = fill(timm.create_model(architecture, num_classes=11, **{**arguments, **more}))
         save_for_hf(model, str(directory), safe_serialization=True)
         return directory, timm_answer(model)
 
     suffix = "".join(f", {name}={value}" for name, value in arguments.items())
-    return Reference("timm", architecture + suffix, write)
+    return Reference("timm", architecture + suffix, write, write_short=partial(write, depth=2))
 
 
 def timm_file(architecture: str) -> Reference:
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         model = fill(timm.create_model(architecture, num_classes=11))
         directory.mkdir(exist_ok=True)
         save_file(model.state_dict(), directory / "bare.safetensors")
@@ -105,7 +100,7 @@ def timm_file(architecture: str) -> Reference:
 def timm_script(architecture: str, name: str, saved: Callable[[dict[str, torch.Tensor]], Any]) -> Reference:
     """Return a reference with a file as a training script saves it."""
 
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         model = fill(timm.create_model(architecture, num_classes=11))
         directory.mkdir(exist_ok=True)
         torch.save(saved(model.state_dict()), directory / "model_best.pth.tar")
@@ -117,7 +112,7 @@ def timm_script(architecture: str, name: str, saved: Callable[[dict[str, torch.T
 def timm_flat(architecture: str, **said: Any) -> Reference:
     """Return a reference with the config.json of timm's versions until 2022, read by timm itself."""
 
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         save_for_hf(fill(timm.create_model(architecture, num_classes=11)), str(directory), safe_serialization=True)
         labels = [f"label {index}" for index in range(11)]
         flat = {"architecture": architecture, "num_classes": 11, "num_features": 192, "labels": labels, **said}
@@ -129,7 +124,7 @@ def timm_flat(architecture: str, **said: Any) -> Reference:
 
 
 def timm_wrapper(architecture: str, pretrained_cfg: dict[str, Any]) -> Reference:
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         said: dict[str, Any] = {"num_labels": 11, "pretrained_cfg": pretrained_cfg}
         config = transformers.TimmWrapperConfig(architecture=architecture, **said)
         model = fill(transformers.TimmWrapperForImageClassification(config))
@@ -146,7 +141,7 @@ def timm_answer(model: Any) -> Answer:
 
 
 def torchvision_file(architecture: str, weights: Any, **arguments: Any) -> Reference:
-    def write(directory: Path, fill: Fill, depth: int | None = None) -> tuple[Path, Answer]:
+    def write(directory: Path, fill: Fill) -> tuple[Path, Answer]:
         model = fill(getattr(torchvision.models, architecture)(num_classes=11, **arguments))
         directory.mkdir(exist_ok=True)
         torch.save(model.state_dict(), directory / "model.pth")

@@ -12,6 +12,7 @@ import pytest
 from starlette.types import Message
 
 from app.decoding.pool.select import make_decoder
+from app.decoding.pool.threads import ThreadDecoder
 from app.errors import Draining, StartError
 from app.main import create_app
 from app.metrics import Metrics
@@ -132,6 +133,36 @@ async def test_late_upload_does_not_block_closing(
     await service.close()
     with pytest.raises(Draining):
         await upload
+
+
+async def test_decoders_warm_up_while_models_load(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = threading.Barrier(2, timeout=30)  # broken, unless one comes while the other waits
+
+    def load(*arguments: Any, **options: Any) -> Classifier:
+        both.wait()
+        return load_classifier(*arguments, **options)
+
+    monkeypatch.setattr(ThreadDecoder, "warm_up", lambda decoder: both.wait() and None)
+    service = Service(read_settings(model=str(tiny_checkpoint)), Metrics(), load, make_decoder)
+    await service.start()
+    await service.close()
+
+
+@pytest.mark.parametrize("model", ["loads", "fails"])
+async def test_failed_decoders_stop_the_start(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+    def warm_up(_: ThreadDecoder) -> None:
+        raise StartError("VIT_DECODE_ISOLATION: no decoding process can be started here")
+
+    def load(*arguments: Any, **options: Any) -> Classifier:
+        if model == "fails":
+            raise StartError("VIT_MODEL: broken")
+        return load_classifier(*arguments, **options)
+
+    monkeypatch.setattr(ThreadDecoder, "warm_up", warm_up)
+    service = Service(read_settings(model=str(tiny_checkpoint)), Metrics(), load, make_decoder)
+    with pytest.raises(StartError, match="^VIT_MODEL" if model == "fails" else "^VIT_DECODE_ISOLATION"):
+        await service.start()
+    await service.close()
 
 
 async def test_drain_returns_false_on_timeout(open_client: OpenClient) -> None:

@@ -15,6 +15,7 @@ import openvino
 import pytest
 import torch
 
+from app.engines import openvino as module
 from app.engines.conversion import _convert, _reference, openvino_engine
 from app.engines.hardware import has_bfloat16, has_vnni
 from app.engines.kept_model import KeptModel
@@ -203,6 +204,33 @@ def test_wrong_conversion_stops_the_start(tmp_path: Path, monkeypatch: pytest.Mo
     setting = "VIT_ENGINE" if dtype == "float32" else "VIT_DTYPE"
     with pytest.raises(StartError, match=rf"^{setting}: logits of OpenVINO in {dtype} are .* away from torch's"):
         engine_of(tmp_path, dtype=dtype)
+
+
+@pytest.mark.parametrize("wrong", ["for batches", "for one image"])
+def test_either_wrong_model_stops_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    def compiled(dtype: str, threads: int, model: openvino.Model, streams: int) -> openvino.CompiledModel:
+        if wrong == ("for one image" if model.inputs[0].get_partial_shape().is_static else "for batches"):
+            output = model.outputs[0].get_node().input_value(0)  # what the node of the result takes
+            doubled = openvino.opset13.add(output, output)
+            model = openvino.Model([doubled], model.get_parameters())
+        return compile_model(dtype, threads, model, streams)
+
+    compile_model = module._compiled
+    monkeypatch.setattr(module, "_compiled", compiled)
+    with pytest.raises(StartError, match=r"^VIT_ENGINE: logits of OpenVINO in float32 are .* away from torch's"):
+        engine_of(tmp_path)
+
+
+@pytest.mark.parametrize("lone_on_all_cores", [True, False])
+def test_only_an_image_alone_has_a_fixed_shape(tmp_path: Path, lone_on_all_cores: bool) -> None:
+    options = OpenVinoOptions("float32", 4, 2, lone_on_all_cores=lone_on_all_cores)
+    engine = openvino_engine(pixel_model(), options, tmp_path)
+    images = [np.full((3, 28, 28), value, np.uint8) for value in (0, 90)]
+    fixed = [model.inputs[0].get_partial_shape().is_static for model in (engine._lone, engine._batches)]
+    assert fixed == [lone_on_all_cores, False]
+    both = engine.run(images, use_all_cores=True)
+    alone = np.concatenate([engine.run([image], use_all_cores=True) for image in images])
+    np.testing.assert_allclose(alone, both, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", *ROUNDED])
