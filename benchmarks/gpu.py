@@ -32,7 +32,7 @@ from app.process.cpu import available_cpus
 from benchmarks import machine
 from benchmarks.contenders import pss_mib, start_ours, wait_until_healthy
 from benchmarks.images import WEB, WEB_40_KB, ImageSet
-from benchmarks.inside import FORMATS, rate
+from benchmarks.inside import FORMATS, rate_case
 from benchmarks.measure import progress
 from benchmarks.models import MODELS, VIT_LARGE, BenchmarkModel
 from benchmarks.peers import Server
@@ -127,7 +127,7 @@ def _inside(report: Report, model: BenchmarkModel, options: argparse.Namespace) 
         for size in options.batch_sizes if "engine" in options.only else ():
             seconds = options.seconds if size == max(options.batch_sizes) else min(3.0, options.seconds)
             batch = list(itertools.islice(itertools.cycle(pixels), size))
-            found = rate(partial(_images_run, run, batch), threads=threads, seconds=seconds)
+            found = rate_case(partial(_images_run, run, batch), threads=threads, slice_s=seconds)()
             numbers = {"seconds": seconds, "a second": found, "TFLOP/s": found * flops / 1e12}
             report.add(title, note, _row(f"{mode}, {threads} x {size}", numbers))
         del run, made
@@ -207,7 +207,7 @@ def _decode_rate(directory: Path, files: Sequence[bytes], seconds: float) -> flo
         decoder.decode(next(turns))
         return 1
 
-    return rate(one, threads=1, seconds=seconds)
+    return rate_case(one, threads=1, slice_s=seconds)()
 
 
 def _over_http(report: Report, model: BenchmarkModel, options: argparse.Namespace) -> None:

@@ -1,9 +1,9 @@
 """Engine and decoding in threads without HTTP, each alone and both overlapped."""
 
 import itertools
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +79,7 @@ def _engine_case(inside: Inside, engine: Engine, size: int, slice_s: float, *, u
     def one() -> int:
         return len(engine.run(list(pixels), use_all_cores=use_all_cores))
 
-    return lambda: rate(one, threads=1 if use_all_cores else engine.max_concurrent_batches, seconds=slice_s)
+    return rate_case(one, threads=1 if use_all_cores else engine.max_concurrent_batches, slice_s=slice_s)
 
 
 def decode_cases(inside: Inside, images: Mapping[str, Sequence[bytes]], slice_s: float) -> Iterator[Case]:
@@ -97,7 +97,7 @@ def _decode_case(decoder: ImageDecoder, files: Sequence[bytes], threads: int, sl
         decoder.decode(next(turns))
         return 1
 
-    return lambda: rate(one, threads=threads, seconds=slice_s)
+    return rate_case(one, threads=threads, slice_s=slice_s)
 
 
 def pipeline_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callable[[], float]:
@@ -108,7 +108,7 @@ def pipeline_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Cal
         batch = [inside.quick.decode(next(turns)) for _ in range(engine.max_batch_size)]
         return len(engine.run(batch, use_all_cores=False))
 
-    return lambda: rate(one, threads=engine.max_concurrent_batches, seconds=slice_s)
+    return rate_case(one, threads=engine.max_concurrent_batches, slice_s=slice_s)
 
 
 def lone_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callable[[], float]:
@@ -118,23 +118,25 @@ def lone_case(inside: Inside, files: Sequence[bytes], slice_s: float) -> Callabl
     def one() -> int:
         return len(inside.engine.run([inside.quick.decode(next(turns))], use_all_cores=True))
 
-    return lambda: 1 / rate(one, threads=1, seconds=slice_s)
+    answers = rate_case(one, threads=1, slice_s=slice_s)
+    return lambda: 1 / answers()
 
 
-def rate(one: Callable[[], int], *, threads: int, seconds: float) -> float:
-    """Return items a second of threads that call `one`, which returns its number of items, until the time is up."""
-    rates = [0.0] * threads
-    began = time.perf_counter()
+def rate_case(one: Callable[[], int], *, threads: int, slice_s: float) -> Callable[[], float]:
+    """Measure items a second of threads that call `one`, which returns its number of items, until the time is up.
 
-    def work(index: int) -> None:
-        items = 0
-        while items == 0 or time.perf_counter() < began + seconds:
+    The threads live as long as the case, and each calls `one` before it is measured: an engine may keep something for each
+    thread, so that a thread's first batch takes longer.
+    """
+    workers = ThreadPoolExecutor(threads, initializer=one)
+
+    def work() -> float:
+        items, began = 0, time.perf_counter()
+        while items == 0 or time.perf_counter() < began + slice_s:
             items += one()
-        rates[index] = items / (time.perf_counter() - began)  # the last call ends after the slice
+        return items / (time.perf_counter() - began)  # the last call ends after the slice
 
-    workers = [threading.Thread(target=work, args=(index,)) for index in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    return sum(rates)
+    def measure() -> float:
+        return sum(each.result() for each in [workers.submit(work) for _ in range(threads)])
+
+    return measure
