@@ -12,7 +12,7 @@ import torch
 from app.engines.hardware import has_bfloat16, has_vnni
 from app.process.cpu import available_cpus
 
-_PACKAGES = ("torch", "openvino", "pillow", "simplejpeg", "fastapi", "uvicorn", "uvloop", "numpy")
+_PACKAGES = ("torch", "openvino", "pillow", "simplejpeg", "cykooz-resizer", "fastapi", "uvicorn", "uvloop", "numpy")
 _SIDE = 2048
 """Side of the matrices: large enough for full speed, small enough for a round."""
 

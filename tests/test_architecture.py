@@ -201,15 +201,15 @@ def test_only_spans_import_opentelemetry() -> None:
 
 def test_only_engines_import_torch_and_openvino() -> None:
     direct = {name for name in modules("app") if "torch" in imported(name)}
-    assert all(
-        name.startswith("app.engines.") or name in ("app.decoding.resizing", "app.explaining.model_copy") for name in direct
-    )
+    assert all(name.startswith("app.engines.") or name == "app.explaining.model_copy" for name in direct)
     assert {name for name in modules("app") if "openvino" in imported(name)} == {
         f"app.engines.{name}" for name in ("conversion", "int8", "openvino")
     }
 
 
-@pytest.mark.parametrize("place", ["app/main.py", "app/server.py", "app/cli", "app/api", "app/converting", "app/serving"])
+@pytest.mark.parametrize(
+    "place", ["app/main.py", "app/server.py", "app/cli", "app/api", "app/converting", "app/decoding", "app/serving"]
+)
 def test_service_starts_without_torch(place: str) -> None:
     for module in modules(place):
         importers = reached(module, at_once)

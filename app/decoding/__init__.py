@@ -28,7 +28,7 @@ class Decoder(Protocol):
     """Decodes several images at once, beside the event loop."""
 
     def warm_up(self) -> None:
-        """Start workers, each proven by an image. Blocks, for a second or two.
+        """Start workers, each proven by an image. Blocks, for half a second.
 
         Raises:
             StartError: they cannot be started.

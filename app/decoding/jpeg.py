@@ -1,8 +1,7 @@
 """The fast way from a JPEG to pixels, which leaves what it cannot do to Pillow.
 
-libjpeg-turbo decodes without Pillow's copies, and torch resizes with the same filters as Pillow, vectorised (to one step of
-255; `resizing.py`, which only processes that decode import). With `scaled`, the inverse DCT gives large images at 1/2, 1/4 or
-1/8 of their size for a fraction of the work.
+libjpeg-turbo decodes without Pillow's copies, and `resizing.py` resizes with the same filters, vectorised. With `scaled`, the
+inverse DCT gives large images at 1/2, 1/4 or 1/8 of their size for a fraction of the work.
 """
 
 import numpy as np
@@ -10,6 +9,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from app.decoding.geometry import Geometry
+from app.decoding.resizing import resize
 from app.decoding.size import Size
 from app.pixels import Pixels
 from model.preprocessing import Preprocessing
@@ -39,8 +39,6 @@ def decode_jpeg(jpeg: bytes, stored: Size, orientation: int, preprocessing: Prep
     pixels = _decode(jpeg, stored, _scale(stored, full) if scaled else 1)
     if pixels is None:
         return None
-    from app.decoding.resizing import resize  # torch, which the service itself shall not load
-
     return geometry.crop(_upright(resize(pixels, full, preprocessing.interpolation), orientation))
 
 

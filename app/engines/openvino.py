@@ -13,7 +13,6 @@ import openvino
 import structlog
 
 from app.engines.kept_model import KeptModel, Reference
-from app.engines.memory import leave_pages
 from app.errors import StartError
 from app.pixels import Logits, Pixels
 from app.process.startup import lacks_memory, too_little_memory
@@ -121,9 +120,7 @@ def load_kept(kept: KeptModel, options: OpenVinoOptions) -> OpenVinoEngine:
     Raises:
         Exception: of any kind, if it cannot be used; `warn_unusable` tells it in one line.
     """
-    engine = OpenVinoEngine(openvino.Core().read_model(kept.graph), kept.reference(), options)
-    leave_pages(kept.weights)  # engines have their own copies in another layout
-    return engine
+    return OpenVinoEngine(openvino.Core().read_model(kept.graph), kept.reference(), options)
 
 
 def warn_unusable(kept: KeptModel, error: Exception) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.converting.process import ConversionFailed, NowhereToKeep, converted
@@ -43,6 +44,8 @@ class LoadedModel:
 
     description: Description
     engine: Engine
+    mapped: Path | None = None
+    """File of weights that the engine reads until it is warm, and then has in a layout of its own."""
 
 
 def load_engine(settings: Settings, accept: Accept, on_step: OnStep, *, low_priority: bool = False) -> LoadedModel:
@@ -161,7 +164,7 @@ def _start(facts: Mapping[str, Any], kept: KeptModel, options: EngineOptions) ->
     from app.engines.openvino import load_kept
 
     engine = load_kept(kept, openvino_options(options, facts["batch_size"]))
-    return LoadedModel(Description.of_json(facts["description"]), engine)
+    return LoadedModel(Description.of_json(facts["description"]), engine, kept.weights)
 
 
 def _request(settings: Settings, location: Location, options: EngineOptions) -> ConversionRequest:

@@ -10,6 +10,7 @@ from app.decoding.pool.select import image_decoder
 from app.decoding.preprocessor import Preprocessors
 from app.decoding.preprocessors import preprocessors_of
 from app.engines import Engine
+from app.engines.memory import leave_pages
 from app.errors import StartError
 from app.explaining.explainer import ExplainedModel, Explainer
 from app.explaining.keeper import ProcessKeeper
@@ -72,6 +73,8 @@ def _load_classifier(
     runner = ModelRunner(engine, description.image_shape, description.num_classes, to_probabilities, lambda: slots.in_flight)
     on_step("warming up")
     runner.warm_up()
+    if loaded.mapped is not None:
+        leave_pages(loaded.mapped)
     model_metrics = metrics.of_model(name)
     batcher = Batcher(
         partial(run, runner),

@@ -36,7 +36,7 @@ class Shared:
         return self._slots.setdefault(key, BatchSlots(engine.max_concurrent_batches))
 
     def warm_up(self) -> None:
-        """Start the decoding workers. Blocks, for a second or two.
+        """Start the decoding workers. Blocks, for half a second.
 
         Raises:
             StartError: no decoding process can be started.

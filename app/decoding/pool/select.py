@@ -1,6 +1,5 @@
 """Construction of the decoder from the settings. Processes start slowly, and do so while the first model loads."""
 
-import importlib
 import io
 
 import structlog
@@ -13,7 +12,7 @@ from app.decoding.pool.job import Job
 from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.threads import ThreadDecoder
-from app.decoding.pool.zygote import WORKER_IMPORTS, Zygote, can_fork_workers
+from app.decoding.pool.zygote import Zygote, can_fork_workers
 from app.decoding.samples import SAMPLES
 from app.metrics import Metrics
 from app.settings import Settings
@@ -43,7 +42,6 @@ def make_decoder(settings: Settings, metrics: Metrics, zygote: Zygote | None = N
     if settings.decode_isolation == "thread" or not can_fork_workers():
         if settings.decode_isolation == "process":
             _log.warning("decoding in threads: this system cannot share memory without a name")
-        importlib.import_module(WORKER_IMPORTS)  # seconds, which no request shall wait for
         return ThreadDecoder(own.run, threads=settings.decode_workers, on_busy=busy)
     job = Job(
         own,

@@ -1,12 +1,21 @@
-"""Loading: a checkpoint error names the setting to change."""
+"""Loading: a checkpoint error names the setting to change, and a warm model leaves the pages of its file."""
 
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from app.decoding.pool.threads import ThreadDecoder
 from app.errors import StartError
+from app.metrics import Metrics
 from app.serving.engine_loading import load
+from app.serving.loading import load_classifier
+from app.serving.model_list import ModelSpec
+from app.serving.shared import Shared
 from app.settings import read_settings
+
+_MAPPING = re.compile(r"^[0-9a-f]+-[0-9a-f]+ .*?(/\S+)?\n(?:(?![0-9a-f]+-).*\n)*?Rss: +(\d+) kB$", re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -19,3 +28,19 @@ from app.settings import read_settings
 def test_error_names_the_setting(tiny_checkpoint: Path, settings: dict[str, str], message: str) -> None:
     with pytest.raises(StartError, match=message):
         load(read_settings(**{"model": tiny_checkpoint, **settings}), lambda step: None)
+
+
+def resident_kib(directory: Path) -> list[int]:
+    """Return what is resident of each mapping of a file below a directory."""
+    mappings = _MAPPING.findall(Path("/proc/self/smaps").read_text())
+    return [int(resident) for file, resident in mappings if file.startswith(str(directory))]
+
+
+async def test_warm_model_leaves_the_pages_of_its_file(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    settings = read_settings(model=str(tiny_checkpoint), engine="openvino", inference_threads=2, cache_dir=tmp_path)
+    shared = Shared(settings, Metrics(), ThreadDecoder(np.array, threads=1))
+    classifier = load_classifier(ModelSpec(None, settings), Metrics(), shared)
+    resident = resident_kib(tmp_path)
+    assert resident and not any(resident)
+    await classifier.close()
+    await shared.close()

@@ -43,7 +43,7 @@ def test_own_fault_is_not_the_images(module: Any, name: str, monkeypatch: pytest
         decoder(PREPROCESSING).decode(encode(random_image(0), "JPEG"))
 
 
-@pytest.mark.parametrize("name", ["resizing.resize", "jpeg._upright"])
+@pytest.mark.parametrize("name", ["jpeg.resize", "jpeg._upright"])
 def test_own_fault_in_fast_jpeg_is_not_the_images(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(f"app.decoding.{name}", broken)
     with pytest.raises(KeyError):
