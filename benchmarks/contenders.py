@@ -21,6 +21,9 @@ from benchmarks.watch import metrics_of
 _PATIENCE_S = 120.0
 _PATIENCE_WITH_PEERS_S = 300.0
 """They import more, and Ray starts a cluster."""
+_TRIES = 5
+_PAUSE_S = 2.0
+"""Seconds between tries: a proxy takes a while to notice that what was paused behind it is back."""
 _BOUNDARY = "vit-serve-benchmark"
 
 Predictions = list[tuple[str, float]]
@@ -133,15 +136,21 @@ def check_answers(found: Sequence[Contender], tolerance: float) -> dict[str, str
     return {name: reason for name, reason in reasons.items() if reason}
 
 
-def _answers(contender: Contender) -> list[Predictions]:
+def _answers(contender: Contender, tries: int = 1) -> list[Predictions]:
     with contender.at_work():
-        return [predictions(body) for _, body in ask(contender.target)]
+        while True:
+            try:
+                return [predictions(body) for _, body in ask(contender.target)]
+            except OSError:
+                if (tries := tries - 1) == 0:
+                    raise
+                time.sleep(_PAUSE_S)
 
 
 def _fault(contender: Contender, ours: Sequence[Predictions], tolerance: float) -> str:
     try:
-        return difference(_answers(contender), ours, tolerance)
-    except OSError as error:  # it may have ended while it was paused
+        return difference(_answers(contender, _TRIES), ours, tolerance)
+    except OSError as error:
         return f"it does not answer: {str(error) or type(error).__name__}"
     except (LookupError, TypeError, ValueError):
         return "its answers are errors"

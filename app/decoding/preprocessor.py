@@ -1,11 +1,10 @@
 """Preprocessor: decoding for one purpose, as data that is sent to worker processes with each image."""
 
+import math
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
 
 from app.pixels import Pixels
 
@@ -32,7 +31,7 @@ class Preprocessor:
     @property
     def output_bytes(self) -> int:
         """Size of the pixels."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
     @cached_property
     def pickled(self) -> bytes:

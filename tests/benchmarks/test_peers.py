@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -154,21 +155,25 @@ ANSWER = [(200, json.dumps({"predictions": [{"label": "cat", "probability": 0.6}
 @pytest.mark.parametrize(
     ("theirs", "why"),
     [
-        (ANSWER, None),
-        (ConnectionResetError(), "it does not answer: ConnectionResetError"),
-        ([(503, b'{"detail": "busy"}')], "its answers are errors"),
-        ([(500, b"Internal Server Error")], "its answers are errors"),
+        ([ANSWER], None),
+        ([ConnectionResetError(), ANSWER], None),
+        ([ConnectionResetError()], "it does not answer: ConnectionResetError"),
+        ([[(503, b'{"detail": "busy"}')]], "its answers are errors"),
+        ([[(500, b"Internal Server Error")]], "its answers are errors"),
     ],
     ids=str,
 )
-def test_peer_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, theirs: Any, why: str | None) -> None:
+def test_peer_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, theirs: list[Any], why: str | None) -> None:
+    turns = itertools.chain(theirs, itertools.repeat(theirs[-1]))
+
     def ask(target: Any) -> Any:
-        answer = {"ours": ANSWER, "theirs": theirs}[target]
+        answer = ANSWER if target == "ours" else next(turns)
         if isinstance(answer, Exception):
             raise answer
         return answer
 
     monkeypatch.setattr(contenders, "ask", ask)
+    monkeypatch.setattr(contenders, "_PAUSE_S", 0)
     targets: dict[str, Any] = {contenders.OURS: "ours", "peer": "theirs"}
     found = [Contender(name, "", MagicMock(), target) for name, target in targets.items()]
     assert check_answers(found, tolerance=0.02) == ({} if why is None else {"peer": why})
