@@ -49,13 +49,13 @@ def _scale(stored: Size, full: Size) -> int:
 
 
 def _decode(jpeg: bytes, stored: Size, scale: int) -> NDArray[np.uint8] | None:
-    """JPEG -> (H, W, 3) uint8, at 1/`scale` of its size; None if it is damaged or of another size: Pillow decides then."""
+    """JPEG -> RGBX (H, W, 4) uint8, at 1/`scale` of its size; None if it is damaged or of another size: Pillow decides then."""
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
         if (width, height) != stored:
             return None
         pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
-            jpeg, "RGB", min_height=-(-height // scale), min_width=-(-width // scale)
+            jpeg, "RGBX", min_height=-(-height // scale), min_width=-(-width // scale)
         )
     except ValueError:
         return None

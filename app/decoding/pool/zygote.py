@@ -34,7 +34,7 @@ _INHERITED = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ"}) | {
 _INHERITED_PREFIXES = ("GLIBC_", "LC_", "LD_", "MALLOC_")
 """Environment variables that decoding needs; all others may hold secrets."""
 
-_ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(16 << 20))
+_ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(32 << 20))
 """Bytes that glibc keeps of what a worker has freed. Its default is so low that it returns the buffers of most images to the
 system, and a page fault for each page of the next image's takes a quarter of the time of decoding it."""
 
