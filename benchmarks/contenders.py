@@ -141,7 +141,7 @@ def _answers(contender: Contender, tries: int = 1) -> list[Predictions]:
         while True:
             try:
                 return [predictions(body) for _, body in ask(contender.target)]
-            except OSError:
+            except ConnectionError:
                 if (tries := tries - 1) == 0:
                     raise
                 time.sleep(_PAUSE_S)

@@ -1,6 +1,7 @@
 """Engine and decoding in threads without HTTP, each alone and both overlapped."""
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -128,9 +129,10 @@ def rate_case(one: Callable[[], int], *, threads: int, slice_s: float) -> Callab
     The threads live as long as the case, and each calls `one` before it is measured: an engine may keep something for each
     thread, so that a thread's first batch takes longer.
     """
-    workers = ThreadPoolExecutor(threads, initializer=one)
+    workers, all_warm = ThreadPoolExecutor(threads, initializer=one), threading.Barrier(threads)
 
     def work() -> float:
+        all_warm.wait()  # which also gives each thread one of these
         items, began = 0, time.perf_counter()
         while items == 0 or time.perf_counter() < began + slice_s:
             items += one()

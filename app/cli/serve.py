@@ -34,7 +34,7 @@ def serve(
 
 
 def _start_zygote(settings: Settings) -> "Zygote | None":
-    """Have the process for decoders import what they need while this one imports the server."""
+    """Start the process that decoders are forked from, which imports what they need while this one imports the server."""
     from app.decoding.pool.zygote import Zygote, can_fork_workers
 
     if settings.decode_isolation == "thread" or not can_fork_workers():

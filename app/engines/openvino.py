@@ -13,6 +13,7 @@ import openvino
 import structlog
 
 from app.engines.kept_model import KeptModel, Reference
+from app.engines.memory import leave_pages
 from app.errors import StartError
 from app.pixels import Logits, Pixels
 from app.process.startup import lacks_memory, too_little_memory
@@ -120,7 +121,9 @@ def load_kept(kept: KeptModel, options: OpenVinoOptions) -> OpenVinoEngine:
     Raises:
         Exception: of any kind, if it cannot be used; `warn_unusable` tells it in one line.
     """
-    return OpenVinoEngine(openvino.Core().read_model(kept.graph), kept.reference(), options)
+    engine = OpenVinoEngine(openvino.Core().read_model(kept.graph), kept.reference(), options)
+    leave_pages(kept.weights)  # it has its own copies in another layout
+    return engine
 
 
 def warn_unusable(kept: KeptModel, error: Exception) -> None:

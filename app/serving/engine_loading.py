@@ -45,7 +45,7 @@ class LoadedModel:
     description: Description
     engine: Engine
     mapped: Path | None = None
-    """File of weights that the engine reads until it is warm, and then has in a layout of its own."""
+    """File of weights that the engine reads again for its first batches, until it has all in layouts of its own."""
 
 
 def load_engine(settings: Settings, accept: Accept, on_step: OnStep, *, low_priority: bool = False) -> LoadedModel:

@@ -177,3 +177,12 @@ def test_peer_that_fails_is_left_out(monkeypatch: pytest.MonkeyPatch, theirs: li
     targets: dict[str, Any] = {contenders.OURS: "ours", "peer": "theirs"}
     found = [Contender(name, "", MagicMock(), target) for name, target in targets.items()]
     assert check_answers(found, tolerance=0.02) == ({} if why is None else {"peer": why})
+
+
+def test_peer_that_is_gone_is_asked_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = MagicMock(side_effect=[ANSWER, *[ConnectionResetError()] * 99])
+    monkeypatch.setattr(contenders, "ask", answers)
+    monkeypatch.setattr(contenders, "_PAUSE_S", 0)
+    found = [Contender(name, "", MagicMock(), MagicMock()) for name in (contenders.OURS, "peer")]
+    assert check_answers(found, tolerance=0.02) == {"peer": "it does not answer: ConnectionResetError"}
+    assert answers.call_count == 1 + contenders._TRIES

@@ -13,6 +13,7 @@ from app.decoding.pool.processes import ProcessDecoder, Reason
 from app.decoding.pool.sandbox import needed_bytes
 from app.decoding.pool.threads import ThreadDecoder
 from app.decoding.pool.zygote import Zygote, can_fork_workers
+from app.decoding.resizing import is_vectorised
 from app.decoding.samples import SAMPLES
 from app.metrics import Metrics
 from app.settings import Settings
@@ -37,6 +38,8 @@ def make_decoder(settings: Settings, metrics: Metrics, zygote: Zygote | None = N
         StartError: a format that is asked for cannot be decoded here.
     """
     check_decoders(settings.image_formats)
+    if not (is_vectorised or settings.exact_decode):
+        _log.info("JPEGs are resized by Pillow, which takes longer: cykooz-resizer is not installed")
     own = Preprocessor(image_decoder(settings, _OWN).decode, _OWN_SHAPE)
     busy = metrics.decoder_busy_seconds.inc
     if settings.decode_isolation == "thread" or not can_fork_workers():

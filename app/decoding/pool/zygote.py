@@ -35,8 +35,8 @@ _INHERITED_PREFIXES = ("GLIBC_", "LC_", "LD_", "MALLOC_")
 """Environment variables that decoding needs; all others may hold secrets."""
 
 _ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(32 << 20))
-"""Bytes that glibc keeps of what a worker has freed. Its default is so low that it returns the buffers of most images to the
-system, and a page fault for each page of the next image's takes a quarter of the time of decoding it."""
+"""Bytes up to which glibc takes a buffer from the heap, and keeps what is free at the heap's end; the first cannot be more. By
+default it returns most images' buffers to the system, and page faults take a quarter of the time of decoding the next one."""
 
 
 def can_fork_workers() -> bool:

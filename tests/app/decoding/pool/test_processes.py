@@ -213,6 +213,10 @@ def test_environment_holds_no_secrets() -> None:
     }  # fmt: skip
 
 
+def test_own_thresholds_of_the_allocator_win() -> None:
+    assert _environment({"MALLOC_TRIM_THRESHOLD_": "1"})["MALLOC_TRIM_THRESHOLD_"] == "1"
+
+
 async def test_workers_are_first_to_be_oom_killed(open_decoder: Open) -> None:
     decoder, _ = await open_decoder()
     await value(decoder, b"good 1")  # by now it is confined
