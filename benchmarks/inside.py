@@ -19,6 +19,9 @@ from model.checkpoints.checkpoint import load_checkpoint
 
 FORMATS = frozenset({"jpeg"})
 
+_PATIENCE_S = 300.0
+"""Longest warm-up of a thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inside:
@@ -129,7 +132,7 @@ def rate_case(one: Callable[[], int], *, threads: int, slice_s: float) -> Callab
     The threads live as long as the case, and each calls `one` before it is measured: an engine may keep something for each
     thread, so that a thread's first batch takes longer.
     """
-    workers, all_warm = ThreadPoolExecutor(threads, initializer=one), threading.Barrier(threads)
+    workers, all_warm = ThreadPoolExecutor(threads, initializer=one), threading.Barrier(threads, timeout=_PATIENCE_S)
 
     def work() -> float:
         all_warm.wait()  # which also gives each thread one of these
