@@ -16,9 +16,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.decoding import resizing
+from app.decoding.pool.select import make_decoder
 from app.decoding.resizing import resize
 from app.decoding.size import Size
+from app.metrics import Metrics
 from app.pixels import Pixels
+from app.settings import read_settings
 from tests.support.models import ROOT
 
 PHOTOS = sorted((ROOT / "examples" / "images").glob("*.jpg"))
@@ -108,6 +111,13 @@ def test_pillow_resizes_without_the_wheel(mode: str) -> None:
     assert not resizing.is_vectorised
     image = photo(PHOTOS[0], (200, 150))
     assert (resizing.resize(rgbx(image), (85, 64), mode) == by_pillow(image, (85, 64), mode)).all()
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_missing_wheel_is_logged(exact: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr("app.decoding.pool.select.is_vectorised", False)
+    make_decoder(read_settings(decode_isolation="thread", exact_decode=exact), Metrics())
+    assert ("resized by Pillow" in caplog.text) is not exact
 
 
 def test_threads_resize_at_once() -> None:
