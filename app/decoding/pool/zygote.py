@@ -34,8 +34,8 @@ _INHERITED = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ"}) | {
 _INHERITED_PREFIXES = ("GLIBC_", "LC_", "LD_", "MALLOC_")
 """Environment variables that decoding needs; all others may hold secrets."""
 
-_ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(32 << 20))
-"""Bytes up to which glibc takes a buffer from the heap, and keeps what is free at the heap's end; the first cannot be more. By
+_ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(16 << 20))
+"""Bytes up to which glibc takes a buffer from the heap, and keeps what is free at the heap's end: enough for 3 megapixels. By
 default it returns most images' buffers to the system, and page faults take a quarter of the time of decoding the next one."""
 
 
