@@ -122,7 +122,7 @@ def load_kept(kept: KeptModel, options: OpenVinoOptions) -> OpenVinoEngine:
         Exception: of any kind, if it cannot be used; `warn_unusable` tells it in one line.
     """
     engine = OpenVinoEngine(openvino.Core().read_model(kept.graph), kept.reference(), options)
-    leave_pages(kept.weights)  # it has its own copies in another layout
+    leave_pages(kept.weights)  # it has its own copies in another layout; its first batches read some again
     return engine
 
 

@@ -34,10 +34,6 @@ _INHERITED = frozenset({"HOME", "LANG", "LANGUAGE", "PATH", "TMPDIR", "TZ"}) | {
 _INHERITED_PREFIXES = ("GLIBC_", "LC_", "LD_", "MALLOC_")
 """Environment variables that decoding needs; all others may hold secrets."""
 
-_ALLOCATOR = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"), str(16 << 20))
-"""Bytes up to which glibc takes a buffer from the heap, and keeps what is free at the heap's end: enough for 3 megapixels. By
-default it returns most images' buffers to the system, and page faults take a quarter of the time of decoding the next one."""
-
 
 def can_fork_workers() -> bool:
     """Return True if the system can share memory without a name, as the service and its workers do."""
@@ -210,7 +206,7 @@ def _environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Keep what decoding needs, and one thread in every library: a process with several cannot be forked safely."""
     inherited = {name: value for name, value in variables.items() if name in _INHERITED or name.startswith(_INHERITED_PREFIXES)}
     single = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-    return _ALLOCATOR | inherited | single | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return inherited | single | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def _shared_memory(size: int) -> int:

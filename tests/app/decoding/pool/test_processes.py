@@ -209,12 +209,7 @@ def test_environment_holds_no_secrets() -> None:
     needed = ("LD_LIBRARY_PATH", "LC_ALL", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES", "LANG", "HOME", "PATH", "PYTHONHOME")
     assert set(_environment(dict.fromkeys(secrets + needed, "x"))) == {
         *needed, "MKL_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONPATH",
-        "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_",
     }  # fmt: skip
-
-
-def test_own_thresholds_of_the_allocator_win() -> None:
-    assert _environment({"MALLOC_TRIM_THRESHOLD_": "1"})["MALLOC_TRIM_THRESHOLD_"] == "1"
 
 
 async def test_workers_are_first_to_be_oom_killed(open_decoder: Open) -> None:
